@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all their set-up; the other targets are their steps.
+# Needs: a Rust toolchain (rust-toolchain's minimum is in Cargo.toml), Python 3.11, curl.
+
+CARGO_FLAGS := --release --workspace --locked
+PORT ?= 8000
+
+.PHONY: demo test guests models build check lint bench bench-http reference deny
+
+demo: models guests build
+	@./demo.sh $(PORT)
+
+test: models guests lint
+	cargo test $(CARGO_FLAGS)
+
+# Components are rebuilt only when a guest has changed: cargo decides.
+guests:
+	@guests/build.sh
+	@cp -u target/guests/classify.wasm models/imagenet/guest.wasm
+	@cp -u target/guests/classify.wasm models/digits/guest.wasm
+
+models:
+	@python3 models/fetch.py
+
+build:
+	cargo build $(CARGO_FLAGS)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps --quiet
+
+bench: models guests
+	cargo bench $(CARGO_FLAGS) --bench wisp
+
+bench-http: guests build
+	@python3 benches/http.py
+
+# After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
+reference: models guests
+	cargo test $(CARGO_FLAGS) --test wisp -- --exact photos::write_the_cat_s_tensor --ignored
+	target/python/bin/python -m pip install --quiet pillow==13.0.0 onnxruntime==1.32.0
+	target/python/bin/python tests/fixtures/make_reference.py
+
+deny:
+	cargo deny check

@@ -1,0 +1,256 @@
+//! What a request pays at each layer, without HTTP (benches/http.py has that): `make bench`.
+//!
+//! Each benchmark runs on one thread, as a request does. CPU time is what these figures are
+//! about; on a quiet machine wall time is that.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use tokio::runtime::Runtime;
+use tract_onnx::prelude::*;
+use wisp::bundle::BundleFiles;
+use wisp::nn::{Graph, Graphs, Run};
+use wisp::sandbox::{
+    Code, Engine, Guest, Limits, PoolOptions, Prepared, Request, Sandbox, Snapshot, Timings,
+};
+use wisp::tensor::{Datatype, Parameter, Tensor, push_bytes_element};
+
+/// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("server/ lies in the root").to_owned()
+}
+
+fn read(path: &str) -> Vec<u8> {
+    fs::read(root().join(path))
+        .unwrap_or_else(|error| panic!("{path}: {error}; run `make bench`, which makes it"))
+}
+
+struct Bench {
+    runtime: Runtime,
+    engine: Arc<Engine>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let engine =
+            Engine::new(PoolOptions { slots: 16, max_memory_bytes: 256 << 20 }).expect("an engine");
+        eprintln!("sandboxes: {:?}", engine.pool());
+        Self { runtime, engine }
+    }
+
+    /// Prepares a guest with graphs by name, as the repository does.
+    fn guest(&self, guest: &str, graphs: &[(&str, &str)], labels: &str) -> Arc<Guest> {
+        let graph = |&(name, path): &(&str, &str)| {
+            (name.to_owned(), Arc::new(Graph::load(&read(path)).expect("a graph")))
+        };
+        let files = BundleFiles {
+            assets: BTreeMap::from([("labels.txt".to_owned(), labels.as_bytes().to_vec())]),
+            settings: settings(),
+        };
+        let prepared = Prepared {
+            model: guest.into(),
+            limits: Limits::default(),
+            graphs: Graphs::new(graphs.iter().map(graph).collect()),
+            bundle: Arc::new(files),
+        };
+        let component = read(&format!("target/guests/{guest}.wasm"));
+        let snapshot = self
+            .runtime
+            .block_on(Snapshot::take(&self.engine, &component, &prepared))
+            .expect("a guest");
+        // SAFETY: compiled one line above.
+        unsafe { Guest::load(&self.engine, &Code::Bytes(snapshot.compiled), prepared) }
+            .expect("a guest")
+    }
+
+    /// Sums what `measure` says of each run.
+    fn sum(
+        &self,
+        guest: &Arc<Guest>,
+        runs: u64,
+        request: impl Fn() -> Request,
+        measure: impl Fn(Timings) -> Duration,
+    ) -> Duration {
+        self.runtime.block_on(async {
+            let mut total = Duration::ZERO;
+            for _ in 0..runs {
+                let run = Run::until(Instant::now() + Duration::from_secs(60));
+                let (response, timings) = Sandbox::new(guest, &run).run(request()).await;
+                black_box(response.expect("an answer"));
+                total += measure(timings);
+            }
+            total
+        })
+    }
+
+    /// The whole call, request made and response dropped with it.
+    fn call(&self, guest: &Arc<Guest>, runs: u64, request: impl Fn() -> Request) -> Duration {
+        let started = Instant::now();
+        self.sum(guest, runs, request, |_| Duration::ZERO);
+        started.elapsed()
+    }
+
+    fn instantiate(&self, guest: &Arc<Guest>, runs: u64) -> Duration {
+        self.runtime.block_on(async {
+            let started = Instant::now();
+            for _ in 0..runs {
+                let run = Run::until(Instant::now() + Duration::from_secs(60));
+                Sandbox::new(guest, &run).instantiate().await.expect("an instance");
+            }
+            started.elapsed()
+        })
+    }
+}
+
+fn settings() -> BTreeMap<String, wisp::bundle::Setting> {
+    use wisp::bundle::Setting::{Integer, Number};
+    let settings = [("crop", Number(0.875)), ("mean", Integer(127)), ("std", Integer(128))];
+    settings.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+fn bytes_request(name: &str, bytes: &[u8], parameters: &[(&str, i64)]) -> Request {
+    let mut data = Vec::with_capacity(bytes.len() + 4);
+    push_bytes_element(&mut data, bytes).expect("short");
+    Request {
+        inputs: vec![Tensor {
+            name: name.to_owned(),
+            datatype: Datatype::Bytes,
+            shape: vec![1],
+            data,
+        }],
+        outputs: Vec::new(),
+        parameters: parameters
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), Parameter::Integer(value)))
+            .collect(),
+    }
+}
+
+fn float_request(name: &str, shape: &[u64], values: &[f32]) -> Request {
+    let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let inputs = vec![Tensor {
+        name: name.to_owned(),
+        datatype: Datatype::Fp32,
+        shape: shape.to_vec(),
+        data,
+    }];
+    Request { inputs, outputs: Vec::new(), parameters: Vec::new() }
+}
+
+fn sandboxes(criterion: &mut Criterion) {
+    let bench = Bench::new();
+    let echo = bench.guest("echo", &[], "");
+    let scale = bench.guest("tensor", &[("model", "tests/fixtures/models/scale.onnx")], "");
+    let classify = bench.guest(
+        "classify",
+        &[("model", "tests/fixtures/models/pool.onnx")],
+        "red\ngreen\nblue",
+    );
+    let mut group = criterion.benchmark_group("sandbox");
+    group.bench_function("trivial guest: instantiate and drop", |b| {
+        b.iter_custom(|runs| bench.instantiate(&echo, runs))
+    });
+    group.bench_function("trivial guest: whole call, 16 bytes", |b| {
+        b.iter_custom(|runs| bench.call(&echo, runs, || bytes_request("in", &[7; 16], &[])));
+    });
+    group.bench_function("tiny graph: whole call, 4 floats", |b| {
+        b.iter_custom(|runs| bench.call(&scale, runs, || float_request("x", &[1, 4], &[1.0; 4])));
+    });
+    group.bench_function("image guest: instantiate and drop", |b| {
+        b.iter_custom(|runs| bench.instantiate(&classify, runs))
+    });
+    group.finish();
+}
+
+fn round_trip(criterion: &mut Criterion) {
+    const COUNT: u64 = 20;
+    let bench = Bench::new();
+    let guest = bench.guest("hostile", &[("wide", "tests/fixtures/models/wide.onnx")], "");
+    criterion.bench_function("wasi-nn: 600 KB in, computed (identity), out", |b| {
+        b.iter_custom(|runs| {
+            let request = || bytes_request("do", b"round-trips", &[("count", COUNT as i64)]);
+            let requests = runs.div_ceil(COUNT);
+            let total =
+                bench.sum(&guest, requests, request, |timings| timings.guest + timings.compute);
+            total.mul_f64(runs as f64 / (requests * COUNT) as f64)
+        });
+    });
+}
+
+fn pictures(criterion: &mut Criterion) {
+    let bench = Bench::new();
+    let guest = bench.guest(
+        "classify",
+        &[("model", "tests/fixtures/models/pool.onnx")],
+        "red\ngreen\nblue",
+    );
+    let native = classify::Preprocess {
+        channels: 3,
+        height: 224,
+        width: 224,
+        crop: 0.875,
+        mean: 127.0,
+        std: 128.0,
+        invert: classify::Invert::Never,
+    };
+    let mut group = criterion.benchmark_group("photo to tensor");
+    for name in ["target/photos/china.jpg", "tests/fixtures/photos/cat.jpg"] {
+        let photo = read(name);
+        let short = name.rsplit('/').next().expect("a file");
+        group.bench_function(format!("{short}: in a sandbox"), |b| {
+            b.iter_custom(|runs| {
+                bench.sum(
+                    &guest,
+                    runs,
+                    || bytes_request("image", &photo, &[]),
+                    |timings| timings.guest,
+                )
+            });
+        });
+        group.bench_function(format!("{short}: native"), |b| {
+            b.iter(|| black_box(native.tensor(&photo).expect("a tensor")))
+        });
+    }
+    group.finish();
+}
+
+fn graphs(criterion: &mut Criterion) {
+    let path = "models/imagenet/efficientnet-lite0.onnx";
+    let bench = Bench::new();
+    let guest = bench.guest("tensor", &[("model", path)], "");
+    let mut onnx = &read(path)[..];
+    let plan = tract_onnx::onnx()
+        .with_ignore_value_info(true)
+        .model_for_read(&mut onnx)
+        .and_then(|model| model.into_optimized()?.into_runnable())
+        .expect("a plan");
+    let values = vec![0.5f32; 3 * 224 * 224];
+    let mut group = criterion.benchmark_group("EfficientNet-Lite0 from a tensor");
+    group.sample_size(30).measurement_time(Duration::from_secs(15));
+    group.bench_function("in a sandbox", |b| {
+        b.iter_custom(|runs| {
+            bench.call(&guest, runs, || float_request("input", &[1, 3, 224, 224], &values))
+        });
+    });
+    group.bench_function("native", |b| {
+        b.iter(|| {
+            let input = tract_onnx::prelude::Tensor::from_shape(&[1, 3, 224, 224], &values)
+                .expect("a tensor");
+            black_box(plan.run(tvec!(input.into())).expect("an answer"))
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, sandboxes, round_trip, pictures, graphs);
+criterion_main!(benches);

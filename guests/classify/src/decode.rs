@@ -1,0 +1,113 @@
+//! From the bytes of an image file to upright pixels. A JPEG is decoded at the smallest
+//! size that still has the pixels asked for: a phone's 12 megapixels become 0.2 inside the
+//! inverse DCT, which costs a fraction of decoding them all and shrinking them after.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use jpeg_decoder::PixelFormat;
+
+/// Larger pictures are refused before any pixel is decoded (40 megapixels: a full-frame
+/// camera's). The guest's memory limit would stop them too, but with a poorer message.
+pub const MAX_PIXELS: u64 = 40_000_000;
+
+/// Decoded pixels, either RGB or grey, turned the right way up.
+pub struct Picture(pub DynamicImage);
+
+/// Decodes a JPEG, PNG or WebP, telling them apart by their first bytes. The shorter
+/// side keeps at least `min_side` pixels where the file has that many.
+///
+/// # Errors
+/// A text for the client: not an image, of another format, too large, or damaged.
+pub fn decode(encoded: &[u8], min_side: u32) -> Result<Picture, String> {
+    let (mut image, orientation) = match image::guess_format(encoded) {
+        Ok(ImageFormat::Jpeg) => jpeg(encoded, min_side)?,
+        Ok(format @ (ImageFormat::Png | ImageFormat::WebP)) => other(encoded, format)?,
+        Ok(format) => return Err(format!("expected a JPEG, PNG or WebP image, got {format:?}")),
+        Err(_) => {
+            return Err(format!("expected a JPEG, PNG or WebP image, got {}", describe(encoded)));
+        }
+    };
+    image.apply_orientation(orientation);
+    Ok(Picture(image))
+}
+
+fn jpeg(encoded: &[u8], min_side: u32) -> Result<(DynamicImage, Orientation), String> {
+    let damaged = |error: jpeg_decoder::Error| format!("damaged JPEG: {error}");
+    let mut decoder = jpeg_decoder::Decoder::new(encoded);
+    decoder.read_info().map_err(damaged)?;
+    let info = decoder.info().ok_or("damaged JPEG: no frame header")?;
+    let (width, height) = (info.width.into(), info.height.into());
+    check_size(width, height)?;
+
+    // `scale` stops at "one side is large enough": asked in the picture's own proportions,
+    // that is both.
+    let ratio = f64::from(min_side) / f64::from(width.min(height));
+    let wanted = |side: u32| (f64::from(side) * ratio).ceil().min(f64::from(u16::MAX)) as u16;
+    let (width, height) = decoder.scale(wanted(width), wanted(height)).map_err(damaged)?;
+    let pixels = decoder.decode().map_err(damaged)?;
+    let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk);
+
+    let (width, height) = (u32::from(width), u32::from(height));
+    let image = match info.pixel_format {
+        PixelFormat::L8 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        PixelFormat::L16 => {
+            let high_bytes = pixels
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|&pair| u16::from_ne_bytes(pair).to_be_bytes()[0]);
+            GrayImage::from_raw(width, height, high_bytes.collect()).map(DynamicImage::from)
+        }
+        PixelFormat::CMYK32 => {
+            let rgb = pixels.as_chunks::<4>().0.iter().flat_map(|&[cyan, magenta, yellow, key]| {
+                // The decoder gives Adobe's inverted CMYK already set right: 255 is full ink.
+                [cyan, magenta, yellow].map(|ink| {
+                    let light = (255 - u16::from(ink)) * (255 - u16::from(key)) / 255;
+                    light as u8
+                })
+            });
+            RgbImage::from_raw(width, height, rgb.collect()).map(DynamicImage::from)
+        }
+    };
+    let image = image.ok_or("damaged JPEG: fewer pixels than its header says")?;
+    Ok((image, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+fn other(encoded: &[u8], format: ImageFormat) -> Result<(DynamicImage, Orientation), String> {
+    let damaged = |error: image::ImageError| format!("damaged {format:?}: {error}");
+    let reader = ImageReader::with_format(Cursor::new(encoded), format);
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    let orientation = decoder.orientation().map_err(damaged)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let image = match image {
+        grey if !grey.color().has_color() => grey.into_luma8().into(),
+        color => color.into_rgb8().into(),
+    };
+    Ok((image, orientation))
+}
+
+fn check_size(width: u32, height: u32) -> Result<(), String> {
+    if width == 0 || height == 0 {
+        return Err(format!("the image is {width} × {height} pixels"));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(format!(
+            "the image is {width} × {height} pixels, expected at most {} million",
+            MAX_PIXELS / 1_000_000
+        ));
+    }
+    Ok(())
+}
+
+fn describe(encoded: &[u8]) -> String {
+    let head: String = encoded.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    match encoded.len() {
+        0 => "no bytes".to_owned(),
+        length => format!("{length} bytes that start with {head}"),
+    }
+}

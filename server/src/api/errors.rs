@@ -1,0 +1,59 @@
+//! The one table from errors to HTTP, and the protocol's error body.
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::error::Error;
+
+/// The error's kind, for clients that act on more than the status.
+const KIND: HeaderName = HeaderName::from_static("wisp-error");
+
+/// An error on its way out.
+pub(super) struct Failed(pub(super) Error);
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+fn status(error: &Error) -> StatusCode {
+    match error {
+        Error::InvalidInput(_) => StatusCode::BAD_REQUEST,
+        Error::UnknownModel(_) | Error::UnknownVersion { .. } | Error::UnknownPath(_) => {
+            StatusCode::NOT_FOUND
+        }
+        Error::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+        Error::BodyLost(_) => StatusCode::REQUEST_TIMEOUT,
+        Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+        Error::NotReady { .. } | Error::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Error::GuestTrap { .. }
+        | Error::GuestMemory { .. }
+        | Error::GuestFailed { .. }
+        | Error::Compute { .. }
+        | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        let (status, kind) = (status(&error), error.kind());
+        // The client's own mistakes are the client's to see; the log is for the operator's.
+        if status.is_server_error() {
+            tracing::warn!(kind, status = status.as_u16(), "{error}");
+        }
+        // Not axum's Json: its error path answers in plain text, and the type must be exact.
+        let body = json!({ "error": error.to_string() }).to_string();
+        let mut response =
+            (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        response.headers_mut().insert(KIND, HeaderValue::from_static(kind));
+        if matches!(error, Error::Overloaded { .. }) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,156 @@
+//! `POST …/infer`: which of the three wire forms came, and the answer in the form asked for.
+
+use std::fmt::Write;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::errors::Failed;
+use super::metadata::ModelPath;
+use super::{Api, binary, body, json_read, json_write};
+use crate::error::Error;
+use crate::infer::{InferRequest, InferResponse, Inference};
+use crate::repository::{Model, Revision};
+
+/// The length of the JSON in front of binary tensors (the binary tensor data extension).
+const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// A request in no wire form any more, and what its answer must look like.
+pub(super) struct Parsed {
+    pub(super) request: InferRequest,
+    pub(super) id: Option<String>,
+    pub(super) form: AnswerForm,
+}
+
+/// Which outputs the client wants as binary.
+#[derive(Debug, Default)]
+pub(super) struct AnswerForm {
+    /// Where an output says nothing of its own.
+    pub(super) binary_by_default: bool,
+    /// An output's own word, by name.
+    pub(super) binary: Vec<(String, bool)>,
+}
+
+impl AnswerForm {
+    pub(super) fn is_binary(&self, output: &str) -> bool {
+        let own = self.binary.iter().find(|(name, _)| name == output);
+        own.map_or(self.binary_by_default, |(_, binary)| *binary)
+    }
+}
+
+pub(super) async fn infer(
+    State(api): State<Api>,
+    Path(path): Path<ModelPath>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failed> {
+    let inference = api.inference();
+    let model = inference.repository.model(path.model()?)?;
+    let body = body::read(&headers, body, api.options()).await?;
+    let revision = model.revision(path.version()).await?;
+    let Parsed { request, id, form } = parse(&headers, body, revision)?;
+    let response = inference.infer(model, revision, request).await?;
+    Ok(answer(model, revision, id, &form, &response)?)
+}
+
+/// Answers one body without HTTP: JSON, or the model's one input as it is.
+///
+/// # Errors
+/// As a request would get.
+pub async fn infer_once(
+    inference: &Inference,
+    model: &Model,
+    body: Vec<u8>,
+    is_json: bool,
+) -> Result<Vec<u8>, Error> {
+    let revision = model.revision(None).await?;
+    let Parsed { request, id, form } = match is_json {
+        true => json_read::parse(&body, &[])?,
+        false => binary::parse_raw(body, &revision.contract, false)?,
+    };
+    let response = inference.infer(model, revision, request).await?;
+    Ok(json_write::write(model, revision, id, &form, &response)?.0)
+}
+
+fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
+    let contract = &revision.contract;
+    if let Some(length) = headers.get(&JSON_LENGTH) {
+        let length = binary::json_length(length.as_bytes(), body.len())?;
+        return match length {
+            0 => binary::parse_raw(body, contract, true),
+            _ => binary::parse(&body, length),
+        };
+    }
+    let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    match media_type {
+        Some(media_type) if !may_be_json(media_type) => binary::parse_raw(body, contract, false)
+            .map_err(|error| match error {
+                Error::InvalidInput(text) => {
+                    let media_type = String::from_utf8_lossy(media_type);
+                    Error::InvalidInput(format!(
+                        "a body of type {media_type} is taken as the model's one input: {text}"
+                    ))
+                }
+                other => other,
+            }),
+        _ => json_read::parse(&body, &[]),
+    }
+}
+
+/// Clients of the protocol often send no content type, and curl sends a form's: both mean JSON.
+fn may_be_json(media_type: &[u8]) -> bool {
+    let essence = media_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    essence.eq_ignore_ascii_case(b"application/json")
+        || essence.eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+        || essence.to_ascii_lowercase().ends_with(b"+json")
+}
+
+fn answer(
+    model: &Model,
+    revision: &Revision,
+    id: Option<String>,
+    form: &AnswerForm,
+    response: &InferResponse,
+) -> Result<Response, Error> {
+    let (json, tensors) = json_write::write(model, revision, id, form, response)?;
+    let mut answer = match tensors {
+        None => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], json).into_response()
+        }
+        Some(tensors) => {
+            let length = HeaderValue::from(json.len());
+            let mut body = json;
+            body.reserve_exact(tensors.iter().map(|tensor| tensor.len()).sum());
+            tensors.iter().for_each(|tensor| body.extend_from_slice(tensor));
+            let mut answer =
+                (StatusCode::OK, [(header::CONTENT_TYPE, "application/octet-stream")], body)
+                    .into_response();
+            answer.headers_mut().insert(JSON_LENGTH, length);
+            answer
+        }
+    };
+    answer.headers_mut().insert(SERVER_TIMING, server_timing(response));
+    Ok(answer)
+}
+
+/// Milliseconds, as <https://www.w3.org/TR/server-timing/> has them.
+fn server_timing(response: &InferResponse) -> HeaderValue {
+    let timings = response.timings;
+    let mut text = String::with_capacity(96);
+    let phases = [
+        ("queue", response.queue),
+        ("sandbox", timings.start),
+        ("guest", timings.guest),
+        ("compute", timings.compute),
+    ];
+    for (name, duration) in phases {
+        let separator = if text.is_empty() { "" } else { ", " };
+        let written = write!(text, "{separator}{name};dur={:.3}", duration.as_secs_f64() * 1e3);
+        written.expect("writing to a String cannot fail");
+    }
+    HeaderValue::try_from(text).expect("names and numbers are ASCII")
+}

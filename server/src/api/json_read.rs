@@ -1,0 +1,254 @@
+//! Reads the protocol's JSON into tensors.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Number, Value};
+
+use super::infer::{AnswerForm, Parsed};
+use crate::error::Error;
+use crate::infer::InferRequest;
+use crate::tensor::{Datatype, Parameter, Tensor, push_bytes_element};
+
+/// Unknown fields and unknown parameters are ignored: clients send some of their own.
+#[derive(Deserialize)]
+struct RequestBody<'a> {
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+    #[serde(borrow)]
+    inputs: Vec<InputBody<'a>>,
+    #[serde(borrow, default)]
+    outputs: Vec<OutputBody<'a>>,
+}
+
+#[derive(Deserialize)]
+struct InputBody<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
+    /// Not integers yet, so that a wrong one can be named.
+    shape: Vec<Number>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+    /// Read once the datatype is known, wherever that stands.
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct OutputBody<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+/// Reads a request whose binary inputs, if any, lie in `tensors`, one after the other.
+///
+/// # Errors
+/// Which field is wrong, what was expected and what came.
+pub(super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed, Error> {
+    let invalid = |text: String| Error::InvalidInput(text);
+    let body: RequestBody = serde_json::from_slice(json)
+        .map_err(|error| invalid(format!("the body is not an inference request: {error}")))?;
+    let mut inputs = Vec::with_capacity(body.inputs.len());
+    for input in body.inputs {
+        let name = input.name.clone();
+        inputs.push(
+            read_input(input, &mut tensors)
+                .map_err(|reason| invalid(format!("input `{name}`: {reason}")))?,
+        );
+    }
+    if !tensors.is_empty() {
+        return Err(invalid(format!("{} bytes follow the last binary input", tensors.len())));
+    }
+    let mut outputs = Vec::with_capacity(body.outputs.len());
+    let mut form = AnswerForm::default();
+    for OutputBody { name, parameters } in body.outputs {
+        if let Some(binary) = flag(&parameters, "binary_data")
+            .map_err(|reason| invalid(format!("output `{name}`: {reason}")))?
+        {
+            form.binary.push((name.clone().into_owned(), binary));
+        }
+        outputs.push(name.into_owned());
+    }
+    form.binary_by_default =
+        flag(&body.parameters, "binary_data_output").map_err(invalid)?.unwrap_or(false);
+    let parameters = body
+        .parameters
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, read_parameter(value)?)));
+    let request = InferRequest { inputs, outputs, parameters: parameters.collect() };
+    Ok(Parsed { request, id: body.id.map(Cow::into_owned), form })
+}
+
+fn read_input(input: InputBody<'_>, tensors: &mut &[u8]) -> Result<Tensor, String> {
+    let datatype = Datatype::parse(&input.datatype)
+        .ok_or_else(|| format!("unknown datatype `{}`", input.datatype))?;
+    let shape = read_shape(&input.shape)?;
+    let data = match (input.parameters.get("binary_data_size"), input.data) {
+        (Some(_), Some(_)) => return Err("it has both `data` and `binary_data_size`".to_owned()),
+        (None, None) => {
+            return Err("it has neither `data` nor `parameters.binary_data_size`".to_owned());
+        }
+        (Some(size), None) => {
+            let length = size.as_u64().and_then(|size| usize::try_from(size).ok());
+            let split = length.and_then(|length| tensors.split_at_checked(length));
+            let (data, rest) = split.ok_or_else(|| {
+                format!("`binary_data_size`: expected at most the {} bytes left in the body, got {size}", tensors.len())
+            })?;
+            *tensors = rest;
+            data.to_vec()
+        }
+        (None, Some(json)) => read_data(datatype, &shape, json)?,
+    };
+    Ok(Tensor { name: input.name.into_owned(), datatype, shape, data })
+}
+
+fn read_shape(shape: &[Number]) -> Result<Vec<u64>, String> {
+    let sizes = shape.iter().enumerate().map(|(dimension, size)| {
+        size.as_u64().ok_or_else(|| {
+            format!("shape[{dimension}]: expected an integer of 0 or more, got {size}")
+        })
+    });
+    sizes.collect()
+}
+
+fn read_data(datatype: Datatype, shape: &[u64], json: &RawValue) -> Result<Vec<u8>, String> {
+    if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
+        return Err(format!("{datatype} cannot be sent as JSON: send it as binary tensor data"));
+    }
+    // As much as the shape asks for, but never more than the text can hold: an element takes a
+    // digit and a comma at least.
+    let elements =
+        crate::tensor::element_count(shape).unwrap_or(0).min(json.get().len() as u64 / 2 + 1);
+    let mut data = Vec::with_capacity(elements as usize * datatype.size().unwrap_or(8));
+    let mut json = serde_json::Deserializer::from_str(json.get());
+    let elements = Elements { datatype, data: &mut data };
+    elements.deserialize(&mut json).map_err(|error| format!("`data`: {error}"))?;
+    Ok(data)
+}
+
+/// Appends the elements of nested or flat lists, row-major.
+struct Elements<'a> {
+    datatype: Datatype,
+    data: &'a mut Vec<u8>,
+}
+
+impl Elements<'_> {
+    fn push_integer<E: de::Error>(&mut self, value: i128) -> Result<(), E> {
+        macro_rules! push {
+            ($type:ty) => {
+                <$type>::try_from(value)
+                    .map(|value| self.data.extend_from_slice(&value.to_le_bytes()))
+                    .is_ok()
+            };
+        }
+        let fits = match self.datatype {
+            Datatype::Uint8 => push!(u8),
+            Datatype::Uint16 => push!(u16),
+            Datatype::Uint32 => push!(u32),
+            Datatype::Uint64 => push!(u64),
+            Datatype::Int8 => push!(i8),
+            Datatype::Int16 => push!(i16),
+            Datatype::Int32 => push!(i32),
+            Datatype::Int64 => push!(i64),
+            Datatype::Fp32 | Datatype::Fp64 => return self.push_float(value as f64),
+            Datatype::Bool | Datatype::Bytes | Datatype::Fp16 | Datatype::Bf16 => false,
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(E::custom(format!("expected {}, got {value}", self.datatype))),
+        }
+    }
+
+    fn push_float<E: de::Error>(&mut self, value: f64) -> Result<(), E> {
+        match self.datatype {
+            Datatype::Fp32 if (value as f32).is_finite() => {
+                self.data.extend_from_slice(&(value as f32).to_le_bytes())
+            }
+            Datatype::Fp64 => self.data.extend_from_slice(&value.to_le_bytes()),
+            _ => return Err(E::custom(format!("expected {}, got {value}", self.datatype))),
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Elements<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} or a list of them", self.datatype)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let Self { datatype, data } = self;
+        while list.next_element_seed(Elements { datatype, data: &mut *data })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        match self.datatype {
+            Datatype::Bool => self.data.push(u8::from(value)),
+            _ => return Err(E::custom(format!("expected {}, got {value}", self.datatype))),
+        }
+        Ok(())
+    }
+
+    fn visit_i64<E: de::Error>(mut self, value: i64) -> Result<(), E> {
+        self.push_integer(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(mut self, value: u64) -> Result<(), E> {
+        self.push_integer(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(mut self, value: f64) -> Result<(), E> {
+        self.push_float(value)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
+        match self.datatype {
+            Datatype::Bytes => push_bytes_element(self.data, value.as_bytes()).map_err(E::custom),
+            _ => Err(E::custom(format!("expected {}, got a string", self.datatype))),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+        Err(de::Error::custom(format!("expected {}, got an object", self.datatype)))
+    }
+}
+
+fn flag(parameters: &Map<String, Value>, name: &str) -> Result<Option<bool>, String> {
+    match parameters.get(name) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(other) => Err(format!("parameter `{name}`: expected true or false, got {other}")),
+    }
+}
+
+fn read_parameter(value: Value) -> Option<Parameter> {
+    Some(match value {
+        Value::Bool(value) => Parameter::Boolean(value),
+        Value::String(value) => Parameter::Text(value),
+        Value::Number(number) => match number.as_i64() {
+            Some(value) => Parameter::Integer(value),
+            None => Parameter::Number(number.as_f64()?),
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => return None,
+    })
+}

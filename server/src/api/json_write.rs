@@ -1,0 +1,170 @@
+//! Writes answers as the protocol's JSON.
+
+use serde::ser::{Error as _, SerializeMap, SerializeSeq};
+use serde::{Serialize, Serializer};
+
+use super::infer::AnswerForm;
+use crate::error::Error;
+use crate::infer::InferResponse;
+use crate::repository::{Model, Revision};
+use crate::tensor::{Datatype, Parameter, Tensor, bytes_elements};
+
+#[derive(Serialize)]
+struct ResponseBody<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Parameters::is_empty")]
+    parameters: Parameters<'a>,
+    outputs: Vec<OutputTensor<'a>>,
+}
+
+#[derive(Serialize)]
+struct OutputTensor<'a> {
+    name: &'a str,
+    datatype: &'static str,
+    shape: &'a [u64],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<BinarySize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Data<'a>>,
+}
+
+#[derive(Serialize)]
+struct BinarySize {
+    binary_data_size: usize,
+}
+
+/// Writes a response: its JSON, and the data of its binary outputs if it has any.
+///
+/// # Errors
+/// An output cannot be written as JSON; the text says how to get it.
+pub(super) fn write<'a>(
+    model: &Model,
+    revision: &Revision,
+    id: Option<String>,
+    form: &AnswerForm,
+    response: &'a InferResponse,
+) -> Result<(Vec<u8>, Option<Vec<&'a [u8]>>), Error> {
+    let mut binary = Vec::new();
+    let mut outputs = Vec::with_capacity(response.outputs.len());
+    for output in &response.outputs {
+        let is_binary = form.is_binary(&output.name);
+        if is_binary {
+            binary.push(output.data.as_slice());
+        } else {
+            check_json(output).map_err(|reason| {
+                Error::InvalidInput(format!(
+                    "output `{}` {reason}, which JSON cannot carry: ask for it with `binary_data`",
+                    output.name
+                ))
+            })?;
+        }
+        outputs.push(OutputTensor {
+            name: &output.name,
+            datatype: output.datatype.name(),
+            shape: &output.shape,
+            parameters: is_binary.then_some(BinarySize { binary_data_size: output.data.len() }),
+            data: (!is_binary).then_some(Data(output)),
+        });
+    }
+    let body = ResponseBody {
+        model_name: &model.name,
+        model_version: &revision.version,
+        id,
+        parameters: Parameters(&response.parameters),
+        outputs,
+    };
+    let json = serde_json::to_vec(&body)
+        .map_err(|error| Error::Internal(format!("the answer cannot be written: {error}")))?;
+    Ok((json, (!binary.is_empty()).then_some(binary)))
+}
+
+fn check_json(output: &Tensor) -> Result<(), String> {
+    let all = |finite: bool| if finite { Ok(()) } else { Err("holds NaN or infinity".to_owned()) };
+    match output.datatype {
+        Datatype::Fp16 | Datatype::Bf16 => Err(format!("is {}", output.datatype)),
+        Datatype::Fp32 => all(output
+            .data
+            .as_chunks()
+            .0
+            .iter()
+            .all(|bytes| f32::from_le_bytes(*bytes).is_finite())),
+        Datatype::Fp64 => all(output
+            .data
+            .as_chunks()
+            .0
+            .iter()
+            .all(|bytes| f64::from_le_bytes(*bytes).is_finite())),
+        Datatype::Bytes => bytes_elements(&output.data).try_for_each(|element| {
+            str::from_utf8(element?)
+                .map(|_| ())
+                .map_err(|_| "holds bytes that are not UTF-8".to_owned())
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A tensor's elements as a flat list.
+struct Data<'a>(&'a Tensor);
+
+impl Serialize for Data<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Tensor { datatype, data, .. } = self.0;
+        macro_rules! numbers {
+            ($type:ty) => {
+                serializer.collect_seq(
+                    data.as_chunks().0.iter().map(|bytes| <$type>::from_le_bytes(*bytes)),
+                )
+            };
+        }
+        match datatype {
+            Datatype::Bool => serializer.collect_seq(data.iter().map(|&byte| byte != 0)),
+            Datatype::Uint8 => serializer.collect_seq(data),
+            Datatype::Uint16 => numbers!(u16),
+            Datatype::Uint32 => numbers!(u32),
+            Datatype::Uint64 => numbers!(u64),
+            Datatype::Int8 => numbers!(i8),
+            Datatype::Int16 => numbers!(i16),
+            Datatype::Int32 => numbers!(i32),
+            Datatype::Int64 => numbers!(i64),
+            Datatype::Fp32 => numbers!(f32),
+            Datatype::Fp64 => numbers!(f64),
+            Datatype::Fp16 | Datatype::Bf16 => {
+                Err(S::Error::custom(format!("{datatype} has no JSON form")))
+            }
+            Datatype::Bytes => {
+                let mut list = serializer.serialize_seq(None)?;
+                for element in bytes_elements(data) {
+                    let element = element.map_err(S::Error::custom)?;
+                    list.serialize_element(str::from_utf8(element).map_err(S::Error::custom)?)?;
+                }
+                list.end()
+            }
+        }
+    }
+}
+
+struct Parameters<'a>(&'a [(String, Parameter)]);
+
+impl Parameters<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Parameters<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in self.0 {
+            match value {
+                Parameter::Boolean(value) => map.serialize_entry(name, value)?,
+                Parameter::Integer(value) => map.serialize_entry(name, value)?,
+                Parameter::Number(value) => map.serialize_entry(name, value)?,
+                Parameter::Text(value) => map.serialize_entry(name, value)?,
+            }
+        }
+        map.end()
+    }
+}

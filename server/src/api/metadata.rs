@@ -1,0 +1,143 @@
+//! Health, and what the server and its models are.
+
+use std::collections::HashMap;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Api;
+use super::errors::Failed;
+use super::reply::json;
+use crate::error::Error;
+use crate::repository;
+use crate::tensor::TensorSpec;
+
+/// Only what is complete is named.
+const EXTENSIONS: [&str; 1] = ["binary_tensor_data"];
+
+#[derive(Serialize)]
+struct ServerMetadata {
+    name: &'static str,
+    version: &'static str,
+    extensions: [&'static str; 1],
+}
+
+pub(super) async fn server() -> Response {
+    json(
+        StatusCode::OK,
+        &ServerMetadata {
+            name: "wisp",
+            version: env!("CARGO_PKG_VERSION"),
+            extensions: EXTENSIONS,
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
+}
+
+pub(super) async fn live() -> Response {
+    json(StatusCode::OK, &Live { live: true })
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+}
+
+/// Ready once no model is loading any more: a failed one does not take the others down.
+pub(super) async fn ready(State(api): State<Api>) -> Response {
+    let ready = api.inference().repository.is_settled();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &Ready { ready })
+}
+
+#[derive(Serialize)]
+struct Models<'a> {
+    models: Vec<&'a str>,
+}
+
+pub(super) async fn models(State(api): State<Api>) -> Response {
+    let models = api.inference().repository.models().iter();
+    let ready = models.filter(|model| model.state() == repository::State::Ready);
+    json(StatusCode::OK, &Models { models: ready.map(|model| model.name.as_str()).collect() })
+}
+
+#[derive(Serialize)]
+struct ModelMetadata<'a> {
+    name: &'a str,
+    versions: [&'a str; 1],
+    platform: &'static str,
+    inputs: Vec<SpecMetadata<'a>>,
+    outputs: Vec<SpecMetadata<'a>>,
+}
+
+#[derive(Serialize)]
+struct SpecMetadata<'a> {
+    name: &'a str,
+    datatype: &'static str,
+    shape: &'a [i64],
+}
+
+impl<'a> From<&'a TensorSpec> for SpecMetadata<'a> {
+    fn from(spec: &'a TensorSpec) -> Self {
+        Self { name: &spec.name, datatype: spec.datatype.name(), shape: &spec.shape }
+    }
+}
+
+pub(super) async fn model(
+    State(api): State<Api>,
+    Path(path): Path<ModelPath>,
+) -> Result<Response, Failed> {
+    let model = api.inference().repository.model(path.model()?)?;
+    let revision = model.revision(path.version()).await?;
+    let metadata = ModelMetadata {
+        name: &model.name,
+        versions: [&revision.version],
+        platform: "wasm_component",
+        inputs: revision.contract.inputs.iter().map(Into::into).collect(),
+        outputs: revision.contract.outputs.iter().map(Into::into).collect(),
+    };
+    Ok(json(StatusCode::OK, &metadata))
+}
+
+#[derive(Serialize)]
+struct ModelReady<'a> {
+    name: &'a str,
+    ready: bool,
+}
+
+/// Says so at once while the model is loading; a failed one answers with its reason.
+pub(super) async fn model_ready(
+    State(api): State<Api>,
+    Path(path): Path<ModelPath>,
+) -> Result<Response, Failed> {
+    let model = api.inference().repository.model(path.model()?)?;
+    let ready = ModelReady { name: &model.name, ready: model.state() == repository::State::Ready };
+    if model.state() == repository::State::Loading {
+        return Ok(json(StatusCode::SERVICE_UNAVAILABLE, &ready));
+    }
+    model.revision(path.version()).await?;
+    Ok(json(StatusCode::OK, &ready).into_response())
+}
+
+/// `{model}` and, in half of the routes, `{version}`.
+#[derive(serde::Deserialize)]
+pub(super) struct ModelPath(HashMap<String, String>);
+
+impl ModelPath {
+    pub(super) fn model(&self) -> Result<&str, Error> {
+        self.0
+            .get("model")
+            .map(String::as_str)
+            .ok_or_else(|| Error::Internal("a route without a model".into()))
+    }
+
+    pub(super) fn version(&self) -> Option<&str> {
+        self.0.get("version").map(String::as_str)
+    }
+}

@@ -1,0 +1,160 @@
+//! Compiled guests on disk, so that a restart loads in a millisecond what took a second to make.
+//! The folder must be this user's alone: what lies in it is run as machine code.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::sandbox::Snapshot;
+use crate::tensor::{Contract, Datatype, TensorSpec};
+
+/// A folder of compiled guests.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+/// Names everything a compiled guest depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheKey(String);
+
+impl CacheKey {
+    /// The digest of parts; their lengths are part of it, so that none can run into another.
+    pub fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        Self(hex(&hasher.finalize()))
+    }
+}
+
+/// A compiled guest found in the cache.
+#[derive(Debug)]
+pub struct Entry {
+    pub compiled: PathBuf,
+    pub contract: Contract,
+}
+
+/// What lies beside the compiled code.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    sha256: String,
+    inputs: Vec<SpecMeta>,
+    outputs: Vec<SpecMeta>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SpecMeta {
+    name: String,
+    datatype: String,
+    shape: Vec<i64>,
+}
+
+impl Cache {
+    /// Opens or makes the folder.
+    ///
+    /// # Errors
+    /// It cannot be made, or others than this user can write to it.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let metadata = fs::metadata(folder)?;
+        let owner = rustix::process::geteuid().as_raw();
+        if metadata.uid() != owner || metadata.mode() & 0o022 != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "{}: expected a folder of user {owner} that no other can write to, got one of user {} with mode {:o}",
+                    folder.display(),
+                    metadata.uid(),
+                    metadata.mode() & 0o7777
+                ),
+            ));
+        }
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The entry of that key, if it is there and whole.
+    pub fn get(&self, key: &CacheKey) -> Option<Entry> {
+        let meta: Meta = serde_json::from_slice(&fs::read(self.meta_path(key)).ok()?).ok()?;
+        let compiled = self.compiled_path(key);
+        // A torn or damaged file would be run as it is.
+        if hex(&Sha256::digest(fs::read(&compiled).ok()?)) != meta.sha256 {
+            tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
+            return None;
+        }
+        let contract =
+            Contract { inputs: read_specs(meta.inputs)?, outputs: read_specs(meta.outputs)? };
+        Some(Entry { compiled, contract })
+    }
+
+    /// Keeps a snapshot. The file of compiled code is whole before the other names it.
+    ///
+    /// # Errors
+    /// The disk is full or the folder not writable.
+    pub fn put(&self, key: &CacheKey, snapshot: &Snapshot) -> io::Result<()> {
+        let meta = Meta {
+            sha256: hex(&Sha256::digest(&snapshot.compiled)),
+            inputs: snapshot.contract.inputs.iter().map(SpecMeta::from).collect(),
+            outputs: snapshot.contract.outputs.iter().map(SpecMeta::from).collect(),
+        };
+        self.write(&self.compiled_path(key), &snapshot.compiled)?;
+        self.write(&self.meta_path(key), &serde_json::to_vec(&meta)?)
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let scratch = self.folder.join(format!(".{}-{count}.tmp", process::id()));
+        let write = || {
+            let mut file =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&scratch, path)
+        };
+        let written = write();
+        if written.is_err() {
+            // Already failing: the first error is the one to report.
+            let _ = fs::remove_file(&scratch);
+        }
+        written
+    }
+
+    fn compiled_path(&self, key: &CacheKey) -> PathBuf {
+        self.folder.join(format!("{}.cwasm", key.0))
+    }
+
+    fn meta_path(&self, key: &CacheKey) -> PathBuf {
+        self.folder.join(format!("{}.json", key.0))
+    }
+}
+
+impl From<&TensorSpec> for SpecMeta {
+    fn from(spec: &TensorSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            datatype: spec.datatype.name().to_owned(),
+            shape: spec.shape.clone(),
+        }
+    }
+}
+
+fn read_specs(specs: Vec<SpecMeta>) -> Option<Vec<TensorSpec>> {
+    let specs = specs.into_iter().map(|SpecMeta { name, datatype, shape }| {
+        Some(TensorSpec { name, datatype: Datatype::parse(&datatype)?, shape })
+    });
+    specs.collect()
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,178 @@
+//! Settings: a flag beats its environment variable, that beats the config file, that beats the
+//! default. Only this file reads the environment; everything below gets plain values.
+
+use std::env;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
+use serde::Deserialize;
+
+/// What may be set, by flag, environment variable or config file; the names are the same.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RawSettings {
+    /// Address to listen on [default: 127.0.0.1:8000]; port 0 takes a free one
+    #[arg(long, env = "WISP_LISTEN", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Largest request body, MiB [default: 64]
+    #[arg(long, env = "WISP_BODY_LIMIT_MIB", value_name = "MIB")]
+    body_limit_mib: Option<usize>,
+    /// How long a body may take to arrive, ms [default: 30000]
+    #[arg(long, env = "WISP_BODY_TIMEOUT_MS", value_name = "MS")]
+    body_timeout_ms: Option<u64>,
+    /// Longest time a request may wait and run, ms; a bundle may ask for less [default: 10000]
+    #[arg(long, env = "WISP_DEADLINE_MS", value_name = "MS")]
+    deadline_ms: Option<u64>,
+    /// Most memory a sandbox may have, MiB; a bundle may ask for less [default: 256]
+    #[arg(long, env = "WISP_MEMORY_MIB", value_name = "MIB")]
+    memory_mib: Option<usize>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "WISP_THREADS", value_name = "N")]
+    threads: Option<usize>,
+    /// Sandboxes that may live at a time [default: 16 for each thread]
+    #[arg(long, env = "WISP_SANDBOXES", value_name = "N")]
+    sandboxes: Option<usize>,
+    /// Requests of one model that may run at a time [default: 4 for each thread]
+    #[arg(long, env = "WISP_CONCURRENCY", value_name = "N")]
+    concurrency: Option<usize>,
+    /// Requests of one model that may wait; more are refused [default: 256]
+    #[arg(long, env = "WISP_QUEUE", value_name = "N")]
+    queue: Option<usize>,
+    /// Folder for compiled guests, or `none` [default: wisp in the user's cache folder]
+    #[arg(long, env = "WISP_CACHE", value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter [default: info]
+    #[arg(long, env = "WISP_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How it is logged: text or json [default: text]
+    #[arg(long, env = "WISP_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub body_limit: usize,
+    pub body_timeout: Duration,
+    pub deadline: Duration,
+    pub memory_bytes: usize,
+    pub threads: usize,
+    pub sandboxes: usize,
+    pub concurrency: usize,
+    pub queue: usize,
+    /// `None`: nothing is kept.
+    pub cache: Option<PathBuf>,
+    pub log: String,
+    pub log_format: LogFormat,
+    /// Each setting with its value and where that comes from, to be printed.
+    pub origins: Vec<(&'static str, String, &'static str)>,
+}
+
+impl Config {
+    /// Puts flags, environment (both in `flags`, told apart by `matches`) and file together.
+    ///
+    /// # Errors
+    /// The file cannot be read or has unknown keys, or a value is out of range.
+    pub fn new(
+        flags: RawSettings,
+        matches: &ArgMatches,
+        file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let file = match file {
+            Some(path) => read_file(path)?,
+            None => RawSettings::default(),
+        };
+        let mut origins = Vec::new();
+        macro_rules! pick {
+            ($name:ident, $id:literal, $default:expr) => {{
+                let (value, origin) = match (flags.$name, file.$name) {
+                    (Some(value), _)
+                        if matches.value_source(stringify!($name))
+                            == Some(ValueSource::EnvVariable) =>
+                    {
+                        (value, "environment")
+                    }
+                    (Some(value), _) => (value, "flag"),
+                    (None, Some(value)) => (value, "file"),
+                    (None, None) => ($default, "default"),
+                };
+                origins.push(($id, format!("{value:?}").trim_matches('"').to_owned(), origin));
+                value
+            }};
+        }
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let listen = pick!(listen, "listen", SocketAddr::from(([127, 0, 0, 1], 8000)));
+        let body_limit_mib = pick!(body_limit_mib, "body-limit-mib", 64);
+        let body_timeout_ms = pick!(body_timeout_ms, "body-timeout-ms", 30_000);
+        let deadline_ms = pick!(deadline_ms, "deadline-ms", 10_000);
+        let memory_mib = pick!(memory_mib, "memory-mib", 256);
+        let threads = pick!(threads, "threads", cores);
+        let sandboxes = pick!(sandboxes, "sandboxes", threads.saturating_mul(16));
+        let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(4));
+        let queue = pick!(queue, "queue", 256);
+        let cache = pick!(cache, "cache", default_cache());
+        let log = pick!(log, "log", "info".to_owned());
+        let log_format = pick!(log_format, "log-format", LogFormat::Text);
+
+        check("body-limit-mib", body_limit_mib, 1, 4095)?;
+        check("body-timeout-ms", body_timeout_ms as usize, 1, 3_600_000)?;
+        check("deadline-ms", deadline_ms as usize, 1, 3_600_000)?;
+        check("memory-mib", memory_mib, 1, 4096)?;
+        check("threads", threads, 1, 1024)?;
+        check("sandboxes", sandboxes, 1, 10_000)?;
+        check("concurrency", concurrency, 1, 10_000)?;
+        check("queue", queue, 0, 1_000_000)?;
+        Ok(Self {
+            listen,
+            body_limit: body_limit_mib << 20,
+            body_timeout: Duration::from_millis(body_timeout_ms),
+            deadline: Duration::from_millis(deadline_ms),
+            memory_bytes: memory_mib << 20,
+            threads,
+            sandboxes,
+            concurrency,
+            queue,
+            cache: (cache != Path::new("none")).then_some(cache),
+            log,
+            log_format,
+            origins,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<RawSettings> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("the config file {} cannot be read", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("the config file {}", path.display()))
+}
+
+fn check(name: &str, value: usize, least: usize, most: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        (least..=most).contains(&value),
+        "setting {name}: expected {least} to {most}, got {value}"
+    );
+    Ok(())
+}
+
+/// As <https://specifications.freedesktop.org/basedir-spec/> has it.
+fn default_cache() -> PathBuf {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    base.map_or_else(|| PathBuf::from("none"), |base| base.join("wisp"))
+}

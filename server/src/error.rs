@@ -1,0 +1,73 @@
+//! What can go wrong with a request, in no protocol's words. A variant exists because a caller
+//! acts on it; `api` maps each to a status, the texts are for clients: they name the thing,
+//! what was expected and what came. Causes go to the log, where the error is handled.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The client's request is wrong.
+    #[error("{0}")]
+    InvalidInput(String),
+    #[error("unknown model `{0}`")]
+    UnknownModel(String),
+    #[error("model `{model}` has no version `{version}`, it has {known}")]
+    UnknownVersion { model: String, version: String, known: String },
+    #[error("nothing is served at `{0}`")]
+    UnknownPath(String),
+    #[error("method {method} is not allowed at `{path}`")]
+    WrongMethod { method: String, path: String },
+    /// The model is known and did not load.
+    #[error("model `{model}` is not ready: {reason}")]
+    NotReady { model: String, reason: String },
+    #[error("the body has more than {limit} bytes, the limit here")]
+    TooLarge { limit: usize },
+    /// The client stopped sending in mid-body, or was too slow.
+    #[error("the body did not arrive: {0}")]
+    BodyLost(String),
+    /// Well-formed, and more than this model or server does.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("model `{model}` is overloaded: {waiting} requests wait already")]
+    Overloaded { model: String, waiting: usize },
+    #[error("model `{model}` did not answer within {deadline:?}")]
+    Deadline { model: String, deadline: Duration },
+    /// The guest broke off: it trapped.
+    #[error("the guest of model `{model}` trapped: {reason}")]
+    GuestTrap { model: String, reason: String },
+    #[error("the guest of model `{model}` needs more than its {limit_mib} MiB of memory")]
+    GuestMemory { model: String, limit_mib: usize },
+    /// The guest answered with its own internal error, or with what its contract forbids.
+    #[error("the guest of model `{model}` failed: {reason}")]
+    GuestFailed { model: String, reason: String },
+    /// The graph could not be run.
+    #[error("the graph of model `{model}` failed: {reason}")]
+    Compute { model: String, reason: String },
+    /// The server's own fault.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A short name of the variant for headers, logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::InvalidInput(_) => "invalid-input",
+            Error::UnknownModel(_) => "unknown-model",
+            Error::UnknownVersion { .. } => "unknown-version",
+            Error::UnknownPath(_) => "unknown-path",
+            Error::WrongMethod { .. } => "wrong-method",
+            Error::NotReady { .. } => "not-ready",
+            Error::TooLarge { .. } => "too-large",
+            Error::BodyLost(_) => "body-lost",
+            Error::Unsupported(_) => "unsupported",
+            Error::Overloaded { .. } => "overloaded",
+            Error::Deadline { .. } => "deadline",
+            Error::GuestTrap { .. } => "guest-trap",
+            Error::GuestMemory { .. } => "guest-memory",
+            Error::GuestFailed { .. } => "guest-failed",
+            Error::Compute { .. } => "compute",
+            Error::Internal(_) => "internal",
+        }
+    }
+}

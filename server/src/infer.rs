@@ -1,0 +1,206 @@
+//! One inference, in no protocol's form: the request is checked against the model's contract,
+//! waits its turn, runs in a fresh sandbox, and the guest's answer is checked in its turn.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::nn::{Failure, Run};
+use crate::repository::{Model, Repository, Revision};
+use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
+use crate::schedule::{Refused, Scheduler};
+use crate::tensor::{Contract, Parameter, Tensor};
+
+/// What a client asks of a model.
+#[derive(Debug, Default)]
+pub struct InferRequest {
+    pub inputs: Vec<Tensor>,
+    /// Empty: all of them.
+    pub outputs: Vec<String>,
+    pub parameters: Vec<(String, Parameter)>,
+}
+
+/// A model's answer.
+#[derive(Debug)]
+pub struct InferResponse {
+    /// In the order asked for, else the contract's.
+    pub outputs: Vec<Tensor>,
+    pub parameters: Vec<(String, Parameter)>,
+    /// How long the request waited for its turn.
+    pub queue: Duration,
+    pub timings: Timings,
+}
+
+/// The repository and the threads its models run on.
+pub struct Inference {
+    pub repository: Repository,
+    pub scheduler: Scheduler,
+}
+
+impl Inference {
+    /// Runs one request.
+    ///
+    /// # Errors
+    /// See [`Error`]: the request does not fit the contract, no turn could be had, the guest or
+    /// the graph failed, or the deadline passed.
+    pub async fn infer(
+        &self,
+        model: &Model,
+        revision: &Arc<Revision>,
+        request: InferRequest,
+    ) -> Result<InferResponse, Error> {
+        let InferRequest { inputs, outputs, parameters } = request;
+        let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
+        check_wanted(&model.name, &revision.contract, &outputs)?;
+        let request = Request { inputs, outputs: outputs.clone(), parameters };
+
+        let deadline = Instant::now() + revision.deadline;
+        let run = Run::until(deadline);
+        let _cancel = CancelOnDrop(run.clone());
+        let work = {
+            let (guest, run) = (revision.guest.clone(), run.clone());
+            async move { Sandbox::new(&guest, &run).run(request).await }
+        };
+        let ran = self.scheduler.run(&revision.gate, deadline, work).await;
+        let ((result, timings), queue) =
+            ran.map_err(|refused| self.refusal(model, revision, refused))?;
+        let response = result.map_err(|fault| explain(model, revision, fault, run.failure()))?;
+        let Response { outputs: given, parameters } = response;
+        let outputs = check_outputs(&revision.contract, &outputs, given)
+            .map_err(|reason| Error::GuestFailed { model: model.name.clone(), reason })?;
+        Ok(InferResponse { outputs, parameters, queue, timings })
+    }
+
+    fn refusal(&self, model: &Model, revision: &Revision, refused: Refused) -> Error {
+        let model = model.name.clone();
+        match refused {
+            Refused::QueueFull(waiting) => Error::Overloaded { model, waiting },
+            Refused::Deadline => Error::Deadline { model, deadline: revision.deadline },
+            Refused::Panicked => {
+                Error::Internal(format!("the sandbox of model `{model}` panicked"))
+            }
+        }
+    }
+}
+
+/// Ends the run of a request whose client has gone.
+struct CancelOnDrop(Arc<Run>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Puts the inputs in the contract's order.
+///
+/// # Errors
+/// A text for the client: the input's name, what was expected, what came.
+fn order_inputs(contract: &Contract, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, String> {
+    let mut slots: Vec<Option<Tensor>> = contract.inputs.iter().map(|_| None).collect();
+    for input in inputs {
+        let name = &input.name;
+        let Some(index) = contract.inputs.iter().position(|spec| spec.name == *name) else {
+            let known: Vec<_> = contract.inputs.iter().map(|spec| spec.name.as_str()).collect();
+            return Err(format!("unexpected input `{name}`, the model has {known:?}"));
+        };
+        let (spec, slot) = (&contract.inputs[index], &mut slots[index]);
+        if slot.is_some() {
+            return Err(format!("input `{name}` came twice"));
+        }
+        if input.datatype != spec.datatype {
+            return Err(format!(
+                "input `{name}`: expected datatype {}, got {}",
+                spec.datatype, input.datatype
+            ));
+        }
+        if let Some(dimension) = input.shape.iter().position(|&size| size == 0) {
+            return Err(format!("input `{name}`: dimension {dimension} is 0, expected 1 or more"));
+        }
+        if !spec.accepts(&input.shape) {
+            return Err(format!(
+                "input `{name}`: expected shape {:?}, got {:?}",
+                spec.shape, input.shape
+            ));
+        }
+        input.check_length().map_err(|reason| format!("input `{name}`: {reason}"))?;
+        *slot = Some(input);
+    }
+    let ordered = contract.inputs.iter().zip(slots).map(|(spec, slot)| {
+        slot.ok_or_else(|| {
+            format!("input `{}` is missing: expected {} {:?}", spec.name, spec.datatype, spec.shape)
+        })
+    });
+    ordered.collect()
+}
+
+fn check_wanted(model: &str, contract: &Contract, wanted: &[String]) -> Result<(), Error> {
+    for (index, name) in wanted.iter().enumerate() {
+        if contract.outputs.iter().all(|spec| spec.name != *name) {
+            let known: Vec<_> = contract.outputs.iter().map(|spec| spec.name.as_str()).collect();
+            return Err(Error::InvalidInput(format!(
+                "model `{model}` has no output `{name}`, it has {known:?}"
+            )));
+        }
+        if wanted[..index].contains(name) {
+            return Err(Error::InvalidInput(format!("output `{name}` is asked for twice")));
+        }
+    }
+    Ok(())
+}
+
+/// Holds a guest to its contract: every wanted output is there, once, of its datatype and shape.
+fn check_outputs(
+    contract: &Contract,
+    wanted: &[String],
+    mut given: Vec<Tensor>,
+) -> Result<Vec<Tensor>, String> {
+    let specs = contract.outputs.iter();
+    let specs: Vec<_> = match wanted {
+        [] => specs.collect(),
+        _ => wanted
+            .iter()
+            .filter_map(|name| contract.outputs.iter().find(|spec| spec.name == *name))
+            .collect(),
+    };
+    let outputs = specs.into_iter().map(|spec| {
+        let index = given.iter().position(|output| output.name == spec.name);
+        let output =
+            given.swap_remove(index.ok_or_else(|| format!("it gave no output `{}`", spec.name))?);
+        if output.datatype != spec.datatype || !spec.accepts(&output.shape) {
+            return Err(format!(
+                "output `{}` is {} {:?}, its contract says {} {:?}",
+                spec.name, output.datatype, output.shape, spec.datatype, spec.shape
+            ));
+        }
+        output.check_length().map_err(|reason| format!("output `{}`: {reason}", spec.name))?;
+        Ok(output)
+    });
+    outputs.collect()
+}
+
+/// Puts a sandbox's end in the client's terms. What the engine said stands behind what the
+/// guest made of it: wasi-nn shows a guest one line for every failure.
+fn explain(model: &Model, revision: &Revision, fault: Fault, failure: Option<Failure>) -> Error {
+    let model = model.name.clone();
+    match (fault, failure) {
+        (Fault::Stopped, _) | (Fault::Internal(_), Some(Failure::Stopped)) => {
+            Error::Deadline { model, deadline: revision.deadline }
+        }
+        (Fault::InvalidInput(text), _) => Error::InvalidInput(text),
+        (Fault::Unsupported(text), _) => Error::Unsupported(text),
+        // The client's own tensors, as they came.
+        (Fault::Internal(_), Some(Failure::Refused(reason))) if revision.is_bare => {
+            Error::InvalidInput(reason)
+        }
+        (Fault::Internal(_), Some(Failure::Failed(reason))) => Error::Compute { model, reason },
+        (Fault::Internal(text), Some(Failure::Refused(reason))) => {
+            Error::GuestFailed { model, reason: format!("{text}: {reason}") }
+        }
+        (Fault::Internal(reason), None) => Error::GuestFailed { model, reason },
+        (Fault::Memory, _) => {
+            Error::GuestMemory { model, limit_mib: revision.guest.limits().memory_bytes >> 20 }
+        }
+        (Fault::Trap(reason), _) => Error::GuestTrap { model, reason },
+    }
+}

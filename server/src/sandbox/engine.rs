@@ -1,0 +1,159 @@
+//! The wasmtime engine, its one linker, and the clock that interrupts guests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+use wasmtime::{Config, OptLevel};
+
+use super::host::{self, Host};
+use super::pool::{self, PoolOptions, PoolReport};
+
+/// How often guests are interrupted: long ones yield their thread, late ones end.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Ticks without a live sandbox after which the clock stops, so that an idle node does not wake.
+const IDLE_TICKS: u32 = 200;
+
+/// Everything that all guests share. Made once a process.
+pub struct Engine {
+    pub(super) wasm: wasmtime::Engine,
+    pub(super) linker: Linker<Host>,
+    pub(super) clock: Arc<Clock>,
+    report: PoolReport,
+}
+
+impl Engine {
+    /// Sets wasmtime up, with a pool as the machine allows.
+    ///
+    /// # Errors
+    /// wasmtime refuses this machine altogether.
+    pub fn new(options: PoolOptions) -> wasmtime::Result<Arc<Self>> {
+        let (wasm, report) = pool::engine(&config(OptLevel::Speed), options)?;
+        let linker = host::linker(&wasm)?;
+        let clock = Clock::start(vec![wasm.clone()])?;
+        Ok(Arc::new(Self { wasm, linker, clock, report }))
+    }
+
+    /// What the pool turned out to be.
+    pub fn pool(&self) -> PoolReport {
+        self.report
+    }
+
+    /// Sandboxes alive now.
+    pub fn live_sandboxes(&self) -> usize {
+        self.clock.live.load(Ordering::Relaxed)
+    }
+
+    /// Whether resetting slots by a scan is (still) safe. Swap that is turned on while the
+    /// server runs makes it unsafe, unless memory can be locked then.
+    pub fn is_isolation_intact(&self) -> bool {
+        !self.report.pagemap_scan || pool::nothing_can_be_swapped()
+    }
+
+    /// What compiled code depends on besides the component: wasmtime's version, settings and
+    /// this CPU.
+    pub fn compatibility_hash(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        self.wasm.precompile_compatibility_hash().hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// The settings all engines share: what guests may use of Wasm is what Rust, C, JavaScript and
+/// Python guests are built of; the rest is off.
+pub(super) fn config(opt_level: OptLevel) -> Config {
+    let mut config = Config::new();
+    config
+        .cranelift_opt_level(opt_level)
+        .epoch_interruption(true)
+        .wasm_component_model(true)
+        .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16))
+        .max_wasm_stack(512 << 10)
+        .async_stack_size(2 << 20)
+        .wasm_threads(false)
+        .wasm_memory64(false)
+        .wasm_tail_call(false)
+        .wasm_relaxed_simd(false)
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_exceptions(false)
+        .wasm_stack_switching(false)
+        .concurrency_support(false);
+    config
+}
+
+/// Counts live sandboxes, and advances the epoch of its engines while there are any.
+pub(super) struct Clock {
+    live: AtomicUsize,
+    asleep: AtomicBool,
+    thread: std::sync::OnceLock<thread::Thread>,
+}
+
+impl Clock {
+    pub(super) fn start(engines: Vec<wasmtime::Engine>) -> std::io::Result<Arc<Self>> {
+        let clock = Arc::new(Self {
+            live: AtomicUsize::new(0),
+            asleep: AtomicBool::new(false),
+            thread: std::sync::OnceLock::new(),
+        });
+        let weak = Arc::downgrade(&clock);
+        let handle = thread::Builder::new().name("wisp-clock".into()).spawn(move || {
+            let mut idle = 0;
+            while let Some(clock) = weak.upgrade() {
+                idle = if clock.live.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
+                if idle > IDLE_TICKS {
+                    clock.asleep.store(true, Ordering::SeqCst);
+                    // A sandbox that came before it could see `asleep` must not be missed.
+                    if clock.live.load(Ordering::SeqCst) == 0 {
+                        drop(clock);
+                        thread::park();
+                    }
+                    if let Some(clock) = weak.upgrade() {
+                        clock.asleep.store(false, Ordering::SeqCst);
+                    }
+                    idle = 0;
+                    continue;
+                }
+                drop(clock);
+                thread::sleep(TICK);
+                engines.iter().for_each(wasmtime::Engine::increment_epoch);
+            }
+        })?;
+        clock.thread.set(handle.thread().clone()).expect("set here only");
+        Ok(clock)
+    }
+
+    /// Counts a sandbox in until the guard goes.
+    pub(super) fn enter(self: &Arc<Self>) -> Live {
+        self.live.fetch_add(1, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+        Live(self.clone())
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+/// A sandbox that lives.
+pub(super) struct Live(Arc<Clock>);
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::SeqCst);
+    }
+}

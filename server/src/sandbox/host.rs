@@ -1,0 +1,204 @@
+//! A sandbox's side of the host: its limits, and what its imports answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
+use wasmtime_wasi::{
+    HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
+};
+use wasmtime_wasi_nn::wit::{WasiNnCtx, WasiNnView};
+
+use super::Limits;
+use super::bindings::{types, wasi::logging::logging, wisp::model::bundle};
+use super::engine::Live;
+use super::output::{Output, Stream};
+use crate::nn::{Graphs, Run};
+
+/// What a guest can read of its bundle while it prepares.
+pub trait BundleView: Send + Sync {
+    /// The bytes of an asset that the manifest lists.
+    ///
+    /// # Errors
+    /// A text for the guest: there is none, or it cannot be read.
+    fn read_asset(&self, name: &str) -> Result<Vec<u8>, String>;
+
+    /// A value of the manifest's settings.
+    fn setting(&self, name: &str) -> Option<String>;
+}
+
+/// The state of one store.
+pub(super) struct Host {
+    limits: Limits,
+    growth_denied: bool,
+    table: ResourceTable,
+    nn: WasiNnCtx,
+    graphs: Arc<Graphs>,
+    /// Present while the guest prepares, and only then.
+    bundle: Option<Arc<dyn BundleView>>,
+    output: Output,
+    /// Made at the first WASI call: most guests make none.
+    wasi: Option<Box<WasiCtx>>,
+    _live: Live,
+}
+
+/// What a [`Host`] is made of.
+pub(super) struct HostParts<'a> {
+    pub(super) limits: Limits,
+    pub(super) model: Arc<str>,
+    pub(super) graphs: &'a Arc<Graphs>,
+    pub(super) run: &'a Arc<Run>,
+    pub(super) bundle: Option<Arc<dyn BundleView>>,
+    pub(super) live: Live,
+}
+
+/// Makes a store whose guest is interrupted at each tick, and ended when its run is over.
+pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Host> {
+    let HostParts { limits, model, graphs, run, bundle, live } = parts;
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(limits.handles);
+    let host = Host {
+        limits,
+        growth_denied: false,
+        table,
+        nn: graphs.context(run),
+        graphs: graphs.clone(),
+        bundle,
+        output: Output::new(model, limits.output_bytes),
+        wasi: None,
+        _live: live,
+    };
+    let mut store = Store::new(engine, host);
+    store.limiter(|host| host);
+    store.set_hostcall_fuel(limits.hostcall_bytes);
+    store.set_max_component_handles(limits.handles);
+    store.set_epoch_deadline(1);
+    let run = run.clone();
+    store.epoch_deadline_callback(move |_| match run.is_over() {
+        true => Ok(UpdateDeadline::Interrupt),
+        false => Ok(UpdateDeadline::Yield(1)),
+    });
+    store
+}
+
+/// The one linker: the contract's imports, and WASI 0.2 with everything denied, so that
+/// components of other languages' toolchains run.
+pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_nn::wit::add_to_linker(&mut linker, |host: &mut Host| {
+        WasiNnView::new(&mut host.table, &mut host.nn)
+    })?;
+    bundle::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
+    logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
+    Ok(linker)
+}
+
+impl Host {
+    /// Whether a memory or table was refused more room.
+    pub(super) fn growth_denied(&self) -> bool {
+        self.growth_denied
+    }
+
+    fn bundle(&self) -> Result<&Arc<dyn BundleView>, String> {
+        self.bundle.as_ref().ok_or_else(|| "the bundle can be read in `prepare` only".to_owned())
+    }
+}
+
+impl ResourceLimiter for Host {
+    fn memory_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = desired <= self.limits.memory_bytes;
+        self.growth_denied |= !allowed;
+        Ok(allowed)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.growth_denied = true;
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = desired <= maximum.unwrap_or(usize::MAX).min(10_000);
+        self.growth_denied |= !allowed;
+        Ok(allowed)
+    }
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let ctx = self.wasi.get_or_insert_with(|| {
+            let mut builder = WasiCtxBuilder::new();
+            builder
+                .stdout(Stream(self.output.clone(), "stdout"))
+                .stderr(Stream(self.output.clone(), "stderr"))
+                .monotonic_clock(CoarseClock(Instant::now()))
+                .wall_clock(CoarseClock(Instant::now()))
+                .allow_tcp(false)
+                .allow_udp(false);
+            Box::new(builder.build())
+        });
+        WasiCtxView { ctx, table: &mut self.table }
+    }
+}
+
+impl bundle::Host for Host {
+    fn read_asset(&mut self, name: String) -> Result<Vec<u8>, String> {
+        self.bundle()?.read_asset(&name)
+    }
+
+    fn setting(&mut self, name: String) -> Result<Option<String>, String> {
+        Ok(self.bundle()?.setting(&name))
+    }
+
+    fn describe_graph(&mut self, name: String) -> Result<types::Contract, String> {
+        self.bundle()?;
+        let graph =
+            self.graphs.get(&name).ok_or_else(|| format!("the bundle has no graph `{name}`"))?;
+        Ok(graph.contract().clone().into())
+    }
+}
+
+impl types::Host for Host {}
+
+impl logging::Host for Host {
+    fn log(&mut self, level: logging::Level, context: String, message: String) {
+        self.output.write(&format!("{level:?} {context}").to_lowercase(), message.as_bytes());
+    }
+}
+
+/// Time in whole milliseconds: enough for a guest, too little to time its neighbours.
+struct CoarseClock(Instant);
+
+const CLOCK_STEP: Duration = Duration::from_millis(1);
+
+impl HostMonotonicClock for CoarseClock {
+    fn resolution(&self) -> u64 {
+        CLOCK_STEP.as_nanos() as u64
+    }
+
+    fn now(&self) -> u64 {
+        self.0.elapsed().as_millis() as u64 * CLOCK_STEP.as_nanos() as u64
+    }
+}
+
+impl HostWallClock for CoarseClock {
+    fn resolution(&self) -> Duration {
+        CLOCK_STEP
+    }
+
+    fn now(&self) -> Duration {
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Duration::from_millis(since_epoch.unwrap_or_default().as_millis() as u64)
+    }
+}

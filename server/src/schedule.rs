@@ -1,0 +1,197 @@
+//! Who computes where, and who waits. Quick requests run at once on the thread that read them:
+//! a hop to another thread costs as much as a small sandbox. Long ones run on threads of their
+//! own, as many as there are cores, where guests take turns at each tick: so a long guest or
+//! graph holds up neither health nor another model's quick request. Which is which is measured.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+
+/// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
+/// and a health check may wait this long: both are lost beside it.
+const QUICK: Duration = Duration::from_millis(2);
+
+/// The share of the newest request in a model's average: 1 / 8.
+const NEWEST_SHIFT: u32 = 3;
+
+/// The threads and permits of a process.
+pub struct Scheduler {
+    /// `None` only while it is being dropped.
+    long: Option<Runtime>,
+    inline: Semaphore,
+    live: Arc<Semaphore>,
+}
+
+/// One model's share: how many of its requests run and wait, and what one costs.
+pub struct Gate {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    queue: usize,
+    average_ns: AtomicU64,
+}
+
+/// Why a request did not run, or not to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// That many wait already.
+    QueueFull(usize),
+    Deadline,
+    /// The work panicked.
+    Panicked,
+}
+
+impl Scheduler {
+    /// `cores` computing at a time on their own threads and as many inline; `live` sandboxes.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new(cores: usize, live: usize) -> std::io::Result<Self> {
+        let long = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores)
+            .thread_name("wisp-compute")
+            .enable_time()
+            .build()?;
+        Ok(Self {
+            long: Some(long),
+            inline: Semaphore::new(cores),
+            live: Arc::new(Semaphore::new(live)),
+        })
+    }
+
+    /// Runs `work` when it is its turn, and returns what it gave and how long it waited.
+    ///
+    /// # Errors
+    /// Too many wait already, or the deadline passed while waiting or running.
+    pub async fn run<F>(
+        &self,
+        gate: &Arc<Gate>,
+        deadline: Instant,
+        work: F,
+    ) -> Result<(F::Output, Duration), Refused>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let arrived = Instant::now();
+        let turn = gate.enter(deadline).await?;
+        let slot = acquire(&self.live, deadline).await?;
+        let started = Instant::now();
+        let waited = started - arrived;
+        let mut work: Pin<Box<F>> = Box::pin(work);
+        if gate.is_quick() {
+            if let Ok(_permit) = self.inline.try_acquire() {
+                let first = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
+                if let Poll::Ready(output) = first {
+                    gate.record(started.elapsed());
+                    return Ok((output, waited));
+                }
+            }
+        }
+        // The guards go along: a run that outlives its request keeps its place until it ends.
+        let long = self.long.as_ref().expect("present until dropped");
+        let gate = gate.clone();
+        let task = long.spawn(async move {
+            let output = work.await;
+            gate.record(started.elapsed());
+            drop((turn, slot));
+            output
+        });
+        let _abort = AbortOnDrop(task.abort_handle());
+        match timeout_at(deadline.into(), task).await {
+            Ok(Ok(output)) => Ok((output, waited)),
+            Ok(Err(_)) => Err(Refused::Panicked),
+            Err(_) => Err(Refused::Deadline),
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        // Dropping a runtime waits for its threads, which an async context must not.
+        if let Some(long) = self.long.take() {
+            long.shutdown_background();
+        }
+    }
+}
+
+impl Gate {
+    /// At most `concurrency` run and `queue` wait at a time.
+    pub fn new(concurrency: usize, queue: usize) -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(concurrency)),
+            waiting: AtomicUsize::new(0),
+            queue,
+            average_ns: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    async fn enter(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Refused> {
+        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
+            return Ok(turn);
+        }
+        let waiting = Waiting::enter(&self.waiting);
+        if waiting.before >= self.queue {
+            return Err(Refused::QueueFull(waiting.before));
+        }
+        acquire(&self.turns, deadline).await
+    }
+
+    /// Unknown counts as long: the first request pays the hop.
+    fn is_quick(&self) -> bool {
+        self.average_ns.load(Ordering::Relaxed) < QUICK.as_nanos() as u64
+    }
+
+    fn record(&self, took: Duration) {
+        let took = took.as_nanos() as u64;
+        let average = self.average_ns.load(Ordering::Relaxed);
+        let next = match average {
+            u64::MAX => took,
+            _ => average - (average >> NEWEST_SHIFT) + (took >> NEWEST_SHIFT),
+        };
+        // Two at once may lose one of them: it is an average.
+        self.average_ns.store(next, Ordering::Relaxed);
+    }
+}
+
+async fn acquire(
+    semaphore: &Arc<Semaphore>,
+    deadline: Instant,
+) -> Result<OwnedSemaphorePermit, Refused> {
+    if let Ok(permit) = semaphore.clone().try_acquire_owned() {
+        return Ok(permit);
+    }
+    let permit = timeout_at(deadline.into(), semaphore.clone().acquire_owned()).await;
+    Ok(permit.map_err(|_| Refused::Deadline)?.expect("semaphores here are never closed"))
+}
+
+struct Waiting<'a> {
+    count: &'a AtomicUsize,
+    before: usize,
+}
+
+impl<'a> Waiting<'a> {
+    fn enter(count: &'a AtomicUsize) -> Self {
+        Self { count, before: count.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

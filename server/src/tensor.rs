@@ -1,0 +1,230 @@
+//! Tensors as every room of the server knows them: named, typed, shaped, little-endian bytes.
+//! No wire form, no engine and no Wasm type may appear here.
+
+use std::fmt;
+
+/// The element types of the Open Inference Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datatype {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+    /// Byte strings; in [`Tensor::data`] one `{u32 little-endian length, bytes}` an element.
+    Bytes,
+}
+
+impl Datatype {
+    const NAMES: [(Datatype, &str); 14] = [
+        (Datatype::Bool, "BOOL"),
+        (Datatype::Uint8, "UINT8"),
+        (Datatype::Uint16, "UINT16"),
+        (Datatype::Uint32, "UINT32"),
+        (Datatype::Uint64, "UINT64"),
+        (Datatype::Int8, "INT8"),
+        (Datatype::Int16, "INT16"),
+        (Datatype::Int32, "INT32"),
+        (Datatype::Int64, "INT64"),
+        (Datatype::Fp16, "FP16"),
+        (Datatype::Bf16, "BF16"),
+        (Datatype::Fp32, "FP32"),
+        (Datatype::Fp64, "FP64"),
+        (Datatype::Bytes, "BYTES"),
+    ];
+
+    /// The protocol's name, as `FP32`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].1
+    }
+
+    /// The datatype of that name, if the protocol has it.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(datatype, _)| *datatype)
+    }
+
+    /// Bytes an element takes; `None` for [`Datatype::Bytes`], whose elements vary.
+    pub fn size(self) -> Option<usize> {
+        Some(match self {
+            Datatype::Bool | Datatype::Uint8 | Datatype::Int8 => 1,
+            Datatype::Uint16 | Datatype::Int16 | Datatype::Fp16 | Datatype::Bf16 => 2,
+            Datatype::Uint32 | Datatype::Int32 | Datatype::Fp32 => 4,
+            Datatype::Uint64 | Datatype::Int64 | Datatype::Fp64 => 8,
+            Datatype::Bytes => return None,
+        })
+    }
+}
+
+impl fmt::Display for Datatype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A named tensor, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub datatype: Datatype,
+    pub shape: Vec<u64>,
+    pub data: Vec<u8>,
+}
+
+impl Tensor {
+    /// Checks that `data` is as long as shape × datatype say.
+    ///
+    /// # Errors
+    /// A text that names what was expected and what came.
+    pub fn check_length(&self) -> Result<(), String> {
+        let Some(elements) = element_count(&self.shape) else {
+            return Err(format!("shape {:?} has more elements than can be counted", self.shape));
+        };
+        let Some(size) = self.datatype.size() else {
+            let came = count_bytes_elements(&self.data)?;
+            return match came == elements {
+                true => Ok(()),
+                false => Err(format!(
+                    "shape {:?} asks for {elements} BYTES elements, got {came}",
+                    self.shape
+                )),
+            };
+        };
+        let expected = elements.checked_mul(size as u64);
+        if expected == Some(self.data.len() as u64) {
+            return Ok(());
+        }
+        let expected = expected.map_or("more than 2^64".to_owned(), |bytes| bytes.to_string());
+        Err(format!(
+            "shape {:?} of {} asks for {expected} bytes, got {}",
+            self.shape,
+            self.datatype,
+            self.data.len()
+        ))
+    }
+}
+
+/// The product of the dimensions, `None` where it does not fit.
+pub fn element_count(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |count, &size| count.checked_mul(size))
+}
+
+/// The elements of a BYTES tensor's data.
+///
+/// # Errors
+/// A length runs past the end; the text says which element.
+pub fn bytes_elements(data: &[u8]) -> impl Iterator<Item = Result<&[u8], String>> {
+    let mut rest = data;
+    let mut index = 0;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let split = rest
+            .split_first_chunk::<4>()
+            .and_then(|(length, tail)| tail.split_at_checked(u32::from_le_bytes(*length) as usize));
+        let Some((element, tail)) = split else {
+            let left = rest.len();
+            rest = &[];
+            return Some(Err(format!(
+                "BYTES element {index} is longer than the {left} bytes left"
+            )));
+        };
+        rest = tail;
+        index += 1;
+        Some(Ok(element))
+    })
+}
+
+fn count_bytes_elements(data: &[u8]) -> Result<u64, String> {
+    bytes_elements(data).try_fold(0, |count, element| element.map(|_| count + 1))
+}
+
+/// Appends one BYTES element.
+///
+/// # Errors
+/// The element is 4 GiB or longer.
+pub fn push_bytes_element(data: &mut Vec<u8>, element: &[u8]) -> Result<(), String> {
+    let length = u32::try_from(element.len()).map_err(|_| {
+        format!("a BYTES element has {} bytes, expected fewer than 4 GiB", element.len())
+    })?;
+    data.extend_from_slice(&length.to_le_bytes());
+    data.extend_from_slice(element);
+    Ok(())
+}
+
+/// What a tensor of that name looks like; -1 in `shape` is any size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    pub name: String,
+    pub datatype: Datatype,
+    pub shape: Vec<i64>,
+}
+
+impl TensorSpec {
+    /// Whether a tensor of `shape` is what this asks for.
+    pub fn accepts(&self, shape: &[u64]) -> bool {
+        self.shape.len() == shape.len()
+            && self.shape.iter().zip(shape).all(|(&want, &got)| want < 0 || want as u64 == got)
+    }
+}
+
+/// What a model takes and gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contract {
+    pub inputs: Vec<TensorSpec>,
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// A request's or a response's parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Parameter {
+    Boolean(bool),
+    Integer(i64),
+    Number(f64),
+    Text(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(datatype: Datatype, shape: &[u64], data: &[u8]) -> Tensor {
+        Tensor { name: "x".into(), datatype, shape: shape.into(), data: data.into() }
+    }
+
+    #[test]
+    fn every_datatype_is_found_by_its_name() {
+        for (datatype, name) in Datatype::NAMES {
+            assert_eq!(datatype.name(), name);
+            assert_eq!(Datatype::parse(name), Some(datatype));
+        }
+    }
+
+    #[test]
+    fn length_must_be_what_shape_and_datatype_say() {
+        assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 8]).check_length(), Ok(()));
+        assert_eq!(tensor(Datatype::Fp32, &[], &[0; 4]).check_length(), Ok(()));
+        assert!(tensor(Datatype::Fp32, &[2], &[0; 7]).check_length().is_err());
+        assert!(tensor(Datatype::Fp32, &[1 << 63, 4], &[]).check_length().is_err());
+        assert!(tensor(Datatype::Fp64, &[1 << 62], &[]).check_length().is_err());
+    }
+
+    #[test]
+    fn bytes_elements_must_fill_the_data() {
+        let mut data = Vec::new();
+        push_bytes_element(&mut data, b"cat").unwrap();
+        push_bytes_element(&mut data, b"").unwrap();
+        assert_eq!(tensor(Datatype::Bytes, &[2], &data).check_length(), Ok(()));
+        assert!(tensor(Datatype::Bytes, &[1], &data).check_length().is_err());
+        data.pop();
+        assert!(tensor(Datatype::Bytes, &[2], &data).check_length().is_err());
+    }
+}

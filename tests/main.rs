@@ -1,0 +1,11 @@
+//! Black-box tests: a real server on a free port, real guests, real (small) models.
+
+mod bad_bundles;
+mod bad_input;
+mod cli;
+mod hostile;
+mod layers;
+mod load;
+mod photos;
+mod protocol;
+mod support;

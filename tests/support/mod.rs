@@ -1,0 +1,262 @@
+//! The server under test, and the little HTTP that tests speak to it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::Agent;
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("server/ lies in the root").to_owned()
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+pub fn guest(name: &str) -> PathBuf {
+    root().join("target/guests").join(format!("{name}.wasm"))
+}
+
+/// What `make models` put there.
+pub fn model(name: &str) -> PathBuf {
+    root().join("models").join(name)
+}
+
+/// A photo out of a package, fetched by `make models`.
+pub fn photo(name: &str) -> Vec<u8> {
+    read(&root().join("target/photos").join(name))
+}
+
+pub fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|error| {
+        panic!("{}: {error}; run `make test`, which fetches it", path.display())
+    })
+}
+
+/// The `wisp` binary; compiled guests are kept across tests, as a user's are.
+pub fn wisp() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wisp"));
+    command.env("WISP_CACHE", root().join("target/tmp/test-cache"));
+    command
+}
+
+/// A folder for one test.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Writes a bundle of the hostile guest.
+pub fn hostile_bundle(folder: &Path, name: &str, more: &str) -> PathBuf {
+    let bundle = folder.join(name);
+    fs::create_dir_all(&bundle).expect("a folder");
+    fs::copy(guest("hostile"), bundle.join("guest.wasm")).expect("the hostile guest is built");
+    fs::write(bundle.join("wisp.toml"), format!("component = \"guest.wasm\"\n{more}"))
+        .expect("a manifest");
+    bundle
+}
+
+/// A running server; stops when dropped.
+pub struct Server {
+    child: Child,
+    pub url: String,
+    lines: Receiver<String>,
+    stderr: Arc<Mutex<String>>,
+    agent: Agent,
+}
+
+impl Server {
+    /// Serves these paths with default settings.
+    pub fn start(paths: &[PathBuf]) -> Self {
+        Self::start_with(paths, &[])
+    }
+
+    pub fn start_with(paths: &[PathBuf], flags: &[&str]) -> Self {
+        // `timeout` ends a server whose test was killed.
+        let wisp = wisp();
+        let mut command = Command::new("timeout");
+        command.arg("300").arg(wisp.get_program());
+        command.envs(wisp.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.arg("serve").args(paths).args(["--listen", "127.0.0.1:0"]).args(flags);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("wisp starts");
+
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let mut log = BufReader::new(child.stderr.take().expect("piped"));
+        let kept = stderr.clone();
+        thread::spawn(move || {
+            let mut line = String::new();
+            while log.read_line(&mut line).is_ok_and(|read| read > 0) {
+                kept.lock().expect("no holder panics").push_str(&line);
+                line.clear();
+            }
+        });
+        let (send, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+        });
+
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .build();
+        let mut server = Self { child, url: String::new(), lines, stderr, agent: agent.into() };
+        let first = server.next_line();
+        let (_, url) = first
+            .split_once("listening on ")
+            .unwrap_or_else(|| panic!("{first}\n{}", server.log()));
+        server.url = url.to_owned();
+        server
+    }
+
+    /// The next line on stdout, waited for.
+    pub fn next_line(&self) -> String {
+        self.lines
+            .recv_timeout(Duration::from_secs(60))
+            .unwrap_or_else(|_| panic!("no line came; the log:\n{}", self.log()))
+    }
+
+    pub fn log(&self) -> String {
+        self.stderr.lock().expect("no holder panics").clone()
+    }
+
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        Reply::from(self.agent.get(format!("{}{path}", self.url)).call())
+    }
+
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        // ureq would name a type of its own for a slice of bytes; an empty one is as good as none.
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Reply::from(request.send(body))
+    }
+
+    /// Posts JSON to a model's `infer`.
+    pub fn infer(&self, model: &str, body: &Value) -> Reply {
+        self.post(
+            &format!("/v2/models/{model}/infer"),
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+    }
+
+    /// Posts a raw body to a model's `infer`.
+    pub fn infer_raw(&self, model: &str, media_type: &str, body: &[u8]) -> Reply {
+        self.post(&format!("/v2/models/{model}/infer"), &[("content-type", media_type)], body)
+    }
+
+    /// Asks the server to stop, waits for it, and returns whether it ended well and its log.
+    pub fn stop(mut self) -> (bool, String) {
+        self.terminate();
+        let status = self.child.wait().expect("wisp ends");
+        // `timeout` passes its child's status on.
+        (status.success(), self.log())
+    }
+
+    pub fn terminate(&self) {
+        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
+        assert!(killed.is_ok_and(|status| status.success()));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: ureq::http::HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    fn from(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Self {
+        let mut response = result.expect("the server answers");
+        let mut body = Vec::new();
+        response.body_mut().as_reader().read_to_end(&mut body).expect("the answer is whole");
+        Self { status: response.status().as_u16(), headers: response.headers().clone(), body }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    pub fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The outputs of a successful answer.
+    pub fn outputs(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
+        self.json()["outputs"].as_array().expect("a list").clone()
+    }
+
+    /// The data of the output of that name, as JSON.
+    pub fn output(&self, name: &str) -> Value {
+        let outputs = self.outputs();
+        let output = outputs.iter().find(|output| output["name"] == name);
+        output.unwrap_or_else(|| panic!("no output {name} in {outputs:?}"))["data"].clone()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f64> {
+        self.output(name)
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|value| value.as_f64().expect("a number"))
+            .collect()
+    }
+
+    pub fn strings(&self, name: &str) -> Vec<String> {
+        self.output(name)
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|value| value.as_str().expect("a string").to_owned())
+            .collect()
+    }
+
+    /// Checks an error's status, kind and body, and returns its text.
+    pub fn error(&self, status: u16, kind: &str) -> String {
+        let body = String::from_utf8_lossy(&self.body);
+        assert_eq!((self.status, self.header("wisp-error")), (status, Some(kind)), "{body}");
+        let error = self.json();
+        assert_eq!(error.as_object().map(|object| object.len()), Some(1), "{error}");
+        error["error"].as_str().expect("a text").to_owned()
+    }
+}
+
+/// models/imagenet's pre-processing, run natively.
+pub fn imagenet_preprocess() -> classify::Preprocess {
+    classify::Preprocess {
+        channels: 3,
+        height: 224,
+        width: 224,
+        crop: 0.875,
+        mean: 127.0,
+        std: 128.0,
+        invert: classify::Invert::Never,
+    }
+}
