@@ -37,7 +37,8 @@ bench-http: guests build
 
 # After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
 reference: models guests
-	cargo test $(CARGO_FLAGS) --test wisp -- --exact photos::write_the_cat_s_tensor --ignored
+	mkdir -p target/reference
+	cargo run --release --locked -p wisp-guest-classify --example photo_tensor -- tests/fixtures/photos/cat.jpg target/reference/cat-tensor.f32
 	target/python/bin/python -m pip install --quiet pillow==13.0.0 onnxruntime==1.32.0
 	target/python/bin/python tests/fixtures/make_reference.py
 

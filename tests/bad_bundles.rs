@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::support::{Server, fixture, guest, hostile_bundle, scratch};
+use crate::support::{Server, add_request, fixture, guest, hostile_bundle, scratch};
 
 /// The smallest core module and the smallest component.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -89,7 +89,7 @@ fn each_fails_with_its_reason_and_the_rest_serves() {
     bundle(folder, "works", "[graphs]\nmodel = \"model.onnx\"\n", &[("model.onnx", &onnx)]);
 
     let server = Server::start(&[folder.to_owned(), PathBuf::from("/nowhere/at-all.onnx")]);
-    let inputs = json!({"inputs": ["a", "b"].map(|name| json!({"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}))});
+    let inputs = add_request();
     assert_eq!(server.infer("works", &inputs).floats("sum"), [2.0, 4.0, 6.0, 8.0]);
 
     let place = folder.to_str().expect("UTF-8");

@@ -43,8 +43,8 @@ fn only(rooms: &[&str], words: &[&str]) {
 fn each_library_has_its_room() {
     only(&["api/"], &["axum", "hyper"]);
     only(&["api/", "cache.rs"], &["serde_json"]);
-    only(&["sandbox/", "nn/wasi.rs", "lib.rs"], &["wasmtime"]);
-    only(&["nn/"], &["tract_"]);
+    only(&["sandbox/", "nn/wasi.rs", "telemetry.rs"], &["wasmtime"]);
+    only(&["nn/", "telemetry.rs"], &["tract_"]);
     only(&["config.rs"], &["env::var"]);
     only(&["bundle.rs", "cache.rs", "config.rs", "cli.rs", "sandbox/pool.rs"], &["fs::"]);
     only(&["sandbox/", "nn/", "repository.rs"], &["unsafe "]);

@@ -129,7 +129,14 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
             tracing::info!("stopping: requests in flight finish");
         };
         api::serve(listener, router, shutdown).await;
-        tracing::info!(live_sandboxes = engine.live_sandboxes(), "stopped");
+        // A compute that outlived its request ends at its next node.
+        let drained = async {
+            while engine.live_sandboxes() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let late = tokio::time::timeout(Duration::from_secs(5), drained).await.is_err();
+        tracing::info!(late, live_sandboxes = engine.live_sandboxes(), "stopped");
         Ok(exit)
     })
 }

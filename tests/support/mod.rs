@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use ureq::Agent;
 
 /// The repository's root.
@@ -67,7 +67,7 @@ pub fn hostile_bundle(folder: &Path, name: &str, more: &str) -> PathBuf {
 pub struct Server {
     child: Child,
     pub url: String,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<String>>,
     agent: Agent,
 }
@@ -108,6 +108,7 @@ impl Server {
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(60)))
             .build();
+        let lines = Mutex::new(lines);
         let mut server = Self { child, url: String::new(), lines, stderr, agent: agent.into() };
         let first = server.next_line();
         let (_, url) = first
@@ -119,9 +120,11 @@ impl Server {
 
     /// The next line on stdout, waited for.
     pub fn next_line(&self) -> String {
-        self.lines
+        let lines = self.lines.lock().expect("no holder panics");
+        let line = lines
             .recv_timeout(Duration::from_secs(60))
-            .unwrap_or_else(|_| panic!("no line came; the log:\n{}", self.log()))
+            .unwrap_or_else(|_| panic!("no line came; the log:\n{}", self.log()));
+        line
     }
 
     pub fn log(&self) -> String {
@@ -259,4 +262,11 @@ pub fn imagenet_preprocess() -> classify::Preprocess {
         std: 128.0,
         invert: classify::Invert::Never,
     }
+}
+
+/// A good request for the model `add`: twice 1, 2, 3, 4.
+pub fn add_request() -> Value {
+    let input =
+        |name| json!({"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]});
+    json!({"inputs": [input("a"), input("b")]})
 }

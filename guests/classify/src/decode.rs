@@ -78,6 +78,12 @@ fn jpeg(encoded: &[u8], min_side: u32) -> Result<(DynamicImage, Orientation), St
 
 fn other(encoded: &[u8], format: ImageFormat) -> Result<(DynamicImage, Orientation), String> {
     let damaged = |error: image::ImageError| format!("damaged {format:?}: {error}");
+    // The library stops at a large PNG by itself, but says only "memory limit exceeded".
+    if let (ImageFormat::Png, Some(&[b'I', b'H', b'D', b'R', w0, w1, w2, w3, h0, h1, h2, h3])) =
+        (format, encoded.get(12..24).and_then(<[u8]>::as_array))
+    {
+        check_size(u32::from_be_bytes([w0, w1, w2, w3]), u32::from_be_bytes([h0, h1, h2, h3]))?;
+    }
     let reader = ImageReader::with_format(Cursor::new(encoded), format);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();

@@ -15,6 +15,28 @@ impl TensorSpec {
     }
 }
 
+impl Datatype {
+    /// The protocol's name, as `FP32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Datatype::Bool => "BOOL",
+            Datatype::Uint8 => "UINT8",
+            Datatype::Uint16 => "UINT16",
+            Datatype::Uint32 => "UINT32",
+            Datatype::Uint64 => "UINT64",
+            Datatype::Int8 => "INT8",
+            Datatype::Int16 => "INT16",
+            Datatype::Int32 => "INT32",
+            Datatype::Int64 => "INT64",
+            Datatype::Fp16 => "FP16",
+            Datatype::Bf16 => "BF16",
+            Datatype::Fp32 => "FP32",
+            Datatype::Fp64 => "FP64",
+            Datatype::Bytes => "BYTES",
+        }
+    }
+}
+
 impl Tensor {
     /// A float tensor; `values` is row-major and as long as `shape` says.
     pub fn fp32(name: impl Into<String>, shape: &[u64], values: &[f32]) -> Self {
@@ -85,8 +107,10 @@ impl Tensor {
             return Ok(());
         }
         Err(Error::Internal(format!(
-            "tensor `{}` is {:?}, the guest reads it as {datatype:?}",
-            self.name, self.datatype
+            "tensor `{}` is {}, the guest reads it as {}",
+            self.name,
+            self.datatype.name(),
+            datatype.name()
         )))
     }
 }
@@ -141,9 +165,17 @@ impl Request {
         match self.parameters.iter().find(|(given, _)| given == name) {
             None => Ok(default),
             Some((_, Parameter::Integer(value))) if *value > 0 => Ok(*value as usize),
-            Some((_, other)) => Err(Error::InvalidInput(format!(
-                "parameter `{name}`: expected a positive integer, got {other:?}"
-            ))),
+            Some((_, other)) => {
+                let came = match other {
+                    Parameter::Boolean(value) => value.to_string(),
+                    Parameter::Integer(value) => value.to_string(),
+                    Parameter::Number(value) => value.to_string(),
+                    Parameter::Text(value) => format!("{value:?}"),
+                };
+                Err(Error::InvalidInput(format!(
+                    "parameter `{name}`: expected a positive integer, got {came}"
+                )))
+            }
         }
     }
 }

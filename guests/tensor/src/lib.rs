@@ -18,8 +18,9 @@ impl Model for Passthrough {
         for spec in contract.inputs.iter().chain(&contract.outputs) {
             if to_nn(spec.datatype).is_none() {
                 return Err(format!(
-                    "tensor `{}` is {:?}, which wasi-nn cannot carry",
-                    spec.name, spec.datatype
+                    "tensor `{}` is {}, which wasi-nn cannot carry",
+                    spec.name,
+                    spec.datatype.name()
                 ));
             }
         }
@@ -45,8 +46,9 @@ fn to_value(tensor: &Tensor) -> Result<Value, Error> {
     let too_large =
         || Error::InvalidInput(format!("input `{}`: a dimension is over 2^32 - 1", tensor.name));
     let shape: Result<Vec<u32>, _> = tensor.shape.iter().map(|&size| size.try_into()).collect();
-    let datatype = to_nn(tensor.datatype)
-        .ok_or_else(|| Error::Unsupported(format!("wasi-nn cannot carry {:?}", tensor.datatype)))?;
+    let datatype = to_nn(tensor.datatype).ok_or_else(|| {
+        Error::Unsupported(format!("wasi-nn cannot carry {}", tensor.datatype.name()))
+    })?;
     Ok(Value::new(&shape.map_err(|_| too_large())?, datatype, &tensor.data))
 }
 

@@ -174,7 +174,7 @@ impl Elements<'_> {
                 self.data.extend_from_slice(&(value as f32).to_le_bytes())
             }
             Datatype::Fp64 => self.data.extend_from_slice(&value.to_le_bytes()),
-            _ => return Err(E::custom(format!("expected {}, got {value}", self.datatype))),
+            _ => return Err(E::custom(format!("expected {}, got {value:?}", self.datatype))),
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ wasmtime::component::bindgen!({
     exports: { default: async },
 });
 
-pub(super) use wisp::model::types;
+// Not a bare `wisp`: that is this crate, too.
+pub(super) use self::wisp::model::types;
 
 use super::{Fault, Request, Response};
 use crate::tensor::{Contract, Datatype, Parameter, Tensor, TensorSpec};

@@ -68,8 +68,12 @@ impl Snapshot {
         component: &[u8],
         prepared: &Prepared,
     ) -> Result<Self, PrepareError> {
-        if wasm_kind(component) == Some(WasmKind::Module) {
-            return Err(PrepareError("it is a core Wasm module, expected a component".into()));
+        match wasm_kind(component) {
+            Some(WasmKind::Component) => {}
+            Some(WasmKind::Module) => {
+                return Err(PrepareError("it is a core Wasm module, expected a component".into()));
+            }
+            None => return Err(PrepareError("it is not Wasm, expected a component".into())),
         }
         // This instance runs once: quick to compile beats quick to run, and its extra exports
         // need no pool.

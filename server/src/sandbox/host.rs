@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{HasSelf, Linker, ResourceTable};
-use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
+use wasmtime::{ResourceLimiter, Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{
     HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
 };
+use wasmtime_wasi_nn::Tensor;
 use wasmtime_wasi_nn::wit::{WasiNnCtx, WasiNnView};
 
 use super::Limits;
@@ -90,6 +91,16 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>
     wasmtime_wasi_nn::wit::add_to_linker(&mut linker, |host: &mut Host| {
         WasiNnView::new(&mut host.table, &mut host.nn)
     })?;
+    // wasi-nn bounds neither what a tensor holds nor how much all of them do.
+    linker.allow_shadowing(true);
+    let mut tensors = linker.instance("wasi:nn/tensor@0.2.0-rc-2024-10-28")?;
+    tensors.func_wrap(
+        "[constructor]tensor",
+        |mut store: StoreContextMut<'_, Host>, (dimensions, ty, data)| {
+            Ok((store.data_mut().push_tensor(Tensor { dimensions, ty, data })?,))
+        },
+    )?;
+    linker.allow_shadowing(false);
     bundle::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
     logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
     Ok(linker)
@@ -99,6 +110,20 @@ impl Host {
     /// Whether a memory or table was refused more room.
     pub(super) fn growth_denied(&self) -> bool {
         self.growth_denied
+    }
+
+    /// Takes a tensor from the guest, unless it would hold more in tensors than in memory.
+    fn push_tensor(&mut self, tensor: Tensor) -> wasmtime::Result<Resource<Tensor>> {
+        let held = self.table.iter_mut().filter_map(|entry| entry.downcast_ref::<Tensor>());
+        let held: usize = held.map(|tensor| tensor.data.len()).sum();
+        if held + tensor.data.len() > self.limits.memory_bytes {
+            self.growth_denied = true;
+            wasmtime::bail!(
+                "tensors of more than {} MiB are held at a time",
+                self.limits.memory_bytes >> 20
+            );
+        }
+        Ok(self.table.push(tensor)?)
     }
 
     fn bundle(&self) -> Result<&Arc<dyn BundleView>, String> {

@@ -28,7 +28,7 @@ use host::Host;
 /// What one sandbox may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of linear memory, bytes.
+    /// Of linear memory, bytes; and as much again of tensors that the host holds.
     pub memory_bytes: usize,
     /// Of data that one host call may take from the guest, bytes.
     pub hostcall_bytes: usize,
@@ -73,7 +73,8 @@ pub enum Fault {
     Internal(String),
     /// The guest broke off.
     Trap(String),
-    /// A memory or table grew past its limit, and the guest did not survive that.
+    /// A memory or table, or what it holds in tensors, grew past its limit, and the guest did
+    /// not survive that.
     Memory,
     /// The deadline passed, or the request was cancelled.
     Stopped,
