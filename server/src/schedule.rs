@@ -85,14 +85,13 @@ impl Scheduler {
         let started = Instant::now();
         let waited = started - arrived;
         let mut work: Pin<Box<F>> = Box::pin(work);
-        if gate.is_quick() {
-            if let Ok(_permit) = self.inline.try_acquire() {
-                let first = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
-                if let Poll::Ready(output) = first {
-                    gate.record(started.elapsed());
-                    return Ok((output, waited));
-                }
-            }
+        if gate.is_quick()
+            && let Ok(_permit) = self.inline.try_acquire()
+            && let Poll::Ready(output) =
+                poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
+        {
+            gate.record(started.elapsed());
+            return Ok((output, waited));
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");

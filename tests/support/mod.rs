@@ -121,10 +121,9 @@ impl Server {
     /// The next line on stdout, waited for.
     pub fn next_line(&self) -> String {
         let lines = self.lines.lock().expect("no holder panics");
-        let line = lines
+        lines
             .recv_timeout(Duration::from_secs(60))
-            .unwrap_or_else(|_| panic!("no line came; the log:\n{}", self.log()));
-        line
+            .unwrap_or_else(|_| panic!("no line came; the log:\n{}", self.log()))
     }
 
     pub fn log(&self) -> String {

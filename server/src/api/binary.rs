@@ -66,7 +66,7 @@ fn raw_input(spec: &TensorSpec, body: Vec<u8>) -> Result<Tensor, String> {
             push_bytes_element(&mut data, &body)?;
             (1, data)
         }
-        Some(size) if body.len() % size == 0 => ((body.len() / size) as u64, body),
+        Some(size) if body.len().is_multiple_of(size) => ((body.len() / size) as u64, body),
         Some(size) => {
             return Err(format!(
                 "{} takes {size} bytes an element, got {} bytes",
@@ -80,7 +80,7 @@ fn raw_input(spec: &TensorSpec, body: Vec<u8>) -> Result<Tensor, String> {
     let fixed = fixed.filter(|&fixed| fixed > 0).ok_or_else(expected)?;
     let missing = match free {
         0 if fixed == elements => 1,
-        1 if elements > 0 && elements % fixed == 0 => elements / fixed,
+        1 if elements > 0 && elements.is_multiple_of(fixed) => elements / fixed,
         // One BYTES element has the same shape however many sizes are free.
         _ if spec.datatype == Datatype::Bytes && fixed == 1 => 1,
         _ => return Err(expected()),

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::errors::Failed;
+use super::json_write::Written;
 use super::metadata::ModelPath;
 use super::{Api, binary, body, json_read, json_write};
 use crate::error::Error;
@@ -73,7 +74,7 @@ pub async fn infer_once(
         false => binary::parse_raw(body, &revision.contract, false)?,
     };
     let response = inference.infer(model, revision, request).await?;
-    Ok(json_write::write(model, revision, id, &form, &response)?.0)
+    Ok(json_write::write(model, revision, id, &form, &response)?.json)
 }
 
 fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
@@ -116,23 +117,17 @@ fn answer(
     form: &AnswerForm,
     response: &InferResponse,
 ) -> Result<Response, Error> {
-    let (json, tensors) = json_write::write(model, revision, id, form, response)?;
-    let mut answer = match tensors {
-        None => {
-            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], json).into_response()
-        }
-        Some(tensors) => {
-            let length = HeaderValue::from(json.len());
-            let mut body = json;
-            body.reserve_exact(tensors.iter().map(|tensor| tensor.len()).sum());
-            tensors.iter().for_each(|tensor| body.extend_from_slice(tensor));
-            let mut answer =
-                (StatusCode::OK, [(header::CONTENT_TYPE, "application/octet-stream")], body)
-                    .into_response();
-            answer.headers_mut().insert(JSON_LENGTH, length);
-            answer
-        }
-    };
+    let Written { json, binary } = json_write::write(model, revision, id, form, response)?;
+    let length = HeaderValue::from(json.len());
+    let mut body = json;
+    body.reserve_exact(binary.iter().map(|tensor| tensor.len()).sum());
+    binary.iter().for_each(|tensor| body.extend_from_slice(tensor));
+    let media_type =
+        if binary.is_empty() { "application/json" } else { "application/octet-stream" };
+    let mut answer = (StatusCode::OK, [(header::CONTENT_TYPE, media_type)], body).into_response();
+    if !binary.is_empty() {
+        answer.headers_mut().insert(JSON_LENGTH, length);
+    }
     answer.headers_mut().insert(SERVER_TIMING, server_timing(response));
     Ok(answer)
 }

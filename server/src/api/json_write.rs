@@ -36,7 +36,14 @@ struct BinarySize {
     binary_data_size: usize,
 }
 
-/// Writes a response: its JSON, and the data of its binary outputs if it has any.
+/// A response in its wire form.
+pub(super) struct Written<'a> {
+    pub(super) json: Vec<u8>,
+    /// The data of its binary outputs, in their order.
+    pub(super) binary: Vec<&'a [u8]>,
+}
+
+/// Writes a response.
 ///
 /// # Errors
 /// An output cannot be written as JSON; the text says how to get it.
@@ -46,7 +53,7 @@ pub(super) fn write<'a>(
     id: Option<String>,
     form: &AnswerForm,
     response: &'a InferResponse,
-) -> Result<(Vec<u8>, Option<Vec<&'a [u8]>>), Error> {
+) -> Result<Written<'a>, Error> {
     let mut binary = Vec::new();
     let mut outputs = Vec::with_capacity(response.outputs.len());
     for output in &response.outputs {
@@ -78,7 +85,7 @@ pub(super) fn write<'a>(
     };
     let json = serde_json::to_vec(&body)
         .map_err(|error| Error::Internal(format!("the answer cannot be written: {error}")))?;
-    Ok((json, (!binary.is_empty()).then_some(binary)))
+    Ok(Written { json, binary })
 }
 
 fn check_json(output: &Tensor) -> Result<(), String> {
