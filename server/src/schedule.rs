@@ -11,9 +11,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 /// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
 /// and a health check may wait this long: both are lost beside it.
@@ -86,7 +86,7 @@ impl Scheduler {
         let waited = started - arrived;
         let mut work: Pin<Box<F>> = Box::pin(work);
         if gate.is_quick()
-            && let Ok(_permit) = self.inline.try_acquire()
+            && let Some(_permit) = self.inline_permit().await
             && let Poll::Ready(output) =
                 poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
         {
@@ -108,6 +108,17 @@ impl Scheduler {
             Ok(Err(_)) => Err(Refused::Panicked),
             Err(_) => Err(Refused::Deadline),
         }
+    }
+}
+
+impl Scheduler {
+    /// The right to run here and now. The others who have it are quick, so it comes soon; where
+    /// it does not (one of them turned out long), the request goes the long way.
+    async fn inline_permit(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(permit) = self.inline.try_acquire() {
+            return Some(permit);
+        }
+        timeout(QUICK, self.inline.acquire()).await.ok()?.ok()
     }
 }
 

@@ -144,8 +144,10 @@ fn server_timing(response: &InferResponse) -> HeaderValue {
     ];
     for (name, duration) in phases {
         let separator = if text.is_empty() { "" } else { ", " };
-        let written = write!(text, "{separator}{name};dur={:.3}", duration.as_secs_f64() * 1e3);
-        written.expect("writing to a String cannot fail");
+        // Integers: a float's formatting would cost as much as the rest of the answer.
+        let (ms, us) = (duration.as_millis(), duration.subsec_micros() % 1000);
+        write!(text, "{separator}{name};dur={ms}.{us:03}")
+            .expect("writing to a String cannot fail");
     }
     HeaderValue::try_from(text).expect("names and numbers are ASCII")
 }
