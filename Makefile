@@ -4,7 +4,7 @@
 CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
-.PHONY: demo test guests models build check lint bench bench-http reference deny
+.PHONY: demo test guests models build check lint bench bench-http bench-start reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -32,8 +32,11 @@ lint:
 bench: models guests
 	cargo bench $(CARGO_FLAGS) --bench wisp
 
+bench-start: models guests build
+	@python3 benches/start.py
+
 bench-http: guests build
-	@python3 benches/http.py
+	@python3 benches/throughput.py
 
 # After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
 reference: models guests

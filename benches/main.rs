@@ -1,4 +1,4 @@
-//! What a request pays at each layer, without HTTP (benches/http.py has that): `make bench`.
+//! What a request pays at each layer, without HTTP (benches/throughput.py has that): `make bench`.
 //!
 //! Each benchmark runs on one thread, as a request does. CPU time is what these figures are
 //! about; on a quiet machine wall time is that.
