@@ -221,6 +221,20 @@ fn pictures(criterion: &mut Criterion) {
             b.iter(|| black_box(native.tensor(&photo).expect("a tensor")))
         });
     }
+    // After a graph has run: its kernels must not leave the processor in a state that slows the
+    // next guest.
+    let labels = read("models/imagenet/labels.txt");
+    let labels = str::from_utf8(&labels).expect("text");
+    let imagenet =
+        bench.guest("classify", &[("model", "models/imagenet/efficientnet-lite0.onnx")], labels);
+    let photo = read("tests/fixtures/photos/cat.jpg");
+    group.sample_size(20);
+    group.bench_function("cat.jpg: in a sandbox, EfficientNet between", |b| {
+        b.iter_custom(|runs| {
+            let request = || bytes_request("image", &photo, &[]);
+            bench.sum(&imagenet, runs, request, |timings| timings.guest)
+        });
+    });
     group.finish();
 }
 
