@@ -15,8 +15,9 @@ test: models guests lint
 # Components are rebuilt only when a guest has changed: cargo decides.
 guests:
 	@guests/build.sh
-	@cp -u target/guests/classify.wasm models/imagenet/guest.wasm
-	@cp -u target/guests/classify.wasm models/digits/guest.wasm
+	@for model in imagenet digits; do \
+	  cmp -s target/guests/classify.wasm models/$$model/guest.wasm || \
+	  cp target/guests/classify.wasm models/$$model/guest.wasm; done
 
 models:
 	@python3 models/fetch.py

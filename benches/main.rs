@@ -43,7 +43,8 @@ impl Bench {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let engine =
-            Engine::new(PoolOptions { slots: 16, max_memory_bytes: 256 << 20 }).expect("an engine");
+            Engine::new(PoolOptions { slots: 16, max_memory_bytes: 256 << 20, page_scan: true })
+                .expect("an engine");
         eprintln!("sandboxes: {:?}", engine.pool());
         Self { runtime, engine }
     }

@@ -38,6 +38,9 @@ fn unknown_things() {
     insta::assert_snapshot!(server.infer("nope", &json!({"inputs": []})).error(404, "unknown-model"), @"unknown model `nope`");
     insta::assert_snapshot!(server.get("/v2/models/nope").error(404, "unknown-model"), @"unknown model `nope`");
     insta::assert_snapshot!(server.get("/v2/models/add/versions/7").error(404, "unknown-version"), @"model `add` has no version `7`, it has 1");
+    insta::assert_snapshot!(server.get("/v2/models/%ff").error(400, "invalid-input"), @"Invalid URL: Invalid UTF-8 in `model`");
+    let gzip = [("content-encoding", "gzip")];
+    insta::assert_snapshot!(server.post("/v2/models/add/infer", &gzip, b"x").error(400, "invalid-input"), @"content encoding `gzip`: expected a body that is not compressed");
     insta::assert_snapshot!(server.get("/v2/nope").error(404, "unknown-path"), @"nothing is served at `/v2/nope`");
     insta::assert_snapshot!(server.get("/v2/models/add/infer").error(405, "wrong-method"), @"method GET is not allowed at `/v2/models/add/infer`");
     insta::assert_snapshot!(server.post("/v2", &[], b"").error(405, "wrong-method"), @"method POST is not allowed at `/v2`");
@@ -122,7 +125,7 @@ fn wrong_binary() {
     };
     insta::assert_snapshot!(sized(json!(17), &[0; 16]), @"input `a`: `binary_data_size`: expected at most the 16 bytes left in the body, got 17");
     insta::assert_snapshot!(sized(json!(-1), &[0; 16]), @"input `a`: `binary_data_size`: expected at most the 16 bytes left in the body, got -1");
-    insta::assert_snapshot!(sized(json!(u64::MAX), &[0; 16]), @"input `a`: `binary_data_size`: expected at most the 16 bytes left in the body, got 18446744073709551615");
+    insta::assert_snapshot!(sized(json!(i64::MAX), &[0; 16]), @"input `a`: `binary_data_size`: expected at most the 16 bytes left in the body, got 9223372036854775807");
     insta::assert_snapshot!(sized(json!(12), &[0; 16]), @"4 bytes follow the last binary input");
     insta::assert_snapshot!(sized(json!(12), &[0; 12]), @"input `a`: shape [1, 4] of FP32 asks for 16 bytes, got 12");
     insta::assert_snapshot!(post("0", b"1234"), @"a raw body needs a model of one input, this has 2: send JSON with content type application/json, or binary tensors with Inference-Header-Content-Length");
@@ -196,11 +199,7 @@ fn a_body_over_the_limit() {
     let _ = (0..17).try_for_each(|_| stream.write_all(&chunk));
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
-    assert!(
-        answer.is_empty() || answer.starts_with(b"HTTP/1.1 413 "),
-        "{}",
-        String::from_utf8_lossy(&answer)
-    );
+    assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));
     assert_eq!(server.get("/v2/health/live").status, 200);
 }
 

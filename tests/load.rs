@@ -36,7 +36,7 @@ fn a_thousand_requests_sixteen_in_flight() {
         }
     });
     let (ended_well, log) = server.stop();
-    assert!(ended_well && log.contains("live_sandboxes=0"), "{log}");
+    assert!(ended_well && log.contains("late=false live_sandboxes=0"), "{log}");
     assert!(!log.contains("panic") && !log.contains("WARN"), "{log}");
 }
 

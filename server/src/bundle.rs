@@ -129,7 +129,7 @@ impl Source {
         if found.is_empty() {
             return Err(BundleError::NotABundle(path.to_owned()));
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.sort_by(|a, b| (&a.name, &a.path).cmp(&(&b.name, &b.path)));
         Ok(found)
     }
 

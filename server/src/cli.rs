@@ -72,16 +72,12 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let (_, matches) = matches.subcommand().context("a command is required")?;
     match command {
-        Command::Serve(args) => {
-            serve(Config::new(args.settings, matches, args.config.as_deref())?, &args.paths)
+        Command::Serve(ServeArgs { paths, config, settings }) => {
+            serve(Config::new(settings, matches, config.as_deref(), "info")?, &paths)
         }
-        Command::Infer(args) => {
-            let mut config = Config::new(args.settings, matches, args.config.as_deref())?;
-            if config.log == "info" {
-                // stderr is for what goes wrong: the answer is on stdout.
-                config.log = "warn".to_owned();
-            }
-            infer(&config, &args.path, &args.file)
+        // The answer is on stdout, and stderr is for what goes wrong.
+        Command::Infer(InferArgs { path, file, config, settings }) => {
+            infer(&Config::new(settings, matches, config.as_deref(), "warn")?, &path, &file)
         }
     }
 }
@@ -99,6 +95,8 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
         say(&format!(
@@ -108,6 +106,10 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
         ));
 
         let engine = options.engine.clone();
+        // The thread that waits for the network may be the one that runs a request inline: then
+        // nobody waits for it any more. Anything to do wakes another thread, which takes over.
+        let http = tokio::runtime::Handle::current();
+        engine.on_tick(move || drop(http.spawn(async {})));
         let loader = inference.clone();
         thread::Builder::new()
             .name("wisp-load".into())
@@ -117,8 +119,6 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
             ApiOptions { body_limit: config.body_limit, body_timeout: config.body_timeout };
         let router = Api::new(inference.clone(), limits).router();
         let unsafe_now = watch_isolation(engine.clone());
-        let mut terminated = signal(SignalKind::terminate())?;
-        let mut interrupted = signal(SignalKind::interrupt())?;
         let mut exit = ExitCode::SUCCESS;
         let shutdown = async {
             tokio::select! {
@@ -128,7 +128,8 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
             }
             tracing::info!("stopping: requests in flight finish");
         };
-        api::serve(listener, router, shutdown).await;
+        let drain = config.body_timeout + config.deadline;
+        api::serve(listener, router, shutdown, drain).await;
         // A compute that outlived its request ends at its next node.
         let drained = async {
             while engine.live_sandboxes() > 0 {
@@ -141,8 +142,8 @@ fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Completes when sandboxes can no longer be reset safely: swap was turned on, and this
-/// process's memory cannot be locked. A restart takes the safe way; serving on does not.
+/// Completes when sandboxes can no longer be reset safely: swap was turned on. A restart takes
+/// the safe way; serving on does not.
 async fn watch_isolation(engine: Arc<Engine>) {
     while engine.is_isolation_intact() {
         tokio::time::sleep(Duration::from_secs(5)).await;

@@ -35,10 +35,14 @@ pub struct RawSettings {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, env = "WISP_THREADS", value_name = "N")]
     threads: Option<usize>,
-    /// Sandboxes that may live at a time [default: 16 for each thread]
+    /// Sandboxes that may live at a time [default: 32 for each thread]
     #[arg(long, env = "WISP_SANDBOXES", value_name = "N")]
     sandboxes: Option<usize>,
-    /// Requests of one model that may run at a time [default: 4 for each thread]
+    /// Whether sandboxes are reset by scanning for written pages, where that is safe
+    /// [default: true]; false unmaps them, which takes twice as long
+    #[arg(long, env = "WISP_PAGE_SCAN", value_name = "BOOL")]
+    page_scan: Option<bool>,
+    /// Requests of one model that may run at a time [default: 2 for each thread]
     #[arg(long, env = "WISP_CONCURRENCY", value_name = "N")]
     concurrency: Option<usize>,
     /// Requests of one model that may wait; more are refused [default: 256]
@@ -73,6 +77,7 @@ pub struct Config {
     pub memory_bytes: usize,
     pub threads: usize,
     pub sandboxes: usize,
+    pub page_scan: bool,
     pub concurrency: usize,
     pub queue: usize,
     /// `None`: nothing is kept.
@@ -85,6 +90,7 @@ pub struct Config {
 
 impl Config {
     /// Puts flags, environment (both in `flags`, told apart by `matches`) and file together.
+    /// `default_log` is the one default that depends on the command.
     ///
     /// # Errors
     /// The file cannot be read or has unknown keys, or a value is out of range.
@@ -92,6 +98,7 @@ impl Config {
         flags: RawSettings,
         matches: &ArgMatches,
         file: Option<&Path>,
+        default_log: &str,
     ) -> anyhow::Result<Self> {
         let file = match file {
             Some(path) => read_file(path)?,
@@ -122,11 +129,12 @@ impl Config {
         let deadline_ms = pick!(deadline_ms, "deadline-ms", 10_000);
         let memory_mib = pick!(memory_mib, "memory-mib", 256);
         let threads = pick!(threads, "threads", cores);
-        let sandboxes = pick!(sandboxes, "sandboxes", threads.saturating_mul(16));
-        let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(4));
+        let sandboxes = pick!(sandboxes, "sandboxes", threads.saturating_mul(32));
+        let page_scan = pick!(page_scan, "page-scan", true);
+        let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
         let cache = pick!(cache, "cache", default_cache());
-        let log = pick!(log, "log", "info".to_owned());
+        let log = pick!(log, "log", default_log.to_owned());
         let log_format = pick!(log_format, "log-format", LogFormat::Text);
 
         check("body-limit-mib", body_limit_mib, 1, 4095)?;
@@ -145,6 +153,7 @@ impl Config {
             memory_bytes: memory_mib << 20,
             threads,
             sandboxes,
+            page_scan,
             concurrency,
             queue,
             cache: (cache != Path::new("none")).then_some(cache),

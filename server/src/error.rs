@@ -43,9 +43,24 @@ pub enum Error {
     /// The graph could not be run.
     #[error("the graph of model `{model}` failed: {reason}")]
     Compute { model: String, reason: String },
+    /// What it would take is all in use: bodies, or the instances that sandboxes are made of.
+    #[error("no room for now: {0}")]
+    NoRoom(String),
     /// The server's own fault.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// A text from a guest or a client, fit for a log line: control characters are escaped.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_debug()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 impl Error {
@@ -67,6 +82,7 @@ impl Error {
             Error::GuestMemory { .. } => "guest-memory",
             Error::GuestFailed { .. } => "guest-failed",
             Error::Compute { .. } => "compute",
+            Error::NoRoom(_) => "no-room",
             Error::Internal(_) => "internal",
         }
     }

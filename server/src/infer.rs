@@ -201,6 +201,9 @@ fn explain(model: &Model, revision: &Revision, fault: Fault, failure: Option<Fai
         (Fault::Memory, _) => {
             Error::GuestMemory { model, limit_mib: revision.guest.limits().memory_bytes >> 20 }
         }
+        (Fault::NoRoom, _) => {
+            Error::NoRoom("all instances of the sandbox pool are in use".to_owned())
+        }
         (Fault::Trap(reason), _) => Error::GuestTrap { model, reason },
     }
 }

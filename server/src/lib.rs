@@ -19,6 +19,7 @@ pub mod tensor;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -29,6 +30,10 @@ use repository::{LoadOptions, Repository};
 use sandbox::{Engine, Limits, PoolOptions};
 use schedule::Scheduler;
 
+/// How long a request waits for a model that still loads. Longer than a request may take: to
+/// compile a large guest takes seconds on a small machine, and happens once.
+const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Sets up engine, threads and repository for the bundles at `paths`; none is loaded yet.
 ///
 /// # Errors
@@ -37,6 +42,7 @@ pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inferen
     let pool = PoolOptions {
         slots: u32::try_from(config.sandboxes).context("setting sandboxes")?,
         max_memory_bytes: config.memory_bytes,
+        page_scan: config.page_scan,
     };
     let engine = Engine::new(pool)
         .map_err(|error| anyhow::anyhow!("the Wasm engine cannot start: {error:#}"))?;
@@ -46,7 +52,7 @@ pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inferen
         pagemap_scan = report.pagemap_scan,
         "sandboxes are reset by {}",
         if report.pagemap_scan {
-            "scanning for dirty pages (nothing can be swapped out here)"
+            "scanning for written pages (nothing can be swapped out here)"
         } else {
             "unmapping their pages"
         }
@@ -70,6 +76,6 @@ pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inferen
     };
     let scheduler =
         Scheduler::new(config.threads, config.sandboxes).context("threads cannot be started")?;
-    let inference = Inference { repository: Repository::find(paths), scheduler };
+    let inference = Inference { repository: Repository::find(paths, LOADING_PATIENCE), scheduler };
     Ok((Arc::new(inference), options))
 }

@@ -31,6 +31,8 @@ pub struct Revision {
 pub struct Model {
     pub name: String,
     path: PathBuf,
+    /// How long a caller waits for it to load.
+    patience: Duration,
     outcome: SetOnce<Result<Arc<Revision>, String>>,
 }
 
@@ -62,13 +64,15 @@ pub struct LoadOptions {
 pub struct Repository {
     models: HashMap<String, Arc<Model>>,
     order: Vec<Arc<Model>>,
+    patience: Duration,
 }
 
 impl Repository {
     /// Finds the bundles at `paths`. Nothing is loaded yet: see [`Repository::load`]. A path
-    /// without a bundle, and a name that is taken, become models that have failed.
-    pub fn find(paths: &[PathBuf]) -> Self {
-        let mut repository = Self { models: HashMap::new(), order: Vec::new() };
+    /// without a bundle, and a name that is taken, become models that have failed. Callers wait
+    /// `patience` for a model that still loads.
+    pub fn find(paths: &[PathBuf], patience: Duration) -> Self {
+        let mut repository = Self { models: HashMap::new(), order: Vec::new(), patience };
         for path in paths {
             match Source::find(path) {
                 Ok(sources) => sources.into_iter().for_each(|source| repository.add(source)),
@@ -81,14 +85,14 @@ impl Repository {
     fn add(&mut self, source: Source) {
         if let Some(taken) = self.models.get(&source.name) {
             let reason = format!("the name is taken by the bundle at {}", taken.path.display());
-            let model = Model::new(&source);
+            let model = Model::new(&source, self.patience);
             model.settle(Err(reason));
             // Listed, so that the operator sees it, and never served.
             self.order.push(Arc::new(model));
             return;
         }
         let reason = check_name(&source.name).err();
-        let model = Arc::new(Model::new(&source));
+        let model = Arc::new(Model::new(&source, self.patience));
         if let Some(reason) = reason {
             model.settle(Err(reason));
         }
@@ -97,7 +101,7 @@ impl Repository {
     }
 
     fn add_failed(&mut self, source: Source, reason: String) {
-        let model = Arc::new(Model::new(&source));
+        let model = Arc::new(Model::new(&source, self.patience));
         model.settle(Err(reason));
         self.models.entry(source.name).or_insert_with(|| model.clone());
         self.order.push(model);
@@ -146,8 +150,13 @@ impl Repository {
 }
 
 impl Model {
-    fn new(source: &Source) -> Self {
-        Self { name: source.name.clone(), path: source.path.clone(), outcome: SetOnce::new() }
+    fn new(source: &Source, patience: Duration) -> Self {
+        Self {
+            name: source.name.clone(),
+            path: source.path.clone(),
+            patience,
+            outcome: SetOnce::new(),
+        }
     }
 
     fn settle(&self, outcome: Result<Arc<Revision>, String>) {
@@ -166,11 +175,16 @@ impl Model {
     /// The revision that serves `version` (any, where none is given), once it is loaded.
     ///
     /// # Errors
-    /// It failed to load, or is of another version.
+    /// It failed to load or takes too long to, or is of another version.
     pub async fn revision(&self, version: Option<&str>) -> Result<&Arc<Revision>, Error> {
         let outcome = match self.outcome.get() {
             Some(outcome) => outcome,
-            None => self.outcome.wait().await,
+            None => {
+                tokio::time::timeout(self.patience, self.outcome.wait()).await.map_err(|_| {
+                    let reason = "it is still loading".to_owned();
+                    Error::NotReady { model: self.name.clone(), reason }
+                })?
+            }
         };
         let revision = outcome.as_ref().map_err(|reason| Error::NotReady {
             model: self.name.clone(),
@@ -216,6 +230,9 @@ fn load(model: &Model, options: &LoadOptions) -> Result<Arc<Revision>, String> {
         }
         limits.memory_bytes = memory_mib << 20;
     }
+    if bundle.limits.deadline_ms == Some(0) {
+        return Err("limits.deadline_ms is 0, expected 1 or more".to_owned());
+    }
     let (guest, contract) = load_guest(model, &bundle, &graphs, limits, options)?;
     let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
     Ok(Arc::new(Revision {
@@ -243,7 +260,7 @@ fn load_guest(
         graphs: graphs.clone(),
         bundle: Arc::new(bundle.files.clone()),
     };
-    let key = cache_key(bundle, graphs, limits, &options.engine);
+    let key = cache_key(bundle, limits, &options.engine);
     let cached = options.cache.as_ref().and_then(|cache| cache.get(&key));
     let (code, contract) = match cached {
         Some(Entry { compiled, contract }) => (Code::File(compiled), contract),
@@ -263,27 +280,18 @@ fn load_guest(
     Ok((guest.map_err(|error| format!("guest: {error}"))?, contract))
 }
 
-fn cache_key(bundle: &Bundle, graphs: &Arc<Graphs>, limits: Limits, engine: &Engine) -> CacheKey {
+/// Everything the snapshot may depend on: `prepare` can read assets and settings, and run the
+/// graphs.
+fn cache_key(bundle: &Bundle, limits: Limits, engine: &Engine) -> CacheKey {
+    let counts = [bundle.graphs.len(), bundle.files.assets.len()].map(usize::to_le_bytes).concat();
     let engine = engine.compatibility_hash().to_le_bytes();
     let settings = format!("{:?}", bundle.files.settings);
-    let described = bundle
-        .graphs
-        .keys()
-        .map(|name| format!("{name} {:?}", graphs.get(name).map(|graph| graph.contract())));
-    let described: Vec<String> = described.collect();
     let memory = limits.memory_bytes.to_le_bytes();
-    let parts: [&[u8]; 5] = [
-        env!("CARGO_PKG_VERSION").as_bytes(),
-        &engine,
-        &memory,
-        settings.as_bytes(),
-        &bundle.component,
-    ];
-    let assets =
-        bundle.files.assets.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes.as_slice()]);
-    CacheKey::of(
-        parts.into_iter().chain(described.iter().map(|text| text.as_bytes())).chain(assets),
-    )
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    let parts = [version, &engine, &memory, &counts, settings.as_bytes(), &bundle.component];
+    let files = bundle.graphs.iter().chain(&bundle.files.assets);
+    let files = files.flat_map(|(name, bytes)| [name.as_bytes(), bytes.as_slice()]);
+    CacheKey::of(parts.into_iter().chain(files))
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {

@@ -4,10 +4,12 @@
 //! graph holds up neither health nor another model's quick request. Which is which is measured.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -82,31 +84,73 @@ impl Scheduler {
         let arrived = Instant::now();
         let turn = gate.enter(deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
-        let started = Instant::now();
-        let waited = started - arrived;
-        let mut work: Pin<Box<F>> = Box::pin(work);
+        let mut work = Timed::new(work, gate.clone());
         if gate.is_quick()
             && let Some(_permit) = self.inline_permit().await
             && let Poll::Ready(output) =
-                poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
+                poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await
         {
-            gate.record(started.elapsed());
-            return Ok((output, waited));
+            return finished(output, arrived);
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");
-        let gate = gate.clone();
         let task = long.spawn(async move {
             let output = work.await;
-            gate.record(started.elapsed());
             drop((turn, slot));
             output
         });
         let _abort = AbortOnDrop(task.abort_handle());
         match timeout_at(deadline.into(), task).await {
-            Ok(Ok(output)) => Ok((output, waited)),
+            Ok(Ok(output)) => finished(output, arrived),
             Ok(Err(_)) => Err(Refused::Panicked),
             Err(_) => Err(Refused::Deadline),
+        }
+    }
+}
+
+fn finished<T>(
+    (output, began): (thread::Result<T>, Instant),
+    arrived: Instant,
+) -> Result<(T, Duration), Refused> {
+    let output = output.map_err(|_| Refused::Panicked)?;
+    Ok((output, began - arrived))
+}
+
+/// Work that measures the time it is polled for, whoever polls it, and tells its gate when it
+/// ends or is given up. A panic becomes its output. It also says when it was first polled.
+struct Timed<F> {
+    work: Pin<Box<F>>,
+    gate: Arc<Gate>,
+    began: Option<Instant>,
+    spent: Duration,
+}
+
+impl<F: Future> Timed<F> {
+    fn new(work: F, gate: Arc<Gate>) -> Self {
+        Self { work: Box::pin(work), gate, began: None, spent: Duration::ZERO }
+    }
+}
+
+impl<F: Future> Future for Timed<F> {
+    type Output = (thread::Result<F::Output>, Instant);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let started = Instant::now();
+        let began = *self.began.get_or_insert(started);
+        let polled = catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(context)));
+        self.spent += started.elapsed();
+        match polled {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(output)) => Poll::Ready((Ok(output), began)),
+            Err(panic) => Poll::Ready((Err(panic), began)),
+        }
+    }
+}
+
+impl<F> Drop for Timed<F> {
+    fn drop(&mut self) {
+        if self.began.is_some() {
+            self.gate.record(self.spent);
         }
     }
 }

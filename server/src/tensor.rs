@@ -192,6 +192,17 @@ pub enum Parameter {
     Text(String),
 }
 
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Parameter::Boolean(value) => value.fmt(f),
+            Parameter::Integer(value) => value.fmt(f),
+            Parameter::Number(value) => value.fmt(f),
+            Parameter::Text(value) => write!(f, "{value:?}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -69,6 +69,7 @@ pub struct Server {
     pub url: String,
     lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
     agent: Agent,
 }
 
@@ -91,7 +92,7 @@ impl Server {
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut log = BufReader::new(child.stderr.take().expect("piped"));
         let kept = stderr.clone();
-        thread::spawn(move || {
+        let log_reader = thread::spawn(move || {
             let mut line = String::new();
             while log.read_line(&mut line).is_ok_and(|read| read > 0) {
                 kept.lock().expect("no holder panics").push_str(&line);
@@ -109,7 +110,14 @@ impl Server {
             .timeout_global(Some(Duration::from_secs(60)))
             .build();
         let lines = Mutex::new(lines);
-        let mut server = Self { child, url: String::new(), lines, stderr, agent: agent.into() };
+        let mut server = Self {
+            child,
+            url: String::new(),
+            lines,
+            stderr,
+            log_reader: Some(log_reader),
+            agent: agent.into(),
+        };
         let first = server.next_line();
         let (_, url) = first
             .split_once("listening on ")
@@ -164,6 +172,8 @@ impl Server {
     pub fn stop(mut self) -> (bool, String) {
         self.terminate();
         let status = self.child.wait().expect("wisp ends");
+        // What it wrote last may still be on its way.
+        self.log_reader.take().map(JoinHandle::join);
         // `timeout` passes its child's status on.
         (status.success(), self.log())
     }

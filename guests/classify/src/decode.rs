@@ -5,12 +5,16 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
-use jpeg_decoder::PixelFormat;
+use image::{ColorType, DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use jpeg_decoder::{CodingProcess, PixelFormat};
 
-/// Larger pictures are refused before any pixel is decoded (40 megapixels: a full-frame
-/// camera's). The guest's memory limit would stop them too, but with a poorer message.
+/// Pictures of more pixels are refused before any is decoded (40 megapixels: a full-frame
+/// camera's).
 pub const MAX_PIXELS: u64 = 40_000_000;
+
+/// What decoding may take, bytes. The guest's memory limit would stop it too, but as a fault of
+/// the server's, which it is not.
+pub const MAX_DECODED_BYTES: u64 = 64 << 20;
 
 /// Decoded pixels, either RGB or grey, turned the right way up.
 pub struct Picture(pub DynamicImage);
@@ -46,6 +50,17 @@ fn jpeg(encoded: &[u8], min_side: u32) -> Result<(DynamicImage, Orientation), St
     let ratio = f64::from(min_side) / f64::from(width.min(height));
     let wanted = |side: u32| (f64::from(side) * ratio).ceil().min(f64::from(u16::MAX)) as u16;
     let (width, height) = decoder.scale(wanted(width), wanted(height)).map_err(damaged)?;
+    let channels = info.pixel_format.pixel_bytes() as u64;
+    let decoded = u64::from(width) * u64::from(height) * channels;
+    // A progressive picture comes in passes over all its coefficients, two bytes each, before
+    // it can be scaled.
+    let coefficients = match info.coding_process {
+        CodingProcess::DctProgressive => {
+            u64::from(info.width) * u64::from(info.height) * channels * 2
+        }
+        CodingProcess::DctSequential | CodingProcess::Lossless => 0,
+    };
+    check_memory(decoded + coefficients)?;
     let pixels = decoder.decode().map_err(damaged)?;
     let orientation = decoder.exif_data().and_then(Orientation::from_exif_chunk);
 
@@ -88,6 +103,12 @@ fn other(encoded: &[u8], format: ImageFormat) -> Result<(DynamicImage, Orientati
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
+    // Its own pixels, and a copy as RGB where they are not that already.
+    let copy = match decoder.color_type() {
+        ColorType::L8 | ColorType::Rgb8 => 0,
+        _ => u64::from(width) * u64::from(height) * 3,
+    };
+    check_memory(decoder.total_bytes() + copy)?;
     let orientation = decoder.orientation().map_err(damaged)?;
     let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     let image = match image {
@@ -106,6 +127,14 @@ fn check_size(width: u32, height: u32) -> Result<(), String> {
             "the image is {width} × {height} pixels, expected at most {} million",
             MAX_PIXELS / 1_000_000
         ));
+    }
+    Ok(())
+}
+
+fn check_memory(bytes: u64) -> Result<(), String> {
+    if bytes > MAX_DECODED_BYTES {
+        let (needed, most) = (bytes >> 20, MAX_DECODED_BYTES >> 20);
+        return Err(format!("the image takes {needed} MiB to decode, expected at most {most}"));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ mod decode;
 mod preprocess;
 mod rank;
 
-pub use decode::{MAX_PIXELS, Picture, decode};
+pub use decode::{MAX_DECODED_BYTES, MAX_PIXELS, Picture, decode};
 pub use preprocess::{Invert, Preprocess};
 pub use rank::{softmax, top_k};
 

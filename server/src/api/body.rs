@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ApiOptions;
 use crate::error::Error;
@@ -12,59 +13,104 @@ use crate::error::Error;
 /// Trusted for one allocation ahead of the bytes: a client that lies gains no more than this.
 const ALLOCATE_AHEAD: usize = 1 << 20;
 
-/// What is still read of a body that is too large, so that the client, which sends before it
-/// listens, comes to hear why: an early close would reset its connection.
+/// Of a body that nobody wants, what is read and thrown away at most.
 const DISCARD: usize = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A whole body, and its share of the room for all bodies, given back when it goes.
+pub(super) struct Collected<'a> {
+    pub(super) bytes: Vec<u8>,
+    pub(super) _room: Option<SemaphorePermit<'a>>,
+}
+
+/// The room for all bodies that are held at a time, in KiB: beside them their tensors are held,
+/// and no limit on one body bounds how many come at once.
+pub(super) struct Room(Semaphore);
+
+impl Room {
+    /// Room for eight bodies of the limit's size.
+    pub(super) fn new(options: ApiOptions) -> Self {
+        Self(Semaphore::new((options.body_limit * 8).div_ceil(1024).min(Semaphore::MAX_PERMITS)))
+    }
+}
 
 /// Collects the whole body.
 ///
 /// # Errors
-/// It is over the limit, takes too long, or breaks off.
-pub(super) async fn read(
+/// It is over the limit, takes too long, or breaks off; or there is no room for now.
+pub(super) async fn read<'a>(
     headers: &HeaderMap,
     mut body: Body,
     options: ApiOptions,
-) -> Result<Vec<u8>, Error> {
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
-        .unwrap_or(0);
-    let read = async {
-        if announced > options.body_limit {
-            return Err(Error::TooLarge { limit: options.body_limit });
-        }
-        collect(&mut body, announced.min(ALLOCATE_AHEAD), options.body_limit).await
-    };
-    let late = |_| Error::BodyLost(format!("it took longer than {:?}", options.body_timeout));
-    let read = tokio::time::timeout(options.body_timeout, read).await.map_err(late)?;
-    // A client that asks first is told before it sends.
-    if matches!(read, Err(Error::TooLarge { .. })) && !headers.contains_key(header::EXPECT) {
-        // Whether it listens in the end is its own affair.
-        let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard(&mut body)).await;
+    room: &'a Room,
+) -> Result<Collected<'a>, Error> {
+    let announced = announced(headers);
+    if announced > options.body_limit {
+        discard(headers, body).await;
+        return Err(Error::TooLarge { limit: options.body_limit });
     }
-    read
+    let collect = collect(&mut body, announced.min(ALLOCATE_AHEAD), options.body_limit, room);
+    let late = |_| Error::BodyLost(format!("it took longer than {:?}", options.body_timeout));
+    let collected = tokio::time::timeout(options.body_timeout, collect).await.map_err(late)?;
+    if matches!(collected, Err(Error::TooLarge { .. } | Error::NoRoom(_))) {
+        drain(&mut body).await;
+    }
+    collected
 }
 
-async fn collect(body: &mut Body, capacity: usize, limit: usize) -> Result<Vec<u8>, Error> {
+/// Reads on for a while and throws away what comes, for a request that is refused before its
+/// body: a client sends before it listens, and an early close would reset its connection before
+/// it hears why.
+pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
+    // A client that asks first is told before it sends.
+    if !headers.contains_key(header::EXPECT) {
+        drain(&mut body).await;
+    }
+}
+
+fn announced(headers: &HeaderMap) -> usize {
+    let length = headers.get(header::CONTENT_LENGTH);
+    length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+async fn collect<'a>(
+    body: &mut Body,
+    capacity: usize,
+    limit: usize,
+    room: &'a Room,
+) -> Result<Collected<'a>, Error> {
     let mut bytes = Vec::with_capacity(capacity);
+    let mut held: Option<SemaphorePermit<'a>> = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::BodyLost(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(Error::TooLarge { limit });
         }
+        let permit = u32::try_from(data.len().div_ceil(1024)).ok();
+        let permit = permit.and_then(|permits| room.0.try_acquire_many(permits).ok());
+        let Some(permit) = permit else {
+            return Err(Error::NoRoom("too many large bodies are held at a time".to_owned()));
+        };
+        match &mut held {
+            Some(held) => held.merge(permit),
+            None => held = Some(permit),
+        }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes)
+    Ok(Collected { bytes, _room: held })
 }
 
-async fn discard(body: &mut Body) {
-    let mut discarded = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        discarded += frame.data_ref().map_or(0, |data| data.len());
-        if discarded > DISCARD {
-            return;
+async fn drain(body: &mut Body) {
+    let read = async {
+        let mut discarded = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            discarded += frame.data_ref().map_or(0, |data| data.len());
+            if discarded > DISCARD {
+                return;
+            }
         }
-    }
+    };
+    // Whether the client listens in the end is its own affair.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
 }

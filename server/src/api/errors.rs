@@ -4,7 +4,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::error::Error;
+use crate::error::{Error, one_line};
 
 /// The error's kind, for clients that act on more than the status.
 const KIND: HeaderName = HeaderName::from_static("wisp-error");
@@ -28,7 +28,9 @@ fn status(error: &Error) -> StatusCode {
         Error::BodyLost(_) => StatusCode::REQUEST_TIMEOUT,
         Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
-        Error::NotReady { .. } | Error::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        Error::NotReady { .. } | Error::Overloaded { .. } | Error::NoRoom(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
         Error::GuestTrap { .. }
         | Error::GuestMemory { .. }
@@ -44,14 +46,14 @@ impl IntoResponse for Failed {
         let (status, kind) = (status(&error), error.kind());
         // The client's own mistakes are the client's to see; the log is for the operator's.
         if status.is_server_error() {
-            tracing::warn!(kind, status = status.as_u16(), "{error}");
+            tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
         }
         // Not axum's Json: its error path answers in plain text, and the type must be exact.
         let body = json!({ "error": error.to_string() }).to_string();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         response.headers_mut().insert(KIND, HeaderValue::from_static(kind));
-        if matches!(error, Error::Overloaded { .. }) {
+        if matches!(error, Error::Overloaded { .. } | Error::NoRoom(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -45,15 +45,25 @@ impl AnswerForm {
 
 pub(super) async fn infer(
     State(api): State<Api>,
-    Path(path): Path<ModelPath>,
+    path: ModelPath,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
     let inference = api.inference();
-    let model = inference.repository.model(path.model()?)?;
-    let body = body::read(&headers, body, api.options()).await?;
-    let revision = model.revision(path.version()).await?;
-    let Parsed { request, id, form } = parse(&headers, body, revision)?;
+    let known = async {
+        let model = inference.repository.model(path.model()?)?;
+        Ok((model, model.revision(path.version()).await?))
+    };
+    let (model, revision) = match known.await {
+        Ok(known) => known,
+        Err(error) => {
+            body::discard(&headers, body).await;
+            return Err(Failed(error));
+        }
+    };
+    let body::Collected { bytes, _room } =
+        body::read(&headers, body, api.options(), api.bodies()).await?;
+    let Parsed { request, id, form } = parse(&headers, bytes, revision)?;
     let response = inference.infer(model, revision, request).await?;
     Ok(answer(model, revision, id, &form, &response)?)
 }
@@ -79,6 +89,14 @@ pub async fn infer_once(
 
 fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
     let contract = &revision.contract;
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes());
+        return Err(Error::InvalidInput(format!(
+            "content encoding `{encoding}`: expected a body that is not compressed"
+        )));
+    }
     if let Some(length) = headers.get(&JSON_LENGTH) {
         let length = binary::json_length(length.as_bytes(), body.len())?;
         return match length {

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Number;
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
 
 use super::infer::{AnswerForm, Parsed};
 use crate::error::Error;
@@ -19,10 +19,10 @@ struct RequestBody<'a> {
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
     #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Parameters,
     #[serde(borrow)]
     inputs: Vec<InputBody<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "null_is_default")]
     outputs: Vec<OutputBody<'a>>,
 }
 
@@ -35,7 +35,7 @@ struct InputBody<'a> {
     /// Not integers yet, so that a wrong one can be named.
     shape: Vec<Number>,
     #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Parameters,
     /// Read once the datatype is known, wherever that stands.
     #[serde(borrow)]
     data: Option<&'a RawValue>,
@@ -46,7 +46,7 @@ struct OutputBody<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
     #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Parameters,
 }
 
 /// Reads a request whose binary inputs, if any, lie in `tensors`, one after the other.
@@ -80,11 +80,7 @@ pub(super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed, Error> {
     }
     form.binary_by_default =
         flag(&body.parameters, "binary_data_output").map_err(invalid)?.unwrap_or(false);
-    let parameters = body
-        .parameters
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, read_parameter(value)?)));
-    let request = InferRequest { inputs, outputs, parameters: parameters.collect() };
+    let request = InferRequest { inputs, outputs, parameters: body.parameters.0 };
     Ok(Parsed { request, id: body.id.map(Cow::into_owned), form })
 }
 
@@ -98,10 +94,16 @@ fn read_input(input: InputBody<'_>, tensors: &mut &[u8]) -> Result<Tensor, Strin
             return Err("it has neither `data` nor `parameters.binary_data_size`".to_owned());
         }
         (Some(size), None) => {
-            let length = size.as_u64().and_then(|size| usize::try_from(size).ok());
+            let length = match size {
+                Parameter::Integer(size) => usize::try_from(*size).ok(),
+                _ => None,
+            };
             let split = length.and_then(|length| tensors.split_at_checked(length));
             let (data, rest) = split.ok_or_else(|| {
-                format!("`binary_data_size`: expected at most the {} bytes left in the body, got {size}", tensors.len())
+                format!(
+                    "`binary_data_size`: expected at most the {} bytes left in the body, got {size}",
+                    tensors.len()
+                )
             })?;
             *tensors = rest;
             data.to_vec()
@@ -233,22 +235,114 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 }
 
-fn flag(parameters: &Map<String, Value>, name: &str) -> Result<Option<bool>, String> {
+fn flag(parameters: &Parameters, name: &str) -> Result<Option<bool>, String> {
     match parameters.get(name) {
         None => Ok(None),
-        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(Parameter::Boolean(value)) => Ok(Some(*value)),
         Some(other) => Err(format!("parameter `{name}`: expected true or false, got {other}")),
     }
 }
 
-fn read_parameter(value: Value) -> Option<Parameter> {
-    Some(match value {
-        Value::Bool(value) => Parameter::Boolean(value),
-        Value::String(value) => Parameter::Text(value),
-        Value::Number(number) => match number.as_i64() {
-            Some(value) => Parameter::Integer(value),
-            None => Parameter::Number(number.as_f64()?),
-        },
-        Value::Null | Value::Array(_) | Value::Object(_) => return None,
-    })
+/// Parameters are strings, numbers and booleans; anything else is skipped as it is read, so
+/// that it takes no memory.
+#[derive(Default)]
+struct Parameters(Vec<(String, Parameter)>);
+
+impl Parameters {
+    fn get(&self, name: &str) -> Option<&Parameter> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Parameters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ParametersVisitor)
+    }
+}
+
+struct ParametersVisitor;
+
+impl<'de> Visitor<'de> for ParametersVisitor {
+    type Value = Parameters;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of parameters")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Parameters, E> {
+        Ok(Parameters::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parameters, A::Error> {
+        let mut parameters = Parameters::default();
+        while let Some(name) = map.next_key()? {
+            if let Some(value) = map.next_value_seed(Scalar)? {
+                parameters.0.push((name, value));
+            }
+        }
+        Ok(parameters)
+    }
+}
+
+/// A string, number or boolean; `None` for what is none of them.
+struct Scalar;
+
+impl<'de> DeserializeSeed<'de> for Scalar {
+    type Value = Option<Parameter>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Scalar {
+    type Value = Option<Parameter>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a parameter")
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Some(Parameter::Boolean(value)))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(Some(Parameter::Integer(value)))
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+        let integer = i64::try_from(value).map(Parameter::Integer);
+        Ok(Some(integer.unwrap_or(Parameter::Number(value as f64))))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(Some(Parameter::Number(value)))
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(Some(Parameter::Text(value.to_owned())))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+/// Some clients send `null` for what they leave out.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

@@ -14,11 +14,13 @@ use tokio::net::TcpListener;
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long requests in flight may take once the server is told to stop.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Serves until `shutdown` completes, then lets the requests in flight finish.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+/// Serves until `shutdown` completes, then gives the requests in flight `drain` to finish.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+    drain: Duration,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let service = TowerToHyperService::new(router);
@@ -50,7 +52,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight after {DRAIN_TIMEOUT:?}, they are dropped");
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in flight after {drain:?}, they are dropped");
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -89,10 +90,7 @@ impl<'a> From<&'a TensorSpec> for SpecMetadata<'a> {
     }
 }
 
-pub(super) async fn model(
-    State(api): State<Api>,
-    Path(path): Path<ModelPath>,
-) -> Result<Response, Failed> {
+pub(super) async fn model(State(api): State<Api>, path: ModelPath) -> Result<Response, Failed> {
     let model = api.inference().repository.model(path.model()?)?;
     let revision = model.revision(path.version()).await?;
     let metadata = ModelMetadata {
@@ -114,7 +112,7 @@ struct ModelReady<'a> {
 /// Says so at once while the model is loading; a failed one answers with its reason.
 pub(super) async fn model_ready(
     State(api): State<Api>,
-    Path(path): Path<ModelPath>,
+    path: ModelPath,
 ) -> Result<Response, Failed> {
     let model = api.inference().repository.model(path.model()?)?;
     let ready = ModelReady { name: &model.name, ready: model.state() == repository::State::Ready };
@@ -125,9 +123,19 @@ pub(super) async fn model_ready(
     Ok(json(StatusCode::OK, &ready).into_response())
 }
 
-/// `{model}` and, in half of the routes, `{version}`.
-#[derive(serde::Deserialize)]
+/// `{model}` and, in half of the routes, `{version}`, percent-decoded.
 pub(super) struct ModelPath(HashMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        // axum's own rejection would be plain text.
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(names)| Self(names))
+            .map_err(|rejection| Failed(Error::InvalidInput(rejection.body_text())))
+    }
+}
 
 impl ModelPath {
     pub(super) fn model(&self) -> Result<&str, Error> {

@@ -32,6 +32,7 @@ pub struct Api(Arc<Shared>);
 struct Shared {
     inference: Arc<Inference>,
     options: ApiOptions,
+    bodies: body::Room,
 }
 
 /// Bounds on what clients send.
@@ -45,7 +46,8 @@ pub struct ApiOptions {
 
 impl Api {
     pub fn new(inference: Arc<Inference>, options: ApiOptions) -> Self {
-        Self(Arc::new(Shared { inference, options }))
+        let bodies = body::Room::new(options);
+        Self(Arc::new(Shared { inference, options, bodies }))
     }
 
     fn inference(&self) -> &Inference {
@@ -54,6 +56,10 @@ impl Api {
 
     fn options(&self) -> ApiOptions {
         self.0.options
+    }
+
+    fn bodies(&self) -> &body::Room {
+        &self.0.bodies
     }
 
     /// All routes.

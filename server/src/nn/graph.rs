@@ -69,6 +69,7 @@ impl Graph {
             let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
             run_plan(&plan, inputs, run)
         }));
+        clear_upper_registers();
         guarded.unwrap_or_else(|_| Err(Failure::Failed("the engine panicked".into())))
     }
 }
@@ -84,7 +85,6 @@ fn run_plan(plan: &Plan, inputs: TVec<TValue>, run: &Run) -> Result<TVec<TValue>
         }
         eval(context, op_state, node, inputs)
     });
-    clear_upper_registers();
     match outputs {
         Ok(outputs) => Ok(outputs),
         Err(_) if stopped => Err(Failure::Stopped),

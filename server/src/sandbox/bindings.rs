@@ -112,9 +112,20 @@ impl From<types::Response> for Response {
 impl From<types::Error> for Fault {
     fn from(error: types::Error) -> Self {
         match error {
-            types::Error::InvalidInput(text) => Fault::InvalidInput(text),
-            types::Error::Unsupported(text) => Fault::Unsupported(text),
-            types::Error::Internal(text) => Fault::Internal(text),
+            types::Error::InvalidInput(text) => Fault::InvalidInput(cut(text)),
+            types::Error::Unsupported(text) => Fault::Unsupported(cut(text)),
+            types::Error::Internal(text) => Fault::Internal(cut(text)),
         }
     }
+}
+
+/// Longer error texts of a guest are cut: they go to the client and to the log.
+const MAX_ERROR_BYTES: usize = 4 << 10;
+
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
+        text.push('…');
+    }
+    text
 }

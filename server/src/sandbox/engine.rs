@@ -1,7 +1,7 @@
 //! The wasmtime engine, its one linker, and the clock that interrupts guests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -42,15 +42,21 @@ impl Engine {
         self.report
     }
 
+    /// Has `call` run at each tick while sandboxes live; the first caller's stays.
+    pub fn on_tick(&self, call: impl Fn() + Send + Sync + 'static) {
+        // A second caller would be a mistake of ours, and harmless.
+        let _ = self.clock.on_tick.set(Box::new(call));
+    }
+
     /// Sandboxes alive now.
     pub fn live_sandboxes(&self) -> usize {
         self.clock.live.load(Ordering::Relaxed)
     }
 
     /// Whether resetting slots by a scan is (still) safe. Swap that is turned on while the
-    /// server runs makes it unsafe, unless memory can be locked then.
+    /// server runs makes it unsafe.
     pub fn is_isolation_intact(&self) -> bool {
-        !self.report.pagemap_scan || pool::nothing_can_be_swapped()
+        !self.report.pagemap_scan || !pool::has_swap()
     }
 
     /// What compiled code depends on besides the component: wasmtime's version, settings and
@@ -76,6 +82,7 @@ pub(super) fn config(opt_level: OptLevel) -> Config {
         .async_stack_size(2 << 20)
         .wasm_threads(false)
         .wasm_memory64(false)
+        .wasm_multi_memory(false)
         .wasm_tail_call(false)
         .wasm_relaxed_simd(false)
         .wasm_gc(false)
@@ -90,7 +97,8 @@ pub(super) fn config(opt_level: OptLevel) -> Config {
 pub(super) struct Clock {
     live: AtomicUsize,
     asleep: AtomicBool,
-    thread: std::sync::OnceLock<thread::Thread>,
+    on_tick: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    thread: OnceLock<thread::Thread>,
 }
 
 impl Clock {
@@ -98,7 +106,8 @@ impl Clock {
         let clock = Arc::new(Self {
             live: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
-            thread: std::sync::OnceLock::new(),
+            on_tick: OnceLock::new(),
+            thread: OnceLock::new(),
         });
         let weak = Arc::downgrade(&clock);
         let handle = thread::Builder::new().name("wisp-clock".into()).spawn(move || {
@@ -117,6 +126,9 @@ impl Clock {
                     }
                     idle = 0;
                     continue;
+                }
+                if let Some(call) = clock.on_tick.get() {
+                    call();
                 }
                 drop(clock);
                 thread::sleep(TICK);

@@ -103,18 +103,19 @@ impl Snapshot {
         BindingsPre::new(pre)
             .map_err(|error| refuse("not of the world wisp:model/model", &error))?;
 
+        let late = || PrepareError(format!("`prepare` took longer than {PREPARE_DEADLINE:?}"));
         let mut wizer = Wizer::new();
         wizer.init_func(PREPARE).keep_init_func(true);
         let snapshot = wizer.run_component(&mut store, component, async |store, component| {
             linker.instantiate_async(store, component).await
         });
-        let (component, returned) = match snapshot.await {
+        // A guest that waits (for a clock of WASI) is not running, and no epoch ends it.
+        let Ok(snapshot) = tokio::time::timeout(PREPARE_DEADLINE, snapshot).await else {
+            return Err(late());
+        };
+        let (component, returned) = match snapshot {
             Ok(snapshot) => snapshot,
-            Err(_) if run.is_over() => {
-                return Err(PrepareError(format!(
-                    "`prepare` took longer than {PREPARE_DEADLINE:?}"
-                )));
-            }
+            Err(_) if run.is_over() => return Err(late()),
             Err(_) if store.data().growth_denied() => {
                 return Err(PrepareError(format!(
                     "`prepare` needs more than {} MiB of memory",

@@ -29,9 +29,16 @@ pub trait BundleView: Send + Sync {
     fn setting(&self, name: &str) -> Option<String>;
 }
 
+/// SpiderMonkey's table has 7,702.
+const MAX_TABLE_ELEMENTS: usize = 20_000;
+
 /// The state of one store.
 pub(super) struct Host {
     limits: Limits,
+    /// Of all linear memories together, bytes.
+    memory_bytes: usize,
+    /// Of all tables together.
+    table_elements: usize,
     growth_denied: bool,
     table: ResourceTable,
     nn: WasiNnCtx,
@@ -61,6 +68,8 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
     table.set_max_capacity(limits.handles);
     let host = Host {
         limits,
+        memory_bytes: 0,
+        table_elements: 0,
         growth_denied: false,
         table,
         nn: graphs.context(run),
@@ -76,9 +85,13 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
     store.set_max_component_handles(limits.handles);
     store.set_epoch_deadline(1);
     let run = run.clone();
-    store.epoch_deadline_callback(move |_| match run.is_over() {
-        true => Ok(UpdateDeadline::Interrupt),
-        false => Ok(UpdateDeadline::Yield(1)),
+    store.epoch_deadline_callback(move |mut store| {
+        if run.is_over() {
+            return Ok(UpdateDeadline::Interrupt);
+        }
+        // What graphs give back comes without a call that could refuse it: it is counted here.
+        store.data_mut().check_tensors(0)?;
+        Ok(UpdateDeadline::Yield(1))
     });
     store
 }
@@ -114,16 +127,19 @@ impl Host {
 
     /// Takes a tensor from the guest, unless it would hold more in tensors than in memory.
     fn push_tensor(&mut self, tensor: Tensor) -> wasmtime::Result<Resource<Tensor>> {
+        self.check_tensors(tensor.data.len())?;
+        Ok(self.table.push(tensor)?)
+    }
+
+    /// Fails where all tensors held and `more` bytes are over the limit.
+    fn check_tensors(&mut self, more: usize) -> wasmtime::Result<()> {
         let held = self.table.iter_mut().filter_map(|entry| entry.downcast_ref::<Tensor>());
         let held: usize = held.map(|tensor| tensor.data.len()).sum();
-        if held + tensor.data.len() > self.limits.memory_bytes {
+        if held.saturating_add(more) > self.limits.memory_bytes {
             self.growth_denied = true;
-            wasmtime::bail!(
-                "tensors of more than {} MiB are held at a time",
-                self.limits.memory_bytes >> 20
-            );
+            wasmtime::bail!("tensors of more than {} MiB are held", self.limits.memory_bytes >> 20);
         }
-        Ok(self.table.push(tensor)?)
+        Ok(())
     }
 
     fn bundle(&self) -> Result<&Arc<dyn BundleView>, String> {
@@ -134,11 +150,15 @@ impl Host {
 impl ResourceLimiter for Host {
     fn memory_growing(
         &mut self,
-        _: usize,
+        current: usize,
         desired: usize,
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let allowed = desired <= self.limits.memory_bytes;
+        let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        let allowed = total <= self.limits.memory_bytes;
+        if allowed {
+            self.memory_bytes = total;
+        }
         self.growth_denied |= !allowed;
         Ok(allowed)
     }
@@ -150,11 +170,15 @@ impl ResourceLimiter for Host {
 
     fn table_growing(
         &mut self,
-        _: usize,
+        current: usize,
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let allowed = desired <= maximum.unwrap_or(usize::MAX).min(10_000);
+        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        let allowed = total <= MAX_TABLE_ELEMENTS && desired <= maximum.unwrap_or(usize::MAX);
+        if allowed {
+            self.table_elements = total;
+        }
         self.growth_denied |= !allowed;
         Ok(allowed)
     }
@@ -198,7 +222,15 @@ impl types::Host for Host {}
 
 impl logging::Host for Host {
     fn log(&mut self, level: logging::Level, context: String, message: String) {
-        self.output.write(&format!("{level:?} {context}").to_lowercase(), message.as_bytes());
+        let level = match level {
+            logging::Level::Trace => "trace",
+            logging::Level::Debug => "debug",
+            logging::Level::Info => "info",
+            logging::Level::Warn => "warn",
+            logging::Level::Error => "error",
+            logging::Level::Critical => "critical",
+        };
+        self.output.log(level, context.as_bytes(), message.as_bytes());
     }
 }
 

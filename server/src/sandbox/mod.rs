@@ -19,7 +19,7 @@ pub use pool::{PoolOptions, PoolReport};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::Store;
+use wasmtime::{PoolConcurrencyLimitError, Store};
 
 use crate::nn::Run;
 use crate::tensor::{Parameter, Tensor};
@@ -78,6 +78,8 @@ pub enum Fault {
     Memory,
     /// The deadline passed, or the request was cancelled.
     Stopped,
+    /// The pool has no instance left: a guest of many core modules takes several slots.
+    NoRoom,
 }
 
 /// Where the time went.
@@ -151,6 +153,9 @@ impl Sandbox {
         }
         if self.store.data().growth_denied() {
             return Fault::Memory;
+        }
+        if error.is::<PoolConcurrencyLimitError>() {
+            return Fault::NoRoom;
         }
         Fault::Trap(guest::root_cause(error))
     }

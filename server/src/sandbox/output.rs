@@ -8,6 +8,8 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::error::one_line;
+
 /// One request's share of the log.
 #[derive(Clone)]
 pub(super) struct Output(Arc<Inner>);
@@ -22,6 +24,17 @@ impl Output {
         Self(Arc::new(Inner { model, left: AtomicUsize::new(limit) }))
     }
 
+    /// Logs a line of wasi:logging; its context counts like its message.
+    pub(super) fn log(&self, level: &str, context: &[u8], message: &[u8]) {
+        // One byte over, so that `write` sees that something is cut.
+        let most = self.0.left.load(Ordering::Relaxed) + 1;
+        let cut = |text: &[u8]| text[..text.len().min(most)].to_vec();
+        match context {
+            b"" => self.write(level, message),
+            _ => self.write(level, &[cut(context), b": ".to_vec(), cut(message)].concat()),
+        }
+    }
+
     /// Logs `text`, or what of it the limit leaves; control characters are escaped, so that a
     /// guest cannot forge lines.
     pub(super) fn write(&self, stream: &str, text: &[u8]) {
@@ -33,10 +46,7 @@ impl Output {
         self.0.left.store(left - kept.len(), Ordering::Relaxed);
         let model = &*self.0.model;
         for line in String::from_utf8_lossy(kept).lines() {
-            let line: String = line
-                .chars()
-                .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
-                .collect();
+            let line = one_line(line);
             tracing::info!(target: "wisp::guest", model, stream, "{line}");
         }
         if kept.len() < text.len() {

@@ -12,6 +12,8 @@ pub struct PoolOptions {
     pub slots: u32,
     /// The largest linear memory any guest may have, bytes.
     pub max_memory_bytes: usize,
+    /// Whether slots may be reset by a scan for written pages, where that is safe.
+    pub page_scan: bool,
 }
 
 /// What the pool turned out to be, for the log.
@@ -39,21 +41,21 @@ pub(super) fn engine(
     options: PoolOptions,
 ) -> wasmtime::Result<(Engine, PoolReport)> {
     let pagemap_scan =
-        PoolingAllocationConfig::is_pagemap_scan_available() && nothing_can_be_swapped();
+        options.page_scan && PoolingAllocationConfig::is_pagemap_scan_available() && !has_swap();
     let report = PoolReport { pooled: true, pagemap_scan };
 
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(options.slots)
-        .total_core_instances(options.slots.saturating_mul(4))
+        .total_core_instances(options.slots.saturating_mul(8))
         .total_memories(options.slots.saturating_mul(2))
-        .total_tables(options.slots.saturating_mul(4))
+        .total_tables(options.slots.saturating_mul(8))
         .total_stacks(options.slots)
         .max_core_instances_per_component(64)
         .max_memories_per_component(8)
         .max_tables_per_component(64)
         .max_memory_size(options.max_memory_bytes)
         .table_elements(10_000)
-        .max_unused_warm_slots(options.slots)
+        .max_unused_warm_slots(options.slots.div_ceil(4))
         .linear_memory_keep_resident(if pagemap_scan {
             KEEP_RESIDENT
         } else {
@@ -78,20 +80,11 @@ pub(super) fn engine(
     Ok((Engine::new(&config)?, PoolReport { pooled: false, pagemap_scan: false }))
 }
 
-/// wasmtime 48's scan does not see pages that were written and then swapped out: it would
-/// leave them for the next request to read. So: only where there is no swap, or where this
-/// process's memory is locked.
-pub(super) fn nothing_can_be_swapped() -> bool {
-    if !has_swap() {
-        return true;
-    }
-    use rustix::mm::{MlockAllFlags, mlockall};
-    // On fault: what is never touched takes no memory.
-    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).is_ok()
-}
-
-/// Whether any swap is on; unknown counts as yes.
-fn has_swap() -> bool {
+/// Whether any swap is on; unknown counts as yes. wasmtime 48's scan does not see pages that
+/// were written and then swapped out: it would leave them for the next request to read. Locking
+/// memory would not do: under a finite RLIMIT_MEMLOCK it makes every later mapping fail, and
+/// what was swapped out before stays there.
+pub(super) fn has_swap() -> bool {
     // The first line is a heading.
     fs::read_to_string("/proc/swaps").map_or(true, |swaps| swaps.lines().count() > 1)
 }

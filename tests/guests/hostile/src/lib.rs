@@ -1,6 +1,9 @@
 //! A guest that misbehaves on request: its input `do` names what to do, its setting `prepare`
 //! what to do before that.
 
+#[cfg(target_arch = "wasm32")]
+mod wasi;
+
 use std::hint::black_box;
 
 use wisp_guest::{
@@ -59,6 +62,10 @@ impl Model for Hostile {
                 (0..10_000).for_each(|line| wisp_guest::log(&format!("line {line}\nFORGED line")))
             }
             "tensors" => spray(),
+            #[cfg(target_arch = "wasm32")]
+            "wasi-environment" | "wasi-folders" | "wasi-print" => {
+                return Ok(Response::from([Tensor::bytes("did", &[wasi::run(&order)])]));
+            }
             "read-asset" => {
                 return Err(Error::Internal(read_asset("labels.txt").err().unwrap_or_default()));
             }
