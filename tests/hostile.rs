@@ -104,7 +104,7 @@ fn nothing_of_one_request_is_seen_by_the_next() {
     let folder = scratch();
     let bundle = hostile_bundle(folder.path(), "hostile", "[limits]\nmemory_mib = 64\n");
     for page_scan in ["true", "false"] {
-        let server = Server::start_with(&[bundle.clone()], &["--page-scan", page_scan]);
+        let server = Server::start_with(std::slice::from_ref(&bundle), &["--page-scan", page_scan]);
         for _ in 0..20 {
             assert_eq!(order(&server, "write").strings("did"), ["write"]);
             assert_eq!(order(&server, "scan").strings("did"), ["0"]);
