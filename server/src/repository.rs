@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::SetOnce;
@@ -14,6 +16,9 @@ use crate::nn::{Graph, Graphs};
 use crate::sandbox::{Code, Engine, Guest, Limits, Prepared, Snapshot};
 use crate::schedule::Gate;
 use crate::tensor::Contract;
+
+/// How long one model may take to load.
+const LOADING_DEADLINE: Duration = Duration::from_secs(180);
 
 /// A bundle, ready to answer.
 pub struct Revision {
@@ -115,10 +120,7 @@ impl Repository {
                 continue;
             }
             let started = Instant::now();
-            // A model that the engine cannot stomach must not take the others along.
-            let loaded =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load(model, options)));
-            let outcome = loaded.unwrap_or_else(|_| Err("loading panicked".to_owned()));
+            let outcome = load_on_thread(model, options);
             let elapsed_ms = started.elapsed().as_millis() as u64;
             match &outcome {
                 Ok(_) => tracing::info!(model = model.name, elapsed_ms, "model is ready"),
@@ -210,6 +212,26 @@ fn check_name(name: &str) -> Result<(), String> {
     match !name.is_empty() && name.chars().all(is_plain) {
         true => Ok(()),
         false => Err(format!("the name {name:?} may have letters, digits, `-`, `_` and `.` only")),
+    }
+}
+
+/// A model that the engine cannot stomach must not take the others along: a panic, or a graph
+/// that is optimised for ever, fails this one only. (Its thread cannot be ended, and is left.)
+fn load_on_thread(model: &Arc<Model>, options: &LoadOptions) -> Result<Arc<Revision>, String> {
+    let (send, loaded) = mpsc::channel();
+    let (the_model, options) = (model.clone(), options.clone());
+    let thread = thread::Builder::new().name("wisp-load-one".into()).spawn(move || {
+        let outcome = load(&the_model, &options);
+        // Nobody listens any more where it came too late.
+        let _ = send.send(outcome);
+    });
+    thread.map_err(|error| format!("no thread to load it on: {error}"))?;
+    match loaded.recv_timeout(LOADING_DEADLINE) {
+        Ok(outcome) => outcome,
+        Err(RecvTimeoutError::Timeout) => {
+            Err(format!("loading took longer than {LOADING_DEADLINE:?}"))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err("loading panicked".to_owned()),
     }
 }
 
