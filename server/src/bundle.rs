@@ -215,15 +215,25 @@ fn read_manifest(folder: &Path) -> Result<Manifest, BundleError> {
 /// The path of a bundle's file, which must lie inside its folder.
 fn inside(folder: &Path, relative: &Path) -> Result<PathBuf, String> {
     let is_plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    match relative.components().all(is_plain) {
-        true => Ok(folder.join(relative)),
-        false => {
-            Err(format!("`{}`: expected a path inside the bundle's folder", relative.display()))
-        }
+    let outside =
+        || format!("`{}`: expected a path inside the bundle's folder", relative.display());
+    if !relative.components().all(is_plain) {
+        return Err(outside());
+    }
+    let path = folder.join(relative);
+    // A link may lead out; what is not there is told when it is read.
+    match (fs::canonicalize(folder), fs::canonicalize(&path)) {
+        (Ok(folder), Ok(real)) if !real.starts_with(&folder) => Err(outside()),
+        _ => Ok(path),
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
+    // A pipe or a device would never end.
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file");
+        return Err(BundleError::File { path: path.to_owned(), error });
+    }
     fs::read(path).map_err(|error| BundleError::File { path: path.to_owned(), error })
 }
 

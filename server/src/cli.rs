@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Api, ApiOptions};
 use crate::config::{Config, RawSettings};
+use crate::error::one_line;
 use crate::repository::{LoadOptions, Repository, State};
 use crate::sandbox::Engine;
 use crate::{set_up, telemetry};
@@ -160,7 +161,8 @@ fn load(repository: &Repository, options: &LoadOptions) {
 
 /// A line of models, versions and states, as `READY` or `FAILED  reason`.
 fn table(repository: &Repository) -> String {
-    let width = repository.models().iter().map(|model| model.name.len()).max().unwrap_or(0).max(5);
+    let width =
+        repository.models().iter().map(|model| model.name.len()).max().unwrap_or(0).clamp(5, 64);
     let mut table = format!("{:width$}  STATE\n", "MODEL");
     for model in repository.models() {
         let state = match model.state() {
@@ -168,7 +170,7 @@ fn table(repository: &Repository) -> String {
             State::Ready => "READY".to_owned(),
             State::Failed(reason) => format!("FAILED  {reason}"),
         };
-        table.push_str(&format!("{:width$}  {state}\n", model.name));
+        table.push_str(&format!("{:width$}  {state}\n", one_line(&model.name)));
     }
     table
 }
@@ -203,6 +205,7 @@ fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result<ExitCode> 
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(api::infer_once(&inference, model, input, is_json))?;
-    say(&String::from_utf8(answer)?);
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&answer).and_then(|()| writeln!(stdout)).context("stdout")?;
     Ok(ExitCode::SUCCESS)
 }

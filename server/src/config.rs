@@ -129,7 +129,7 @@ impl Config {
         let deadline_ms = pick!(deadline_ms, "deadline-ms", 10_000);
         let memory_mib = pick!(memory_mib, "memory-mib", 256);
         let threads = pick!(threads, "threads", cores);
-        let sandboxes = pick!(sandboxes, "sandboxes", threads.saturating_mul(32));
+        let sandboxes = pick!(sandboxes, "sandboxes", threads.saturating_mul(32).min(10_000));
         let page_scan = pick!(page_scan, "page-scan", true);
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);

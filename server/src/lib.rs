@@ -63,7 +63,8 @@ pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inferen
     });
     let limits = Limits {
         memory_bytes: config.memory_bytes,
-        hostcall_bytes: config.body_limit.max(64 << 20),
+        // A body as a tensor, with what surrounds it; JSON grows when it is decoded.
+        hostcall_bytes: config.body_limit.max(64 << 20) * 4,
         ..Limits::default()
     };
     let options = LoadOptions {

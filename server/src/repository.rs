@@ -209,7 +209,7 @@ fn check_name(name: &str) -> Result<(), String> {
         return Err("the name `stats` is the protocol's own".to_owned());
     }
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    match !name.is_empty() && name.chars().all(is_plain) {
+    match !matches!(name, "" | "." | "..") && name.chars().all(is_plain) {
         true => Ok(()),
         false => Err(format!("the name {name:?} may have letters, digits, `-`, `_` and `.` only")),
     }
@@ -237,6 +237,7 @@ fn load_on_thread(model: &Arc<Model>, options: &LoadOptions) -> Result<Arc<Revis
 
 fn load(model: &Model, options: &LoadOptions) -> Result<Arc<Revision>, String> {
     let bundle = Bundle::read(&model.path).map_err(|error| error.to_string())?;
+    check_name(&bundle.version).map_err(|reason| format!("version: {reason}"))?;
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
         let graph = Graph::load(onnx).map_err(|error| format!("graph `{name}`: {error}"))?;
         Ok((name.clone(), Arc::new(graph)))

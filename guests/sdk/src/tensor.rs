@@ -164,7 +164,9 @@ impl Request {
     pub fn positive(&self, name: &str, default: usize) -> Result<usize, Error> {
         match self.parameters.iter().find(|(given, _)| given == name) {
             None => Ok(default),
-            Some((_, Parameter::Integer(value))) if *value > 0 => Ok(*value as usize),
+            Some((_, Parameter::Integer(value))) if *value > 0 => {
+                Ok(usize::try_from(*value).unwrap_or(usize::MAX))
+            }
             Some((_, other)) => {
                 let came = match other {
                     Parameter::Boolean(value) => value.to_string(),

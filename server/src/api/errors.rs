@@ -9,6 +9,9 @@ use crate::error::{Error, one_line};
 /// The error's kind, for clients that act on more than the status.
 const KIND: HeaderName = HeaderName::from_static("wisp-error");
 
+/// Longer texts are cut.
+const MAX_TEXT_BYTES: usize = 8 << 10;
+
 /// An error on its way out.
 pub(super) struct Failed(pub(super) Error);
 
@@ -49,7 +52,13 @@ impl IntoResponse for Failed {
             tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
         }
         // Not axum's Json: its error path answers in plain text, and the type must be exact.
-        let body = json!({ "error": error.to_string() }).to_string();
+        let mut text = error.to_string();
+        if text.len() > MAX_TEXT_BYTES {
+            // It repeats what the client sent.
+            text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+            text.push('…');
+        }
+        let body = json!({ "error": text }).to_string();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         response.headers_mut().insert(KIND, HeaderValue::from_static(kind));

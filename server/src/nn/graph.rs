@@ -149,6 +149,12 @@ fn fill_in(outputs: &mut [TensorSpec], inferred: &[TypedFact]) -> Result<(), Gra
             spec.shape = found.collect();
         } else {
             for (size, found) in spec.shape.iter_mut().zip(found) {
+                if *size >= 0 && found >= 0 && *size != found {
+                    return Err(GraphError(format!(
+                        "output `{}` is declared with a size of {size} that comes out as {found}",
+                        spec.name
+                    )));
+                }
                 *size = if *size < 0 { found } else { *size };
             }
         }
