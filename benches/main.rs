@@ -195,15 +195,7 @@ fn pictures(criterion: &mut Criterion) {
         &[("model", "tests/fixtures/models/pool.onnx")],
         "red\ngreen\nblue",
     );
-    let native = classify::Preprocess {
-        channels: 3,
-        height: 224,
-        width: 224,
-        crop: 0.875,
-        mean: 127.0,
-        std: 128.0,
-        invert: classify::Invert::Never,
-    };
+    let native = classify::Preprocess::efficientnet_lite0();
     let mut group = criterion.benchmark_group("photo to tensor");
     for name in ["target/photos/china.jpg", "tests/fixtures/photos/cat.jpg"] {
         let photo = read(name);

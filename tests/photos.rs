@@ -72,7 +72,7 @@ fn the_guest_the_bare_graph_and_onnx_runtime_agree() {
     let graph = model("imagenet").join("efficientnet-lite0.onnx");
     let server = Server::start(&[model("imagenet"), graph]);
     let cat = read(&fixture("photos/cat.jpg"));
-    let tensor = crate::support::imagenet_preprocess().tensor(&cat).expect("an image");
+    let tensor = classify::Preprocess::efficientnet_lite0().tensor(&cat).expect("an image");
     let bytes: Vec<u8> = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
 
     let request = json!({"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 3, 224, 224], "data": tensor}]});

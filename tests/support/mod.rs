@@ -260,19 +260,6 @@ impl Reply {
     }
 }
 
-/// models/imagenet's pre-processing, run natively.
-pub fn imagenet_preprocess() -> classify::Preprocess {
-    classify::Preprocess {
-        channels: 3,
-        height: 224,
-        width: 224,
-        crop: 0.875,
-        mean: 127.0,
-        std: 128.0,
-        invert: classify::Invert::Never,
-    }
-}
-
 /// A good request for the model `add`: twice 1, 2, 3, 4.
 pub fn add_request() -> Value {
     let input =

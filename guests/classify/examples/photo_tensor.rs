@@ -4,22 +4,14 @@
 use std::error::Error;
 use std::{env, fs};
 
-use classify::{Invert, Preprocess};
+use classify::Preprocess;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args_os().skip(1);
     let (Some(photo), Some(out)) = (arguments.next(), arguments.next()) else {
         return Err("usage: photo_tensor PHOTO OUT".into());
     };
-    let preprocess = Preprocess {
-        channels: 3,
-        height: 224,
-        width: 224,
-        crop: 0.875,
-        mean: 127.0,
-        std: 128.0,
-        invert: Invert::Never,
-    };
+    let preprocess = Preprocess::efficientnet_lite0();
     let tensor = preprocess.tensor(&fs::read(photo)?)?;
     let bytes: Vec<u8> = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
     Ok(fs::write(out, bytes)?)

@@ -52,6 +52,19 @@ impl FromStr for Invert {
 }
 
 impl Preprocess {
+    /// As models/imagenet has it, for native runs of the same code.
+    pub fn efficientnet_lite0() -> Self {
+        Self {
+            channels: 3,
+            height: 224,
+            width: 224,
+            crop: 0.875,
+            mean: 127.0,
+            std: 128.0,
+            invert: Invert::Never,
+        }
+    }
+
     /// Takes channels and size from a graph input `[N, channels, height, width]`, the rest
     /// from the bundle's settings.
     pub(crate) fn new(input: &[i64]) -> Result<Self, String> {

@@ -20,6 +20,9 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// What takes longer to read or write than to hand a thread's other connections over, bytes.
+const LARGE: usize = 1 << 20;
+
 /// A request in no wire form any more, and what its answer must look like.
 pub(super) struct Parsed {
     pub(super) request: InferRequest,
@@ -63,9 +66,19 @@ pub(super) async fn infer(
     };
     let body::Collected { bytes, _room } =
         body::read(&headers, body, api.options(), api.bodies()).await?;
-    let Parsed { request, id, form } = parse(&headers, bytes, revision)?;
+    let size = bytes.len();
+    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, revision))?;
     let response = inference.infer(model, revision, request).await?;
-    Ok(answer(model, revision, id, &form, &response)?)
+    let size = response.outputs.iter().map(|output| output.data.len()).sum();
+    Ok(aside(size, || answer(model, revision, id, &form, &response))?)
+}
+
+/// Runs `work` on `bytes` where it holds up no other connection: tens of MB of JSON take a second.
+fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes {
+        LARGE.. => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Answers one body without HTTP: JSON, or the model's one input as it is.
@@ -97,7 +110,11 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
             "content encoding `{encoding}`: expected a body that is not compressed"
         )));
     }
-    if let Some(length) = headers.get(&JSON_LENGTH) {
+    let mut lengths = headers.get_all(&JSON_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        if lengths.next().is_some() {
+            return Err(Error::InvalidInput(format!("header {JSON_LENGTH} came twice")));
+        }
         let length = binary::json_length(length.as_bytes(), body.len())?;
         return match length {
             0 => binary::parse_raw(body, contract, true),

@@ -55,6 +55,10 @@ struct OutputBody<'a> {
 /// Which field is wrong, what was expected and what came.
 pub(super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed, Error> {
     let invalid = |text: String| Error::InvalidInput(text);
+    // serde would take a list for an object's fields.
+    if json.trim_ascii_start().first().is_some_and(|&first| first != b'{') {
+        return Err(invalid("the body is not an inference request: expected a JSON object".into()));
+    }
     let body: RequestBody = serde_json::from_slice(json)
         .map_err(|error| invalid(format!("the body is not an inference request: {error}")))?;
     let mut inputs = Vec::with_capacity(body.inputs.len());

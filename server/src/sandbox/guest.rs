@@ -75,10 +75,12 @@ impl Snapshot {
             }
             None => return Err(PrepareError("it is not Wasm, expected a component".into())),
         }
-        // This instance runs once: quick to compile beats quick to run, and its extra exports
-        // need no pool.
-        let once = wasmtime::Engine::new(&config(OptLevel::None))
-            .map_err(|error| refuse("cannot be prepared", &error))?;
+        // This instance runs once: quick to compile beats quick to run, its extra exports need no
+        // pool, and bounds checks cost less than 4 GiB of an address space that may be small.
+        let mut config = config(OptLevel::None);
+        config.memory_reservation(0).memory_guard_size(64 << 10);
+        let once =
+            wasmtime::Engine::new(&config).map_err(|error| refuse("cannot be prepared", &error))?;
         let linker = host::linker(&once).map_err(|error| refuse("cannot be prepared", &error))?;
         let clock =
             Clock::start(vec![once.clone()]).map_err(|error| PrepareError(error.to_string()))?;
