@@ -56,12 +56,13 @@ fn not_a_request() {
     let server = serve();
     let post =
         |body: &[u8]| server.post("/v2/models/add/infer", &[], body).error(400, "invalid-input");
-    insta::assert_snapshot!(post(b"hello"), @"the body is not an inference request: expected value at line 1 column 1");
+    insta::assert_snapshot!(post(b"hello"), @"the body is not an inference request: expected a JSON object");
     insta::assert_snapshot!(post(b""), @"the body is not an inference request: EOF while parsing a value at line 1 column 0");
+    insta::assert_snapshot!(post(b" [{}]"), @"the body is not an inference request: expected a JSON object");
     insta::assert_snapshot!(post(b"{}"), @"the body is not an inference request: missing field `inputs` at line 1 column 2");
     insta::assert_snapshot!(post(b"{\"inputs\":[]"), @"the body is not an inference request: EOF while parsing an object at line 1 column 12");
     insta::assert_snapshot!(post(b"{\"inputs\":7}"), @"the body is not an inference request: invalid type: integer `7`, expected a sequence at line 1 column 11");
-    insta::assert_snapshot!(post(b"\xff\xfe{"), @"the body is not an inference request: expected value at line 1 column 1");
+    insta::assert_snapshot!(post(b"\xff\xfe{"), @"the body is not an inference request: expected a JSON object");
     let deep = format!(
         "{{\"inputs\":[{{\"name\":\"a\",\"datatype\":\"FP32\",\"shape\":[1,4],\"data\":{}1{}}}]}}",
         "[".repeat(100_000),

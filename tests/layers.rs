@@ -42,13 +42,42 @@ fn only(rooms: &[&str], words: &[&str]) {
 #[test]
 fn each_library_has_its_room() {
     only(&["api/"], &["axum", "hyper"]);
-    only(&["api/", "cache.rs"], &["serde_json"]);
-    only(&["sandbox/", "nn/wasi.rs", "telemetry.rs"], &["wasmtime"]);
+    // The documents that are kept and sent are JSON; requests are `api`'s alone.
+    only(
+        &[
+            "api/",
+            "cache.rs",
+            "bundle/artifact.rs",
+            "store/",
+            "signature.rs",
+            "examine.rs",
+            "cli/",
+            "repository/load.rs",
+        ],
+        &["serde_json"],
+    );
+    only(&["sandbox/", "nn/wasi.rs", "telemetry.rs"], &["wasmtime", "wasmparser"]);
     only(&["nn/", "telemetry.rs"], &["tract_"]);
+    only(&["registry/", "store/layout.rs", "bundle/artifact.rs", "signature.rs"], &["oci_client"]);
+    only(&["registry/", "cli/admin.rs", "cli/client.rs"], &["reqwest"]);
+    only(&["signature.rs"], &["p256"]);
     only(&["config.rs"], &["env::var"]);
-    only(&["bundle.rs", "cache.rs", "config.rs", "cli.rs", "sandbox/pool.rs"], &["fs::"]);
-    only(&["sandbox/", "nn/", "repository.rs"], &["unsafe "]);
-    only(&["cli.rs", "config.rs", "lib.rs", "main.rs", "telemetry.rs"], &["anyhow"]);
+    only(
+        &[
+            "bundle/folder.rs",
+            "store/",
+            "cache.rs",
+            "config.rs",
+            "cli/",
+            "sandbox/pool.rs",
+            "signature.rs",
+            "watch.rs",
+            "examine.rs",
+        ],
+        &["fs::"],
+    );
+    only(&["sandbox/", "nn/", "repository/load.rs", "store/blobs.rs", "examine.rs"], &["unsafe "]);
+    only(&["cli/", "config.rs", "lib.rs", "main.rs", "telemetry.rs"], &["anyhow"]);
 }
 
 #[test]
@@ -59,15 +88,23 @@ fn rooms_import_downwards_only() {
         "cli",
         "telemetry",
         "config",
+        "watch",
         "api",
+        "deploy",
+        "examine",
         "infer",
         "repository",
         "schedule",
+        "registry",
+        "store",
         "cache",
         "bundle",
+        "signature",
         "sandbox",
         "nn",
+        "compare",
         "tensor",
+        "digest",
         "error",
     ];
     for (index, room) in order.iter().enumerate() {
@@ -76,12 +113,8 @@ fn rooms_import_downwards_only() {
             .flat_map(|above| [format!("crate::{above}::"), format!("crate::{above};")]);
         let above: Vec<String> = above.chain(["crate::{".to_owned()]).collect();
         let above: Vec<&str> = above.iter().map(String::as_str).collect();
-        let others: Vec<&str> = order
-            .iter()
-            .filter(|other| *other != room)
-            .copied()
-            .chain(["lib.rs", "cli.rs"])
-            .collect();
+        let others: Vec<&str> =
+            order.iter().filter(|other| *other != room).copied().chain(["lib.rs"]).collect();
         // `telemetry` takes the log format from `config`, which it stands beside.
         assert_eq!(offenders(&above, &others), Vec::<String>::new(), "{room} imports upwards");
     }

@@ -2,7 +2,9 @@
 
 mod bad_bundles;
 mod bad_input;
+mod chaos;
 mod cli;
+mod deployments;
 mod hostile;
 mod layers;
 mod load;

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::bundle::ContractForm;
+use crate::digest::hex;
 use crate::sandbox::Snapshot;
-use crate::tensor::{Contract, Datatype, TensorSpec};
+use crate::tensor::Contract;
 
 /// A folder of compiled guests.
 #[derive(Debug, Clone)]
@@ -47,15 +49,7 @@ pub struct Entry {
 #[derive(Serialize, Deserialize)]
 struct Meta {
     sha256: String,
-    inputs: Vec<SpecMeta>,
-    outputs: Vec<SpecMeta>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SpecMeta {
-    name: String,
-    datatype: String,
-    shape: Vec<i64>,
+    contract: ContractForm,
 }
 
 impl Cache {
@@ -90,9 +84,7 @@ impl Cache {
             tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
             return None;
         }
-        let contract =
-            Contract { inputs: read_specs(meta.inputs)?, outputs: read_specs(meta.outputs)? };
-        Some(Entry { compiled, contract })
+        Some(Entry { compiled, contract: meta.contract.read().ok()? })
     }
 
     /// Keeps a snapshot. The file of compiled code is whole before the other names it.
@@ -102,8 +94,7 @@ impl Cache {
     pub fn put(&self, key: &CacheKey, snapshot: &Snapshot) -> io::Result<()> {
         let meta = Meta {
             sha256: hex(&Sha256::digest(&snapshot.compiled)),
-            inputs: snapshot.contract.inputs.iter().map(SpecMeta::from).collect(),
-            outputs: snapshot.contract.outputs.iter().map(SpecMeta::from).collect(),
+            contract: ContractForm::from(&snapshot.contract),
         };
         self.write(&self.compiled_path(key), &snapshot.compiled)?;
         self.write(&self.meta_path(key), &serde_json::to_vec(&meta)?)
@@ -135,26 +126,4 @@ impl Cache {
     fn meta_path(&self, key: &CacheKey) -> PathBuf {
         self.folder.join(format!("{}.json", key.0))
     }
-}
-
-impl From<&TensorSpec> for SpecMeta {
-    fn from(spec: &TensorSpec) -> Self {
-        Self {
-            name: spec.name.clone(),
-            datatype: spec.datatype.name().to_owned(),
-            shape: spec.shape.clone(),
-        }
-    }
-}
-
-fn read_specs(specs: Vec<SpecMeta>) -> Option<Vec<TensorSpec>> {
-    let specs = specs.into_iter().map(|SpecMeta { name, datatype, shape }| {
-        Some(TensorSpec { name, datatype: Datatype::parse(&datatype)?, shape })
-    });
-    specs.collect()
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -13,6 +13,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use serde::Deserialize;
 
+use crate::examine::ExamineLimits;
+use crate::repository::EngineSettings;
+
 /// What may be set, by flag, environment variable or config file; the names are the same.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -51,6 +54,33 @@ pub struct RawSettings {
     /// Folder for compiled guests, or `none` [default: wisp in the user's cache folder]
     #[arg(long, env = "WISP_CACHE", value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// Folder for what is deployed, or `none`: then nothing can be [default: wisp in the user's
+    /// state folder, and none where PATHs are given]
+    #[arg(long, env = "WISP_STATE", value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// Folder whose .wisp files are deployed as they appear, change and vanish
+    #[arg(long, env = "WISP_MODELS", value_name = "FOLDER")]
+    models: Option<PathBuf>,
+    /// Address of the admin API, or `none`; any but loopback needs a token
+    /// [default: 127.0.0.1:8001]
+    #[arg(long, env = "WISP_ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// File with the token that the admin API asks for
+    #[arg(long, env = "WISP_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+    /// Public key, or folder of .pem and .pub files: only bundles that one of them has signed
+    /// are taken
+    #[arg(long, env = "WISP_TRUSTED_KEYS", value_name = "PATH")]
+    trusted_keys: Option<PathBuf>,
+    /// Largest bundle, MiB [default: 4096]
+    #[arg(long, env = "WISP_BUNDLE_LIMIT_MIB", value_name = "MIB")]
+    bundle_limit_mib: Option<usize>,
+    /// How long the examination of a bundle may take, seconds [default: 120]
+    #[arg(long, env = "WISP_EXAMINE_SECONDS", value_name = "S")]
+    examine_seconds: Option<usize>,
+    /// Most memory that the examination of a bundle may take, MiB [default: 2048]
+    #[arg(long, env = "WISP_EXAMINE_MEMORY_MIB", value_name = "MIB")]
+    examine_memory_mib: Option<usize>,
     /// What is logged: error, warn, info, debug, trace, or a tracing filter [default: info]
     #[arg(long, env = "WISP_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -67,30 +97,45 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where what is deployed lies, if nothing says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultState {
+    /// In the user's state folder.
+    User,
+    None,
+}
+
 /// Checked settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
-    pub body_limit: usize,
     pub body_timeout: Duration,
-    pub deadline: Duration,
-    pub memory_bytes: usize,
     pub threads: usize,
-    pub sandboxes: usize,
-    pub page_scan: bool,
-    pub concurrency: usize,
-    pub queue: usize,
-    /// `None`: nothing is kept.
-    pub cache: Option<PathBuf>,
+    pub engine: EngineSettings,
+    pub deploy: DeployConfig,
     pub log: String,
     pub log_format: LogFormat,
     /// Each setting with its value and where that comes from, to be printed.
     pub origins: Vec<(&'static str, String, &'static str)>,
 }
 
+/// Settings of what can be deployed, and by whom.
+#[derive(Debug, Clone)]
+pub struct DeployConfig {
+    /// `None`: nothing can be.
+    pub state: Option<PathBuf>,
+    pub models: Option<PathBuf>,
+    /// `None`: there is no admin API.
+    pub admin_listen: Option<SocketAddr>,
+    pub admin_token: Option<String>,
+    pub trusted_keys: Option<PathBuf>,
+    pub bundle_limit: u64,
+    pub examine: ExamineLimits,
+}
+
 impl Config {
     /// Puts flags, environment (both in `flags`, told apart by `matches`) and file together.
-    /// `default_log` is the one default that depends on the command.
+    /// `default_log` and `default_state` are the defaults that depend on the command.
     ///
     /// # Errors
     /// The file cannot be read or has unknown keys, or a value is out of range.
@@ -99,6 +144,7 @@ impl Config {
         matches: &ArgMatches,
         file: Option<&Path>,
         default_log: &str,
+        default_state: DefaultState,
     ) -> anyhow::Result<Self> {
         let file = match file {
             Some(path) => read_file(path)?,
@@ -133,7 +179,20 @@ impl Config {
         let page_scan = pick!(page_scan, "page-scan", true);
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
-        let cache = pick!(cache, "cache", default_cache());
+        let cache = pick!(cache, "cache", user_folder("XDG_CACHE_HOME", ".cache"));
+        let default_state = match default_state {
+            DefaultState::User => user_folder("XDG_STATE_HOME", ".local/state"),
+            DefaultState::None => PathBuf::from("none"),
+        };
+        let state = pick!(state, "state", default_state);
+        let none = || PathBuf::from("none");
+        let models = pick!(models, "models", none());
+        let admin_listen = pick!(admin_listen, "admin-listen", "127.0.0.1:8001".to_owned());
+        let admin_token_file = pick!(admin_token_file, "admin-token-file", none());
+        let trusted_keys = pick!(trusted_keys, "trusted-keys", none());
+        let bundle_limit_mib = pick!(bundle_limit_mib, "bundle-limit-mib", 4096);
+        let examine_seconds = pick!(examine_seconds, "examine-seconds", 120);
+        let examine_memory_mib = pick!(examine_memory_mib, "examine-memory-mib", 2048);
         let log = pick!(log, "log", default_log.to_owned());
         let log_format = pick!(log_format, "log-format", LogFormat::Text);
 
@@ -145,18 +204,54 @@ impl Config {
         check("sandboxes", sandboxes, 1, 10_000)?;
         check("concurrency", concurrency, 1, 10_000)?;
         check("queue", queue, 0, 1_000_000)?;
+        check("bundle-limit-mib", bundle_limit_mib, 1, 1 << 20)?;
+        check("examine-seconds", examine_seconds, 1, 3600)?;
+        check("examine-memory-mib", examine_memory_mib, 64, 1 << 20)?;
+        let some = |path: PathBuf| (path != Path::new("none")).then_some(path);
+        let admin_token = some(admin_token_file).map(|path| read_token(&path)).transpose()?;
+        let admin_listen = match admin_listen.as_str() {
+            "none" => None,
+            address => Some(address.parse::<SocketAddr>().with_context(|| {
+                format!("setting admin-listen: expected an address and port, got {address}")
+            })?),
+        };
+        if let (Some(address), None) = (admin_listen, &admin_token) {
+            anyhow::ensure!(
+                address.ip().is_loopback(),
+                "setting admin-listen: {address} is not loopback, so admin-token-file must name a token"
+            );
+        }
+        let (state, models) = (some(state), some(models));
+        anyhow::ensure!(
+            models.is_none() || state.is_some(),
+            "setting models: what appears there is deployed, which needs a state folder"
+        );
         Ok(Self {
             listen,
-            body_limit: body_limit_mib << 20,
             body_timeout: Duration::from_millis(body_timeout_ms),
-            deadline: Duration::from_millis(deadline_ms),
-            memory_bytes: memory_mib << 20,
             threads,
-            sandboxes,
-            page_scan,
-            concurrency,
-            queue,
-            cache: (cache != Path::new("none")).then_some(cache),
+            engine: EngineSettings {
+                memory_bytes: memory_mib << 20,
+                sandboxes: u32::try_from(sandboxes).context("setting sandboxes")?,
+                page_scan,
+                body_limit: body_limit_mib << 20,
+                deadline: Duration::from_millis(deadline_ms),
+                concurrency,
+                queue,
+                cache: some(cache),
+            },
+            deploy: DeployConfig {
+                state,
+                models,
+                admin_listen,
+                admin_token,
+                trusted_keys: some(trusted_keys),
+                bundle_limit: (bundle_limit_mib as u64) << 20,
+                examine: ExamineLimits {
+                    seconds: examine_seconds as u64,
+                    memory_bytes: (examine_memory_mib as u64) << 20,
+                },
+            },
             log,
             log_format,
             origins,
@@ -178,10 +273,22 @@ fn check(name: &str, value: usize, least: usize, most: usize) -> anyhow::Result<
     Ok(())
 }
 
+/// A file with one line, which must say something.
+pub fn read_token(path: &Path) -> anyhow::Result<String> {
+    let token = fs::read_to_string(path)
+        .with_context(|| format!("the token file {} cannot be read", path.display()))?;
+    let token = token.trim();
+    anyhow::ensure!(
+        token.len() >= 16 && token.bytes().all(|byte| byte.is_ascii_graphic()),
+        "the token file {}: expected 16 or more visible characters",
+        path.display()
+    );
+    Ok(token.to_owned())
+}
+
 /// As <https://specifications.freedesktop.org/basedir-spec/> has it.
-fn default_cache() -> PathBuf {
+fn user_folder(variable: &str, below_home: &str) -> PathBuf {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base =
-        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let base = absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)));
     base.map_or_else(|| PathBuf::from("none"), |base| base.join("wisp"))
 }

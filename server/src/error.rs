@@ -46,6 +46,21 @@ pub enum Error {
     /// What it would take is all in use: bodies, or the instances that sandboxes are made of.
     #[error("no room for now: {0}")]
     NoRoom(String),
+    /// What was to be deployed is not fit to be served.
+    #[error("the bundle is refused: {0}")]
+    BundleRefused(String),
+    /// It contradicts what is deployed, or what else goes on.
+    #[error("{0}")]
+    Conflict(String),
+    /// Who asks may not.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// The disk, or what lies on it.
+    #[error("storage: {0}")]
+    Storage(String),
+    /// A registry of bundles.
+    #[error("registry: {0}")]
+    Registry(String),
     /// The server's own fault.
     #[error("internal error: {0}")]
     Internal(String),
@@ -83,6 +98,11 @@ impl Error {
             Error::GuestFailed { .. } => "guest-failed",
             Error::Compute { .. } => "compute",
             Error::NoRoom(_) => "no-room",
+            Error::BundleRefused(_) => "bundle-refused",
+            Error::Conflict(_) => "conflict",
+            Error::Unauthorized(_) => "unauthorized",
+            Error::Storage(_) => "storage",
+            Error::Registry(_) => "registry",
             Error::Internal(_) => "internal",
         }
     }

@@ -2,17 +2,21 @@
 //! waits its turn, runs in a fresh sandbox, and the guest's answer is checked in its turn.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
+
+use crate::compare::differences;
 use crate::error::Error;
 use crate::nn::{Failure, Run};
-use crate::repository::{Model, Repository, Revision};
+use crate::repository::{Picked, Repository, Revision, Shadow};
 use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
 use crate::schedule::{Refused, Scheduler};
 use crate::tensor::{Contract, Parameter, Tensor};
 
 /// What a client asks of a model.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct InferRequest {
     pub inputs: Vec<Tensor>,
     /// Empty: all of them.
@@ -35,9 +39,73 @@ pub struct InferResponse {
 pub struct Inference {
     pub repository: Repository,
     pub scheduler: Scheduler,
+    shadows: Arc<Semaphore>,
 }
 
+/// Shadowed requests that may be under way; each holds its request and its answer.
+const SHADOWS: usize = 8;
+
+/// How far a shadow's floating-point value may be from the one it is compared with and still
+/// count as equal, relative to the larger of it and 1.
+const SHADOW_TOLERANCE: f64 = 1e-4;
+
 impl Inference {
+    pub fn new(repository: Repository, scheduler: Scheduler) -> Self {
+        Self { repository, scheduler, shadows: Arc::new(Semaphore::new(SHADOWS)) }
+    }
+
+    /// Answers one request by the revision that was picked for it, and lets a shadow see it.
+    ///
+    /// # Errors
+    /// As [`Inference::infer`]; what becomes of the shadow is counted only.
+    pub async fn answer(
+        self: &Arc<Self>,
+        model: &str,
+        picked: Picked,
+        request: InferRequest,
+    ) -> Result<InferResponse, Error> {
+        let Picked { revision, shadow } = picked;
+        let Some(shadow) = shadow else { return self.infer(model, &revision, request).await };
+        let shadowed = request.clone();
+        let response = self.infer(model, &revision, request).await?;
+        self.shadow(model.to_owned(), shadow, shadowed, response.outputs.clone());
+        Ok(response)
+    }
+
+    fn shadow(
+        self: &Arc<Self>,
+        model: String,
+        shadow: Shadow,
+        request: InferRequest,
+        expected: Vec<Tensor>,
+    ) {
+        let Ok(permit) = self.shadows.clone().try_acquire_owned() else {
+            shadow.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let inference = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let answered = async {
+                let revision = shadow.version.revision().await?;
+                inference.infer(&model, &revision, request).await
+            };
+            let counts = &shadow.counts;
+            let count = match answered.await {
+                Err(error) => {
+                    let version = &shadow.version.label;
+                    tracing::debug!(model, version, "the shadow failed: {error}");
+                    &counts.failed
+                }
+                Ok(response) => match differences(&expected, &response.outputs, SHADOW_TOLERANCE) {
+                    Ok(_) => &counts.equal,
+                    Err(_) => &counts.different,
+                },
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
     /// Runs one request.
     ///
     /// # Errors
@@ -45,13 +113,13 @@ impl Inference {
     /// the graph failed, or the deadline passed.
     pub async fn infer(
         &self,
-        model: &Model,
+        model: &str,
         revision: &Arc<Revision>,
         request: InferRequest,
     ) -> Result<InferResponse, Error> {
         let InferRequest { inputs, outputs, parameters } = request;
         let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
-        check_wanted(&model.name, &revision.contract, &outputs)?;
+        check_wanted(model, &revision.contract, &outputs)?;
         let request = Request { inputs, outputs: outputs.clone(), parameters };
 
         let deadline = Instant::now() + revision.deadline;
@@ -67,12 +135,12 @@ impl Inference {
         let response = result.map_err(|fault| explain(model, revision, fault, run.failure()))?;
         let Response { outputs: given, parameters } = response;
         let outputs = check_outputs(&revision.contract, &outputs, given)
-            .map_err(|reason| Error::GuestFailed { model: model.name.clone(), reason })?;
+            .map_err(|reason| Error::GuestFailed { model: model.to_owned(), reason })?;
         Ok(InferResponse { outputs, parameters, queue, timings })
     }
 
-    fn refusal(&self, model: &Model, revision: &Revision, refused: Refused) -> Error {
-        let model = model.name.clone();
+    fn refusal(&self, model: &str, revision: &Revision, refused: Refused) -> Error {
+        let model = model.to_owned();
         match refused {
             Refused::QueueFull(waiting) => Error::Overloaded { model, waiting },
             Refused::Deadline => Error::Deadline { model, deadline: revision.deadline },
@@ -181,8 +249,8 @@ fn check_outputs(
 
 /// Puts a sandbox's end in the client's terms. What the engine said stands behind what the
 /// guest made of it: wasi-nn shows a guest one line for every failure.
-fn explain(model: &Model, revision: &Revision, fault: Fault, failure: Option<Failure>) -> Error {
-    let model = model.name.clone();
+fn explain(model: &str, revision: &Revision, fault: Fault, failure: Option<Failure>) -> Error {
+    let model = model.to_owned();
     match (fault, failure) {
         (Fault::Stopped, _) | (Fault::Internal(_), Some(Failure::Stopped)) => {
             Error::Deadline { model, deadline: revision.deadline }
@@ -190,7 +258,7 @@ fn explain(model: &Model, revision: &Revision, fault: Fault, failure: Option<Fai
         (Fault::InvalidInput(text), _) => Error::InvalidInput(text),
         (Fault::Unsupported(text), _) => Error::Unsupported(text),
         // The client's own tensors, as they came.
-        (Fault::Internal(_), Some(Failure::Refused(reason))) if revision.is_bare => {
+        (Fault::Internal(_), Some(Failure::Refused(reason))) if revision.passthrough => {
             Error::InvalidInput(reason)
         }
         (Fault::Internal(_), Some(Failure::Failed(reason))) => Error::Compute { model, reason },

@@ -1,21 +1,29 @@
 //! wisp: serves small ML models on CPUs, each request in a fresh Wasm sandbox.
 //!
 //! The binary is a thin shell around this library; ARCHITECTURE.md is the map. Read one request
-//! along `api` → `infer` → `sandbox` → `nn`.
+//! along `api` → `infer` → `sandbox` → `nn`, one deployment along `api` → `deploy` → `store`.
 
 pub mod api;
 pub mod bundle;
 pub mod cache;
 pub mod cli;
+pub mod compare;
 pub mod config;
+pub mod deploy;
+pub mod digest;
 pub mod error;
+pub mod examine;
 pub mod infer;
 pub mod nn;
+pub mod registry;
 pub mod repository;
 pub mod sandbox;
 pub mod schedule;
+pub mod signature;
+pub mod store;
 pub mod telemetry;
 pub mod tensor;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,11 +31,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use cache::Cache;
-use config::Config;
 use infer::Inference;
-use repository::{LoadOptions, Repository};
-use sandbox::{Engine, Limits, PoolOptions};
+use repository::{EngineSettings, LoadOptions, Repository};
+use sandbox::Engine;
 use schedule::Scheduler;
 
 /// How long a request waits for a model that still loads. Longer than a request may take: to
@@ -38,14 +44,13 @@ const LOADING_PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The machine cannot run wasmtime, or threads cannot be started.
-pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inference>, LoadOptions)> {
-    let pool = PoolOptions {
-        slots: u32::try_from(config.sandboxes).context("setting sandboxes")?,
-        max_memory_bytes: config.memory_bytes,
-        page_scan: config.page_scan,
-    };
-    let engine = Engine::new(pool)
-        .map_err(|error| anyhow::anyhow!("the Wasm engine cannot start: {error:#}"))?;
+pub fn set_up(
+    settings: &EngineSettings,
+    threads: usize,
+    paths: &[PathBuf],
+) -> anyhow::Result<(Arc<Inference>, Arc<Engine>)> {
+    let options = LoadOptions::new(settings).map_err(anyhow::Error::msg)?;
+    let engine = options.engine.clone();
     let report = engine.pool();
     tracing::info!(
         pooled = report.pooled,
@@ -57,26 +62,8 @@ pub fn set_up(config: &Config, paths: &[PathBuf]) -> anyhow::Result<(Arc<Inferen
             "unmapping their pages"
         }
     );
-    let cache = config.cache.as_deref().and_then(|folder| {
-        let opened = Cache::open(folder);
-        opened.inspect_err(|error| tracing::warn!("compiled guests are not kept: {error}")).ok()
-    });
-    let limits = Limits {
-        memory_bytes: config.memory_bytes,
-        // A body as a tensor, with what surrounds it; JSON grows when it is decoded.
-        hostcall_bytes: config.body_limit.max(64 << 20) * 4,
-        ..Limits::default()
-    };
-    let options = LoadOptions {
-        engine,
-        cache,
-        limits,
-        deadline: config.deadline,
-        concurrency: config.concurrency,
-        queue: config.queue,
-    };
-    let scheduler =
-        Scheduler::new(config.threads, config.sandboxes).context("threads cannot be started")?;
-    let inference = Inference { repository: Repository::find(paths, LOADING_PATIENCE), scheduler };
-    Ok((Arc::new(inference), options))
+    let scheduler = Scheduler::new(threads, settings.sandboxes as usize);
+    let scheduler = scheduler.context("threads cannot be started")?;
+    let repository = Repository::find(paths, options, LOADING_PATIENCE);
+    Ok((Arc::new(Inference::new(repository, scheduler)), engine))
 }

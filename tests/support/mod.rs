@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -48,6 +48,20 @@ pub fn wisp() -> Command {
     command
 }
 
+/// The stdout of a command that must have gone well.
+#[track_caller]
+pub fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// The stderr of a command that must have failed.
+#[track_caller]
+pub fn refused(output: &Output) -> String {
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
+}
+
 /// A folder for one test.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
@@ -67,6 +81,8 @@ pub fn hostile_bundle(folder: &Path, name: &str, more: &str) -> PathBuf {
 pub struct Server {
     child: Child,
     pub url: String,
+    /// Of the admin API, where there is one.
+    pub admin_url: String,
     lines: Mutex<Receiver<String>>,
     stderr: Arc<Mutex<String>>,
     log_reader: Option<JoinHandle<()>>,
@@ -80,6 +96,23 @@ impl Server {
     }
 
     pub fn start_with(paths: &[PathBuf], flags: &[&str]) -> Self {
+        let mut server = Self::spawn(paths, flags);
+        server.url = server.url_in("listening on ");
+        server
+    }
+
+    /// Serves what is deployed to `state`, and these paths.
+    pub fn start_admin(state: &Path, paths: &[PathBuf], flags: &[&str]) -> Self {
+        let state = state.to_str().expect("UTF-8");
+        let mut all = vec!["--state", state, "--admin-listen", "127.0.0.1:0"];
+        all.extend(flags);
+        let mut server = Self::spawn(paths, &all);
+        server.url = server.url_in("listening on ");
+        server.admin_url = server.url_in("admin API on ");
+        server
+    }
+
+    fn spawn(paths: &[PathBuf], flags: &[&str]) -> Self {
         // `timeout` ends a server whose test was killed.
         let wisp = wisp();
         let mut command = Command::new("timeout");
@@ -110,20 +143,21 @@ impl Server {
             .timeout_global(Some(Duration::from_secs(60)))
             .build();
         let lines = Mutex::new(lines);
-        let mut server = Self {
+        Self {
             child,
             url: String::new(),
+            admin_url: String::new(),
             lines,
             stderr,
             log_reader: Some(log_reader),
             agent: agent.into(),
-        };
-        let first = server.next_line();
-        let (_, url) = first
-            .split_once("listening on ")
-            .unwrap_or_else(|| panic!("{first}\n{}", server.log()));
-        server.url = url.to_owned();
-        server
+        }
+    }
+
+    fn url_in(&self, before: &str) -> String {
+        let line = self.next_line();
+        let url = line.split_once(before).map(|(_, url)| url.to_owned());
+        url.unwrap_or_else(|| panic!("{line}\n{}", self.log()))
     }
 
     /// The next line on stdout, waited for.
@@ -152,6 +186,34 @@ impl Server {
         let request =
             headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         Reply::from(request.send(body))
+    }
+
+    /// Asks the admin API; `path` is below `/admin/v1/`.
+    pub fn admin(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        let url = format!("{}/admin/v1/{path}", self.admin_url);
+        let request = ureq::http::Request::builder().method(method).uri(url);
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Reply::from(self.agent.run(request.body(body).expect("a request")))
+    }
+
+    /// As [`Server::admin`], of a server that may be killed meanwhile: then there is no answer.
+    pub fn try_admin(&self, method: &str, path: &str, body: &[u8]) -> Option<Reply> {
+        let url = format!("{}/admin/v1/{path}", self.admin_url);
+        let request = ureq::http::Request::builder().method(method).uri(url).body(body);
+        self.agent.run(request.expect("a request")).ok().map(|response| Reply::from(Ok(response)))
+    }
+
+    /// Runs `wisp ARGS` against this server's admin API.
+    pub fn wisp(&self, args: &[&str]) -> Output {
+        let output = wisp().args(args).args(["--admin", &self.admin_url]).output();
+        output.expect("wisp runs")
+    }
+
+    /// Runs `wisp ARGS` against this server's admin API, which must go well; its stdout.
+    #[track_caller]
+    pub fn wisp_ok(&self, args: &[&str]) -> String {
+        succeeded(&self.wisp(args))
     }
 
     /// Posts JSON to a model's `infer`.

@@ -35,6 +35,11 @@ fn status(error: &Error) -> StatusCode {
             StatusCode::SERVICE_UNAVAILABLE
         }
         Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Error::BundleRefused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Error::Conflict(_) => StatusCode::CONFLICT,
+        Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+        Error::Storage(_) => StatusCode::INSUFFICIENT_STORAGE,
+        Error::Registry(_) => StatusCode::BAD_GATEWAY,
         Error::GuestTrap { .. }
         | Error::GuestMemory { .. }
         | Error::GuestFailed { .. }

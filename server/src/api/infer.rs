@@ -13,7 +13,7 @@ use super::metadata::ModelPath;
 use super::{Api, binary, body, json_read, json_write};
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
-use crate::repository::{Model, Revision};
+use crate::repository::{Model, Picked, Revision};
 
 /// The length of the JSON in front of binary tensors (the binary tensor data extension).
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -55,9 +55,10 @@ pub(super) async fn infer(
     let inference = api.inference();
     let known = async {
         let model = inference.repository.model(path.model()?)?;
-        Ok((model, model.revision(path.version()).await?))
+        let picked = model.pick(path.version()).await?;
+        Ok((model, picked))
     };
-    let (model, revision) = match known.await {
+    let (model, picked) = match known.await {
         Ok(known) => known,
         Err(error) => {
             body::discard(&headers, body).await;
@@ -66,11 +67,12 @@ pub(super) async fn infer(
     };
     let body::Collected { bytes, _room } =
         body::read(&headers, body, api.options(), api.bodies()).await?;
+    let revision = picked.revision.clone();
     let size = bytes.len();
-    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, revision))?;
-    let response = inference.infer(model, revision, request).await?;
+    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, &revision))?;
+    let response = inference.answer(&model.name, picked, request).await?;
     let size = response.outputs.iter().map(|output| output.data.len()).sum();
-    Ok(aside(size, || answer(model, revision, id, &form, &response))?)
+    Ok(aside(size, || answer(&model.name, &revision, id, &form, &response))?)
 }
 
 /// Runs `work` on `bytes` where it holds up no other connection: tens of MB of JSON take a second.
@@ -91,13 +93,13 @@ pub async fn infer_once(
     body: Vec<u8>,
     is_json: bool,
 ) -> Result<Vec<u8>, Error> {
-    let revision = model.revision(None).await?;
+    let Picked { revision, shadow: _ } = model.pick(None).await?;
     let Parsed { request, id, form } = match is_json {
         true => json_read::parse(&body, &[])?,
         false => binary::parse_raw(body, &revision.contract, false)?,
     };
-    let response = inference.infer(model, revision, request).await?;
-    Ok(json_write::write(model, revision, id, &form, &response)?.json)
+    let response = inference.infer(&model.name, &revision, request).await?;
+    Ok(json_write::write(&model.name, &revision, id, &form, &response)?.json)
 }
 
 fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
@@ -146,7 +148,7 @@ fn may_be_json(media_type: &[u8]) -> bool {
 }
 
 fn answer(
-    model: &Model,
+    model: &str,
     revision: &Revision,
     id: Option<String>,
     form: &AnswerForm,

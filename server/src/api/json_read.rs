@@ -88,6 +88,27 @@ pub(super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed, Error> {
     Ok(Parsed { request, id: body.id.map(Cow::into_owned), form })
 }
 
+/// Reads the outputs of an answer, whose tensors are all JSON.
+///
+/// # Errors
+/// Which field is wrong, what was expected and what came.
+pub(super) fn parse_answer(json: &[u8]) -> Result<Vec<Tensor>, String> {
+    #[derive(Deserialize)]
+    struct AnswerBody<'a> {
+        #[serde(borrow)]
+        outputs: Vec<InputBody<'a>>,
+    }
+    let body: AnswerBody = serde_json::from_slice(json)
+        .map_err(|error| format!("not an inference answer: {error}"))?;
+    let outputs = body.outputs.into_iter().map(|output| {
+        let name = output.name.clone();
+        let tensor = read_input(output, &mut &[][..]);
+        let tensor = tensor.and_then(|tensor| tensor.check_length().map(|()| tensor));
+        tensor.map_err(|reason| format!("output `{name}`: {reason}"))
+    });
+    outputs.collect()
+}
+
 fn read_input(input: InputBody<'_>, tensors: &mut &[u8]) -> Result<Tensor, String> {
     let datatype = Datatype::parse(&input.datatype)
         .ok_or_else(|| format!("unknown datatype `{}`", input.datatype))?;

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use super::infer::AnswerForm;
 use crate::error::Error;
 use crate::infer::InferResponse;
-use crate::repository::{Model, Revision};
+use crate::repository::Revision;
 use crate::tensor::{Datatype, Parameter, Tensor, bytes_elements};
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ pub(super) struct Written<'a> {
 /// # Errors
 /// An output cannot be written as JSON; the text says how to get it.
 pub(super) fn write<'a>(
-    model: &Model,
+    model: &str,
     revision: &Revision,
     id: Option<String>,
     form: &AnswerForm,
@@ -77,7 +77,7 @@ pub(super) fn write<'a>(
         });
     }
     let body = ResponseBody {
-        model_name: &model.name,
+        model_name: model,
         model_version: &revision.version,
         id,
         parameters: Parameters(&response.parameters),

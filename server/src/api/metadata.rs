@@ -1,18 +1,19 @@
 //! Health, and what the server and its models are.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 
 use super::Api;
 use super::errors::Failed;
 use super::reply::json;
 use crate::error::Error;
-use crate::repository;
+use crate::repository::{self, Version};
 use crate::tensor::TensorSpec;
 
 /// Only what is complete is named.
@@ -63,15 +64,15 @@ struct Models<'a> {
 }
 
 pub(super) async fn models(State(api): State<Api>) -> Response {
-    let models = api.inference().repository.models().iter();
-    let ready = models.filter(|model| model.state() == repository::State::Ready);
+    let models = api.inference().repository.models();
+    let ready = models.iter().filter(|model| is_ready(&model.main_version()));
     json(StatusCode::OK, &Models { models: ready.map(|model| model.name.as_str()).collect() })
 }
 
 #[derive(Serialize)]
 struct ModelMetadata<'a> {
     name: &'a str,
-    versions: [&'a str; 1],
+    versions: Vec<String>,
     platform: &'static str,
     inputs: Vec<SpecMetadata<'a>>,
     outputs: Vec<SpecMetadata<'a>>,
@@ -92,10 +93,10 @@ impl<'a> From<&'a TensorSpec> for SpecMetadata<'a> {
 
 pub(super) async fn model(State(api): State<Api>, path: ModelPath) -> Result<Response, Failed> {
     let model = api.inference().repository.model(path.model()?)?;
-    let revision = model.revision(path.version()).await?;
+    let revision = model.version(path.version())?.revision().await?;
     let metadata = ModelMetadata {
         name: &model.name,
-        versions: [&revision.version],
+        versions: model.available(),
         platform: "wasm_component",
         inputs: revision.contract.inputs.iter().map(Into::into).collect(),
         outputs: revision.contract.outputs.iter().map(Into::into).collect(),
@@ -109,18 +110,33 @@ struct ModelReady<'a> {
     ready: bool,
 }
 
-/// Says so at once while the model is loading; a failed one answers with its reason.
+/// Says so at once while the model is loading; a failed one answers with its reason. A cold
+/// version is ready: it was examined when it was deployed, and is loaded when it is asked for.
 pub(super) async fn model_ready(
     State(api): State<Api>,
     path: ModelPath,
 ) -> Result<Response, Failed> {
     let model = api.inference().repository.model(path.model()?)?;
-    let ready = ModelReady { name: &model.name, ready: model.state() == repository::State::Ready };
-    if model.state() == repository::State::Loading {
-        return Ok(json(StatusCode::SERVICE_UNAVAILABLE, &ready));
+    let version = model.version(path.version())?;
+    let state = version.state();
+    let ready = ModelReady { name: &model.name, ready: is_ready(&Some(version.clone())) };
+    match state {
+        repository::State::Failed(_) => {
+            version.revision().await?;
+            Ok(json(StatusCode::OK, &ModelReady { ready: true, ..ready }))
+        }
+        _ if ready.ready => Ok(json(StatusCode::OK, &ready)),
+        _ => Ok(json(StatusCode::SERVICE_UNAVAILABLE, &ready)),
     }
-    model.revision(path.version()).await?;
-    Ok(json(StatusCode::OK, &ready).into_response())
+}
+
+fn is_ready(version: &Option<Arc<Version>>) -> bool {
+    let Some(version) = version else { return false };
+    match version.state() {
+        repository::State::Ready => true,
+        repository::State::Cold => version.digest().is_some(),
+        repository::State::Loading | repository::State::Failed(_) => false,
+    }
 }
 
 /// `{model}` and, in half of the routes, `{version}`, percent-decoded.

@@ -1,9 +1,11 @@
 //! The Open Inference Protocol over HTTP. Only this room names axum, hyper and JSON; it turns
 //! wire forms into [`InferRequest`](crate::infer::InferRequest)s and back, and decides nothing.
 
+mod admin;
 mod binary;
 mod body;
 mod errors;
+mod golden;
 mod infer;
 mod json_read;
 mod json_write;
@@ -11,6 +13,8 @@ mod listener;
 mod metadata;
 mod reply;
 
+pub use admin::{Admin, AdminOptions};
+pub use golden::check_golden;
 pub use infer::infer_once;
 pub use listener::serve;
 
@@ -50,7 +54,7 @@ impl Api {
         Self(Arc::new(Shared { inference, options, bodies }))
     }
 
-    fn inference(&self) -> &Inference {
+    fn inference(&self) -> &Arc<Inference> {
         &self.0.inference
     }
 

@@ -30,8 +30,9 @@ impl Graph {
     /// Not ONNX, no inputs or outputs, an operator or type that the engine lacks.
     pub fn load(onnx: &[u8]) -> Result<Self, GraphError> {
         let parsed = catch_unwind(AssertUnwindSafe(|| Self::parse(onnx)));
-        parsed.unwrap_or_else(|_| {
-            Err(GraphError("the engine panicked while it read the graph".into()))
+        parsed.unwrap_or_else(|panic| {
+            let text = panic_text(&*panic);
+            Err(GraphError(format!("the engine panicked while it read the graph: {text}")))
         })
     }
 
@@ -70,7 +71,9 @@ impl Graph {
             run_plan(&plan, inputs, run)
         }));
         clear_upper_registers();
-        guarded.unwrap_or_else(|_| Err(Failure::Failed("the engine panicked".into())))
+        guarded.unwrap_or_else(|panic| {
+            Err(Failure::Failed(format!("the engine panicked: {}", panic_text(&*panic))))
+        })
     }
 }
 
@@ -207,6 +210,13 @@ fn from_tract(datum: DatumType) -> Option<Datatype> {
         DatumType::String => Datatype::Bytes,
         _ => return None,
     })
+}
+
+/// What a panic said, on one line.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// An error and its causes on one line.

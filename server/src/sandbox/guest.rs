@@ -27,6 +27,12 @@ const PREPARE: &str = "wisp:model/handler.prepare@0.1.0()";
 #[error("{0}")]
 pub struct PrepareError(String);
 
+impl PrepareError {
+    pub(super) fn of(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
 /// What a component needs to become a guest.
 pub struct Prepared {
     pub model: Arc<str>,
@@ -68,13 +74,7 @@ impl Snapshot {
         component: &[u8],
         prepared: &Prepared,
     ) -> Result<Self, PrepareError> {
-        match wasm_kind(component) {
-            Some(WasmKind::Component) => {}
-            Some(WasmKind::Module) => {
-                return Err(PrepareError("it is a core Wasm module, expected a component".into()));
-            }
-            None => return Err(PrepareError("it is not Wasm, expected a component".into())),
-        }
+        check_kind(component)?;
         // This instance runs once: quick to compile beats quick to run, its extra exports need no
         // pool, and bounds checks cost less than 4 GiB of an address space that may be small.
         let mut config = config(OptLevel::None);
@@ -203,18 +203,17 @@ impl Instance {
     }
 }
 
-#[derive(PartialEq, Eq)]
-enum WasmKind {
-    Module,
-    Component,
-}
-
-/// Tells a core module from a component by the binary format's layer field (bytes 6 and 7).
-fn wasm_kind(bytes: &[u8]) -> Option<WasmKind> {
-    match bytes.get(..8)? {
-        [b'\0', b'a', b's', b'm', _, _, 0, 0] => Some(WasmKind::Module),
-        [b'\0', b'a', b's', b'm', _, _, 1, 0] => Some(WasmKind::Component),
-        _ => None,
+/// Tells a component from a core module by the binary format's layer field (bytes 6 and 7).
+///
+/// # Errors
+/// It is a core module, or no Wasm at all.
+pub(super) fn check_kind(bytes: &[u8]) -> Result<(), PrepareError> {
+    match bytes.get(..8) {
+        Some([b'\0', b'a', b's', b'm', _, _, 1, 0]) => Ok(()),
+        Some([b'\0', b'a', b's', b'm', _, _, 0, 0]) => {
+            Err(PrepareError("it is a core Wasm module, expected a component".into()))
+        }
+        _ => Err(PrepareError("it is not Wasm, expected a component".into())),
     }
 }
 

@@ -5,12 +5,14 @@
 //! instance for one request, consumed by running).
 
 mod bindings;
+mod describe;
 mod engine;
 mod guest;
 mod host;
 mod output;
 mod pool;
 
+pub use describe::ComponentInfo;
 pub use engine::Engine;
 pub use guest::{Code, Guest, PrepareError, Prepared, Snapshot};
 pub use host::BundleView;

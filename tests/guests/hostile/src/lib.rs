@@ -11,7 +11,10 @@ use wisp_guest::{
     Value, read_asset, setting_or,
 };
 
-struct Hostile;
+struct Hostile {
+    /// The setting of that name: tells one version of a bundle from the next.
+    stamp: String,
+}
 
 /// What a request leaves for the next one to find.
 const RESIDUE: [u8; 16] = *b"RESIDUE-RESIDUE!";
@@ -23,10 +26,14 @@ impl Model for Hostile {
             "panic" => panic!("it was told to panic"),
             "grow" => drop(grow()),
             "asset" => drop(read_asset("../secret")?),
+            "loop" => loop {
+                black_box(());
+            },
             _ => {}
         }
         let spec = |name| TensorSpec::new(name, Datatype::Bytes, [-1]);
-        Ok((Hostile, Contract { inputs: vec![spec("do")], outputs: vec![spec("did")] }))
+        let stamp = setting_or("stamp", String::new())?;
+        Ok((Hostile { stamp }, Contract { inputs: vec![spec("do")], outputs: vec![spec("did")] }))
     }
 
     fn infer(&self, request: Request) -> Result<Response, Error> {
@@ -36,6 +43,10 @@ impl Model for Hostile {
             .map(|order| String::from_utf8_lossy(order).into_owned())
             .unwrap_or_default();
         match order.as_str() {
+            "stamp" => {
+                let stamps = [&self.stamp; 2];
+                return Ok(Response::from([Tensor::bytes("did", &stamps)]));
+            }
             "loop" => loop {
                 black_box(());
             },

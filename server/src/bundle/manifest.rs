@@ -1,0 +1,242 @@
+//! The manifest: `wisp.toml` in a source folder, the same as JSON in an artifact's config.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{Contract, Datatype, TensorSpec};
+
+/// What a bundle is made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The model's public name; the folder's where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The model's version; the next free number at deployment where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The guest's file; without one the bundle's graph `model` is served as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
+    /// Whether a client's tensors reach the graph as they are, so that what the graph refuses is
+    /// the client's mistake. So it is where there is no component.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub passthrough: bool,
+    /// ONNX files by the names the guest loads them under.
+    #[serde(default)]
+    pub graphs: BTreeMap<String, String>,
+    /// Files the guest may read while it prepares.
+    #[serde(default)]
+    pub assets: Vec<String>,
+    /// Values the guest may read while it prepares.
+    #[serde(default)]
+    pub settings: BTreeMap<String, Setting>,
+    #[serde(default)]
+    pub limits: ManifestLimits,
+    /// What `prepare` must return, where it is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contract: Option<ContractForm>,
+    /// Golden tests: inputs and the answers to them, run before the bundle is taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<GoldenTest>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A value under `[settings]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    Boolean(bool),
+    Integer(i64),
+    Number(f64),
+    Text(String),
+}
+
+impl Setting {
+    pub(super) fn text(&self) -> String {
+        match self {
+            Setting::Boolean(value) => value.to_string(),
+            Setting::Integer(value) => value.to_string(),
+            Setting::Number(value) => value.to_string(),
+            Setting::Text(value) => value.clone(),
+        }
+    }
+}
+
+/// What one request of this bundle may use; the server's own limits hold where one is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// One input and the answer to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenTest {
+    /// A request of the protocol where it ends in `.json`, else the model's one input as it is.
+    pub input: String,
+    /// An answer of the protocol, as `wisp infer` prints it. Outputs that it leaves out are not
+    /// compared.
+    pub expect: String,
+    /// How far a floating-point value may be from what is expected, absolutely.
+    #[serde(default = "default_tolerance")]
+    pub tolerance: f64,
+}
+
+fn default_tolerance() -> f64 {
+    1e-3
+}
+
+/// A contract in written form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContractForm {
+    pub inputs: Vec<SpecForm>,
+    pub outputs: Vec<SpecForm>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpecForm {
+    pub name: String,
+    pub datatype: String,
+    pub shape: Vec<i64>,
+}
+
+impl From<&Contract> for ContractForm {
+    fn from(contract: &Contract) -> Self {
+        let forms = |specs: &[TensorSpec]| specs.iter().map(SpecForm::from).collect();
+        Self { inputs: forms(&contract.inputs), outputs: forms(&contract.outputs) }
+    }
+}
+
+impl From<&TensorSpec> for SpecForm {
+    fn from(spec: &TensorSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            datatype: spec.datatype.name().to_owned(),
+            shape: spec.shape.clone(),
+        }
+    }
+}
+
+impl ContractForm {
+    /// The contract it writes down.
+    ///
+    /// # Errors
+    /// A text: the datatype that the protocol does not have.
+    pub fn read(self) -> Result<Contract, String> {
+        let read = |specs: Vec<SpecForm>| {
+            let specs = specs.into_iter().map(|SpecForm { name, datatype, shape }| {
+                let datatype = Datatype::parse(&datatype)
+                    .ok_or_else(|| format!("`{name}` has the unknown datatype `{datatype}`"))?;
+                Ok(TensorSpec { name, datatype, shape })
+            });
+            specs.collect::<Result<_, String>>()
+        };
+        Ok(Contract { inputs: read(self.inputs)?, outputs: read(self.outputs)? })
+    }
+}
+
+impl Manifest {
+    /// All files that it names.
+    pub fn files(&self) -> Vec<(FileKind, &str)> {
+        let component = self.component.iter().map(|file| (FileKind::Component, file));
+        let graphs = self.graphs.values().map(|file| (FileKind::Graph, file));
+        let assets = self.assets.iter().map(|file| (FileKind::Asset, file));
+        let tests = self.tests.iter().flat_map(|test| [&test.input, &test.expect]);
+        let tests = tests.map(|file| (FileKind::Test, file));
+        let files = component.chain(graphs).chain(assets).chain(tests);
+        files.map(|(kind, file)| (kind, file.as_str())).collect()
+    }
+
+    /// Checks what serde cannot.
+    ///
+    /// # Errors
+    /// A text: the key, what was expected and what came.
+    pub fn check(&self) -> Result<(), String> {
+        if self.component.is_none() && !self.graphs.contains_key("model") {
+            return Err(
+                "expected a `component`, or a graph named `model` to serve as it is".to_owned()
+            );
+        }
+        self.name.as_deref().map_or(Ok(()), check_name)?;
+        self.version
+            .as_deref()
+            .map_or(Ok(()), check_version)
+            .map_err(|reason| format!("version: {reason}"))?;
+        self.files().into_iter().try_for_each(|(_, file)| check_file(file))?;
+        if self.limits.deadline_ms == Some(0) {
+            return Err("limits.deadline_ms is 0, expected 1 or more".to_owned());
+        }
+        let odd = self.tests.iter().find(|test| test.tolerance.is_nan() || test.tolerance < 0.0);
+        odd.map_or(Ok(()), |test| {
+            Err(format!("tests: expected a tolerance of 0 or more, got {}", test.tolerance))
+        })
+    }
+}
+
+/// What a file is to its bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileKind {
+    Component,
+    Graph,
+    Asset,
+    Test,
+}
+
+/// Names stand in URLs and in logs; `stats` is taken by the protocol.
+///
+/// # Errors
+/// A text: which name, and what it may have.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name == "stats" {
+        return Err("the name `stats` is the protocol's own".to_owned());
+    }
+    check_plain("name", name)
+}
+
+/// Versions stand where names do.
+///
+/// # Errors
+/// As for names.
+pub fn check_version(version: &str) -> Result<(), String> {
+    check_plain("name", version)
+}
+
+fn check_plain(what: &str, name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match !matches!(name, "" | "." | "..") && name.len() <= 200 && name.chars().all(is_plain) {
+        true => Ok(()),
+        false => {
+            Err(format!("the {what} {name:?} may have letters, digits, `-`, `_` and `.` only"))
+        }
+    }
+}
+
+/// A bundle's file lies inside it, on whatever machine it is unpacked.
+///
+/// # Errors
+/// A text: the file, and what was expected.
+pub fn check_file(file: &str) -> Result<(), String> {
+    let is_plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    let path = Path::new(file);
+    let inside = path.components().all(is_plain)
+        && path.file_name().is_some()
+        && !file.chars().any(|c| c.is_control() || c == '\\');
+    match inside {
+        true => Ok(()),
+        false => {
+            Err(format!("`{}`: expected a path inside the bundle's folder", file.escape_debug()))
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Bundles as files and in registries: pack, inspect, check, unpack, sign, verify, push, pull.
+
+use std::fs;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{bar, say, say_json, scratch_beside, size, spinner};
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{Error, one_line};
+use crate::examine::{Report, examine};
+use crate::registry::{Remote, is_reference};
+use crate::signature::{PrivateKey, PublicKey, Signature};
+use crate::store::{Staged, Staging};
+use crate::telemetry;
+
+/// What commands take in, bytes: these are the user's own files.
+const LIMIT: u64 = u64::MAX / 4;
+
+#[derive(Args)]
+pub(super) struct PackArgs {
+    /// A bundle's folder with wisp.toml, or an .onnx file
+    #[arg(value_name = "DIR")]
+    path: PathBuf,
+    /// The file to write [default: NAME.wisp]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print what was made as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct InspectArgs {
+    /// A bundle: a folder, an .onnx or .wisp file, an OCI layout, or oci://host/name:tag
+    #[arg(value_name = "BUNDLE")]
+    bundle: String,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct UnpackArgs {
+    /// A .wisp file, an OCI layout, or oci://host/name:tag
+    #[arg(value_name = "BUNDLE")]
+    bundle: String,
+    /// The folder to make
+    #[arg(short, long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct SignArgs {
+    /// A .wisp file, or oci://host/name:tag
+    #[arg(value_name = "BUNDLE")]
+    bundle: String,
+    /// A P-256 private key: PKCS#8 in PEM
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// A .wisp file, an OCI layout, or oci://host/name:tag
+    #[arg(value_name = "BUNDLE")]
+    bundle: String,
+    /// A P-256 public key in PEM, or a folder of such: one of them must have signed
+    #[arg(long, value_name = "PATH")]
+    key: PathBuf,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PushArgs {
+    /// A .wisp file, a bundle's folder, or an OCI layout
+    #[arg(value_name = "BUNDLE")]
+    path: PathBuf,
+    /// Where to: oci://host/name:tag
+    reference: String,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PullArgs {
+    /// Where from: oci://host/name:tag, or oci://host/name@sha256:…
+    reference: String,
+    /// The file to write [default: NAME.wisp]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+#[derive(Args)]
+pub(super) struct RegistryArgs {
+    /// Speak plain HTTP to a registry that is not on this machine
+    #[arg(long)]
+    plain_http: bool,
+}
+
+/// A bundle, and the scratch folder that it lies in.
+struct Opened {
+    staged: Staged,
+    _scratch: TempDir,
+}
+
+fn open(bundle: &str, registry: &RegistryArgs) -> anyhow::Result<Opened> {
+    let scratch = tempfile::tempdir()?;
+    let staging = Staging::new(scratch.path(), LIMIT)?;
+    let staged = match is_reference(bundle) {
+        true => pull_from(bundle, registry, staging)?,
+        false => staging.open(Path::new(bundle)).map_err(|error| named(bundle, error))?,
+    };
+    Ok(Opened { staged, _scratch: scratch })
+}
+
+/// Here nothing is deployed, so nothing refuses: the file is wrong.
+fn named(bundle: &str, error: Error) -> anyhow::Error {
+    match error {
+        Error::BundleRefused(reason) if reason.starts_with(bundle) => anyhow::anyhow!("{reason}"),
+        Error::BundleRefused(reason) => anyhow::anyhow!("{bundle}: {reason}"),
+        other => other.into(),
+    }
+}
+
+fn pull_from(reference: &str, registry: &RegistryArgs, staging: Staging) -> anyhow::Result<Staged> {
+    let remote = Remote::new(reference, registry.plain_http)?;
+    let progress = spinner(&format!("pulling {reference}"));
+    let pulled = runtime()?.block_on(remote.pull(staging, None, &|bytes| {
+        progress.inc(bytes);
+        progress.set_message(format!("pulling {reference}: {}", size(progress.position())));
+    }));
+    progress.finish_and_clear();
+    Ok(pulled?)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+pub(super) fn pack(args: PackArgs) -> anyhow::Result<()> {
+    let PackArgs { path, out, json } = args;
+    let scratch = tempfile::tempdir()?;
+    let text = path.display().to_string();
+    let packed = Staging::new(scratch.path(), LIMIT)?.pack(&path);
+    let staged = packed.map_err(|error| named(&text, error))?;
+    let out = out.unwrap_or_else(|| default_file(&staged));
+    write(&staged, &out)?;
+    let head = &staged.artifact.head;
+    match json {
+        true => say_json(&json!({"file": out, "digest": head.digest, "bytes": head.total_size()})),
+        false => {
+            say(&format!("{}  {}  {}", out.display(), head.digest, size(head.total_size())));
+            Ok(())
+        }
+    }
+}
+
+fn default_file(staged: &Staged) -> PathBuf {
+    let name = staged.artifact.manifest.name.as_deref().unwrap_or("bundle");
+    PathBuf::from(format!("{name}.wisp"))
+}
+
+/// Writes the bundle's file beside its place first, so that it is there whole or not at all.
+fn write(staged: &Staged, out: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = scratch_beside(out)?;
+    staged.write_tar(BufWriter::new(scratch.as_file()))?;
+    // As any file that is shared; a scratch file is its owner's alone.
+    scratch.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    scratch.as_file().sync_all()?;
+    scratch.persist(out).with_context(|| out.display().to_string())?;
+    Ok(())
+}
+
+pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {
+    let opened = open(&args.bundle, &args.registry)?;
+    let artifact = &opened.staged.artifact;
+    let (head, manifest) = (&artifact.head, &artifact.manifest);
+    let signatures = opened.staged.signatures()?.len();
+    if args.json {
+        let layers = head.layers.iter().map(|layer| {
+            json!({"title": layer.title, "media_type": layer.blob.media_type,
+                   "digest": layer.blob.digest, "bytes": layer.blob.size})
+        });
+        return say_json(&json!({
+            "digest": head.digest,
+            "bytes": head.total_size(),
+            "manifest": manifest,
+            "component": artifact.component,
+            "layers": layers.collect::<Vec<_>>(),
+            "signatures": signatures,
+        }));
+    }
+    let name = manifest.name.as_deref().unwrap_or("(no name)");
+    let version = manifest.version.as_deref().unwrap_or("(numbered at deployment)");
+    say(&format!("name        {name}"));
+    say(&format!("version     {version}"));
+    say(&format!("digest      {}", head.digest));
+    say(&format!("size        {}", size(head.total_size())));
+    let limit = |value: Option<String>| value.unwrap_or_else(|| "the server's".to_owned());
+    let memory = limit(manifest.limits.memory_mib.map(|mib| format!("{mib} MiB")));
+    let deadline = limit(manifest.limits.deadline_ms.map(|ms| format!("{ms} ms")));
+    say(&format!("limits      memory {memory}, deadline {deadline}"));
+    say(&format!("tests       {}", manifest.tests.len()));
+    say(&format!("signatures  {signatures}"));
+    for layer in &head.layers {
+        let (digest, title) = (layer.blob.digest.short(), one_line(&layer.title));
+        say(&format!("file        {digest}  {:>10}  {title}", size(layer.blob.size)));
+    }
+    for (what, names) in
+        [("imports", &artifact.component.imports), ("exports", &artifact.component.exports)]
+    {
+        names.iter().for_each(|name| say(&format!("{what}     {}", one_line(name))));
+    }
+    Ok(())
+}
+
+pub(super) fn check(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
+    telemetry::start(&config.log, config.log_format)?;
+    let opened = open(&args.bundle, &args.registry)?;
+    let name = opened.staged.artifact.manifest.name.clone().unwrap_or_else(|| "model".to_owned());
+    let progress = spinner("examining");
+    let report = examine(&opened.staged, &name, &config.engine, config.deploy.examine);
+    progress.finish_and_clear();
+    let report = report.map_err(|error| named(&args.bundle, error))?;
+    match args.json {
+        true => say_json(&report)?,
+        false => print_report(&report),
+    }
+    Ok(())
+}
+
+/// A report for people.
+pub(super) fn print_report(report: &Report) {
+    say(&format!("digest      {}", report.digest));
+    say(&format!("size        {}", size(report.bytes)));
+    for (what, specs) in [("input ", &report.contract.inputs), ("output", &report.contract.outputs)]
+    {
+        for spec in specs {
+            say(&format!(
+                "{what}      {} {} {:?}",
+                one_line(&spec.name),
+                spec.datatype,
+                spec.shape
+            ));
+        }
+    }
+    for graph in &report.graphs {
+        let (inputs, outputs) = (graph.contract.inputs.len(), graph.contract.outputs.len());
+        say(&format!("graph       {}: inputs {inputs}, outputs {outputs}", one_line(&graph.name)));
+    }
+    say(&format!("loaded in   {} ms", report.load_ms));
+    for test in &report.tests {
+        say(&format!(
+            "test        {}: passed in {:.1} ms, off by {:.1e} at most",
+            one_line(&test.input),
+            test.elapsed_ms,
+            test.largest_difference
+        ));
+    }
+    if report.tests.is_empty() {
+        say("test        none: the manifest has no [[tests]]");
+    }
+}
+
+pub(super) fn unpack(args: UnpackArgs) -> anyhow::Result<()> {
+    let opened = open(&args.bundle, &args.registry)?;
+    for path in opened.staged.unpack(&args.out)? {
+        say(&path.display().to_string());
+    }
+    Ok(())
+}
+
+pub(super) fn sign(args: SignArgs) -> anyhow::Result<()> {
+    let key = PrivateKey::read(&args.key).map_err(anyhow::Error::msg)?;
+    let digest = match is_reference(&args.bundle) {
+        true => {
+            let remote = Remote::new(&args.bundle, args.registry.plain_http)?;
+            runtime()?.block_on(async {
+                let digest = remote.resolve().await?;
+                remote.push_signature(&digest, &Signature::sign(&digest, &key)).await?;
+                Ok::<Digest, Error>(digest)
+            })?
+        }
+        false => {
+            let path = Path::new(&args.bundle);
+            anyhow::ensure!(path.is_file(), "{}: expected a .wisp file", args.bundle);
+            let mut opened = open(&args.bundle, &args.registry)?;
+            let digest = opened.staged.digest().clone();
+            opened.staged.add_signature(&Signature::sign(&digest, &key))?;
+            write(&opened.staged, path)?;
+            digest
+        }
+    };
+    say(&format!("{}: {digest} is signed", args.bundle));
+    Ok(())
+}
+
+pub(super) fn verify(args: VerifyArgs) -> anyhow::Result<()> {
+    let keys = PublicKey::read_all(&args.key).map_err(anyhow::Error::msg)?;
+    let opened = open(&args.bundle, &args.registry)?;
+    let digest = opened.staged.digest();
+    let signatures = opened.staged.signatures()?;
+    let by = |key: &&PublicKey| signatures.iter().any(|signature| signature.is_by(key, digest));
+    let Some(key) = keys.iter().find(by) else {
+        anyhow::bail!(
+            "{}: none of its {} signatures is by these keys and over {digest}",
+            args.bundle,
+            signatures.len()
+        );
+    };
+    say(&format!("{}: {digest} is signed by key {}", args.bundle, key.fingerprint));
+    Ok(())
+}
+
+pub(super) fn push(args: PushArgs) -> anyhow::Result<()> {
+    let remote = Remote::new(&args.reference, args.registry.plain_http)?;
+    let path = args.path.to_str().context("the path is not UTF-8")?;
+    let opened = open(path, &args.registry)?;
+    let progress = bar("pushing", opened.staged.artifact.head.total_size());
+    let pushed = runtime()?.block_on(remote.push(&opened.staged, &|bytes| progress.inc(bytes)));
+    progress.finish_and_clear();
+    say(&pushed?);
+    Ok(())
+}
+
+pub(super) fn pull(args: PullArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        is_reference(&args.reference),
+        "`{}`: expected oci://host/name:tag",
+        args.reference
+    );
+    let opened = open(&args.reference, &args.registry)?;
+    let out = args.out.unwrap_or_else(|| default_file(&opened.staged));
+    write(&opened.staged, &out)?;
+    say(&format!("{}  {}", out.display(), opened.staged.digest()));
+    Ok(())
+}

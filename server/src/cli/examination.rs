@@ -1,0 +1,105 @@
+//! The examination itself, in a process that is held in and may die of it: everything that a
+//! server will do with the bundle is done here first.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::api::check_golden;
+use crate::bundle::{Artifact, Bundle, ContractForm, Head};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::examine::{GraphReport, Job, Outcome, Report, TestReport, confine};
+use crate::infer::Inference;
+use crate::repository::{LoadOptions, Repository, load};
+use crate::schedule::Scheduler;
+use crate::store::Blobs;
+use crate::telemetry;
+
+/// Reads a job from stdin, does it, and writes what came of it to stdout.
+///
+/// # Errors
+/// There is no job, or this process cannot be held in: nothing was examined.
+pub(super) fn run() -> anyhow::Result<()> {
+    let mut job = Vec::new();
+    io::stdin().read_to_end(&mut job)?;
+    let job: Job = serde_json::from_slice(&job)
+        .context("`wisp examine` is for wisp itself: see `wisp check`")?;
+    let confined_by = confine(job.limits).context("the examination cannot be held in")?;
+    telemetry::start("warn", crate::config::LogFormat::Text)?;
+    let outcome = match examine(&job, confined_by) {
+        Ok(report) => Outcome::Accepted(Box::new(report)),
+        Err(reason) => Outcome::Refused(reason),
+    };
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &outcome)?;
+    Ok(stdout.flush()?)
+}
+
+fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
+    let started = Instant::now();
+    let (artifact, bundle) = read(job)?;
+    let options = LoadOptions::new(&job.engine)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize);
+    let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
+    let version = bundle.version.clone().unwrap_or_default();
+    let revision = load(&job.model, &version, &bundle, &options)?;
+    let load_ms = started.elapsed().as_millis() as u64;
+
+    let patience = options.deadline;
+    let repository = Repository::find(&[] as &[PathBuf], options, patience);
+    let inference = Inference::new(repository, scheduler);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let mut tests = Vec::new();
+    for golden in &bundle.tests {
+        let started = Instant::now();
+        let checked = runtime.block_on(check_golden(&inference, &job.model, &revision, golden));
+        let largest_difference =
+            checked.map_err(|reason| format!("golden test `{}`: {reason}", golden.name))?;
+        let elapsed_ms = started.elapsed().as_secs_f64() * 1000.0;
+        tests.push(TestReport { input: golden.name.clone(), largest_difference, elapsed_ms });
+    }
+    let graphs = bundle.graphs.keys().filter_map(|name| {
+        let contract = ContractForm::from(revision.graphs.get(name)?.contract());
+        Some(GraphReport { name: name.clone(), contract })
+    });
+    Ok(Report {
+        digest: job.manifest.clone(),
+        bytes: artifact.head.total_size(),
+        contract: ContractForm::from(&revision.contract),
+        component: artifact.component.clone(),
+        graphs: graphs.collect(),
+        limits: bundle.limits,
+        tests,
+        load_ms,
+        confined_by,
+    })
+}
+
+/// Reads the bundle, its digests once more.
+fn read(job: &Job) -> Result<(Artifact, Bundle), String> {
+    let text = |error: Error| error.to_string();
+    let blobs = Blobs::at(&job.folder).map_err(text)?;
+    let whole = |digest: &Digest| {
+        let content = blobs.map(digest).map_err(text)?;
+        match Digest::of(&content) {
+            actual if actual == *digest => Ok(content),
+            actual => Err(format!("the blob {digest} has the content of {actual}")),
+        }
+    };
+    let head = Head::read(&whole(&job.manifest)?, u64::MAX)?;
+    let config = whole(&head.config.digest)?;
+    for layer in &head.layers {
+        whole(&layer.blob.digest)?;
+    }
+    let artifact = Artifact::read(head, &config)?;
+    let bundle = Bundle::assemble(&artifact.manifest, |file| {
+        let layer = artifact.layer(file).ok_or_else(|| format!("no layer `{file}`"))?;
+        blobs.map(&layer.blob.digest).map_err(text)
+    })?;
+    Ok((artifact, bundle))
+}

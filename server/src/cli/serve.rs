@@ -1,0 +1,173 @@
+//! `wisp serve`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::say;
+use crate::api::{self, Admin, AdminOptions, Api, ApiOptions};
+use crate::config::{Config, DeployConfig};
+use crate::deploy::{DeployOptions, Deployer};
+use crate::error::one_line;
+use crate::infer::Inference;
+use crate::repository::{EngineSettings, Repository, State};
+use crate::sandbox::Engine;
+use crate::set_up;
+use crate::signature::PublicKey;
+use crate::store::Store;
+use crate::telemetry;
+
+pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    telemetry::start(&config.log, config.log_format)?;
+    for (name, value, origin) in &config.origins {
+        tracing::info!("setting {name} = {value} ({origin})");
+    }
+    let (inference, engine) = set_up(&config.engine, config.threads, paths)?;
+    let deployer = deployer(&config.deploy, &config.engine, &inference)?;
+    anyhow::ensure!(
+        deployer.is_some() || !paths.is_empty(),
+        "nothing to serve: give PATHs, or a state folder to deploy to"
+    );
+    // One more than can compute inline: there is always a thread to accept and to answer health.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.threads + 1)
+        .thread_name("wisp-http")
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(run(&config, inference, engine, deployer));
+    // An examination under way is not waited for: it ends with this process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// Opens the state folder and serves what is deployed there.
+fn deployer(
+    config: &DeployConfig,
+    engine: &EngineSettings,
+    inference: &Arc<Inference>,
+) -> anyhow::Result<Option<Arc<Deployer>>> {
+    let Some(state) = &config.state else { return Ok(None) };
+    let store = Arc::new(Store::open(state)?);
+    let trusted = config.trusted_keys.as_deref().map(PublicKey::read_all).transpose();
+    let options = DeployOptions {
+        engine: engine.clone(),
+        examine: config.examine,
+        bundle_limit: config.bundle_limit,
+        trusted: trusted.map_err(anyhow::Error::msg)?.unwrap_or_default(),
+    };
+    Ok(Some(Arc::new(Deployer::new(store, inference.clone(), options))))
+}
+
+async fn run(
+    config: &Config,
+    inference: Arc<Inference>,
+    engine: Arc<Engine>,
+    deployer: Option<Arc<Deployer>>,
+) -> anyhow::Result<ExitCode> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let admin = match (&deployer, config.deploy.admin_listen) {
+        (Some(deployer), Some(address)) => {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener
+                .with_context(|| format!("setting admin-listen: cannot listen on {address}"))?;
+            let options =
+                AdminOptions { token: config.deploy.admin_token.clone(), plain_http: false };
+            Some((listener, Admin::new(deployer.clone(), options).router()))
+        }
+        _ => None,
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    say(&format!("wisp {version} listening on http://{}", listener.local_addr()?));
+    if let Some((listener, _)) = &admin {
+        say(&format!("admin API on http://{}", listener.local_addr()?));
+    }
+
+    // The thread that waits for the network may be the one that runs a request inline: then
+    // nobody waits for it any more. Anything to do wakes another thread, which takes over.
+    let http = tokio::runtime::Handle::current();
+    engine.on_tick(move || drop(http.spawn(async {})));
+    let loader = inference.clone();
+    tokio::spawn(async move {
+        loader.repository.load_listed().await;
+        if !loader.repository.listed().is_empty() {
+            say(table(&loader.repository).trim_end());
+        }
+    });
+    if let (Some(deployer), Some(folder)) = (deployer, &config.deploy.models) {
+        tokio::spawn(crate::watch::watch(folder.clone(), deployer));
+    }
+
+    let limits =
+        ApiOptions { body_limit: config.engine.body_limit, body_timeout: config.body_timeout };
+    let router = Api::new(inference.clone(), limits).router();
+    let unsafe_now = watch_isolation(engine.clone());
+    let (stop, stopped) = watch::channel(false);
+    let stop_on_signal = async {
+        let exit = tokio::select! {
+            _ = terminated.recv() => ExitCode::SUCCESS,
+            _ = interrupted.recv() => ExitCode::SUCCESS,
+            () = unsafe_now => ExitCode::FAILURE,
+        };
+        tracing::info!("stopping: requests in flight finish");
+        stop.send_replace(true);
+        exit
+    };
+    let is_stopped = |mut stopped: watch::Receiver<bool>| async move {
+        // An error would mean that whoever stops is gone: as good as stopped.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let drain = config.body_timeout + config.engine.deadline;
+    let admin_stopped = is_stopped(stopped.clone());
+    let serve_admin = async {
+        if let Some((listener, router)) = admin {
+            api::serve(listener, router, admin_stopped, Duration::from_secs(5)).await;
+        }
+    };
+    let serve = api::serve(listener, router, is_stopped(stopped), drain);
+    let (exit, (), ()) = tokio::join!(stop_on_signal, serve, serve_admin);
+    // A compute that outlived its request ends at its next node.
+    let drained = async {
+        while engine.live_sandboxes() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let late = tokio::time::timeout(Duration::from_secs(5), drained).await.is_err();
+    tracing::info!(late, live_sandboxes = engine.live_sandboxes(), "stopped");
+    Ok(exit)
+}
+
+/// Completes when sandboxes can no longer be reset safely: swap was turned on. A restart takes
+/// the safe way; serving on does not.
+async fn watch_isolation(engine: Arc<Engine>) {
+    while engine.is_isolation_intact() {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    tracing::error!(
+        "swap was turned on: memory swapped out could be read by another request, so the server stops; start it again"
+    );
+}
+
+/// A line for each model served from a path: `READY`, or `FAILED  reason`.
+fn table(repository: &Repository) -> String {
+    let models = repository.listed();
+    let width = models.iter().map(|model| model.name.len()).max().unwrap_or(0).clamp(5, 64);
+    let mut table = format!("{:width$}  STATE\n", "MODEL");
+    for model in models {
+        let state = match model.main_version().map(|version| version.state()) {
+            Some(State::Ready) => "READY".to_owned(),
+            Some(State::Failed(reason)) => format!("FAILED  {reason}"),
+            Some(State::Cold | State::Loading) | None => "LOADING".to_owned(),
+        };
+        table.push_str(&format!("{:width$}  {state}\n", one_line(&model.name)));
+    }
+    table
+}

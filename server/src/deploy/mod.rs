@@ -1,0 +1,401 @@
+//! What changes what is served: bundles taken in, traffic moved, versions taken out. Every
+//! change is whole on disk before it is seen, and none is seen by half.
+
+mod view;
+
+pub use view::{ModelView, ShadowView, VersionView};
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+
+use crate::bundle::{check_name, check_version};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::examine::{ExamineLimits, Report, examine};
+use crate::infer::Inference;
+use crate::repository::{EngineSettings, Version};
+use crate::signature::PublicKey;
+use crate::store::{ModelRecord, Policy, ShadowRecord, Staged, Staging, Store, VersionRecord};
+
+/// Takes changes, one at a time.
+pub struct Deployer {
+    store: Arc<Store>,
+    inference: Arc<Inference>,
+    options: DeployOptions,
+    /// Examinations take a core each and much memory: one at a time.
+    examining: Mutex<()>,
+    /// Held from the first look at the index to the switch.
+    changing: Mutex<()>,
+}
+
+/// What may be deployed, and how it is examined.
+pub struct DeployOptions {
+    pub engine: EngineSettings,
+    pub examine: ExamineLimits,
+    /// Largest bundle, bytes.
+    pub bundle_limit: u64,
+    /// Empty: bundles need no signature. Else one of these keys must have signed.
+    pub trusted: Vec<PublicKey>,
+}
+
+/// How a bundle is to be deployed.
+#[derive(Debug, Clone, Default)]
+pub struct Deployment {
+    /// The manifest's name where it is not given.
+    pub name: Option<String>,
+    /// The manifest's, else the next free number.
+    pub version: Option<String>,
+    /// Whether it gets all traffic at once. A model's first version always does.
+    pub activate: bool,
+    /// Examine and report, and change nothing.
+    pub dry_run: bool,
+    /// Where it came from, for people.
+    pub source: String,
+    /// The file in the watched folder that it came from: then a version that is taken by other
+    /// content gets a suffix of its digest.
+    pub watched: Option<String>,
+}
+
+/// What became of a deployment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deployed {
+    pub name: String,
+    pub version: String,
+    pub digest: Digest,
+    /// Whether it gets all traffic now.
+    pub active: bool,
+    /// Whether the model had this very bundle already.
+    pub unchanged: bool,
+    pub dry_run: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signed_by: Option<String>,
+    /// `None` where the bundle was here already, examined before.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub report: Option<Report>,
+}
+
+/// A change to a model that is deployed.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// The traffic as it was before the last change of it.
+    Rollback,
+    /// Percent by version; they make 100.
+    Split(BTreeMap<String, u8>),
+    /// `None` ends it.
+    Shadow(Option<ShadowRecord>),
+    Policy(Policy),
+    RemoveVersion(String),
+    Remove,
+}
+
+impl Deployer {
+    /// Serves what the store has deployed, and clears away what nothing refers to.
+    pub fn new(store: Arc<Store>, inference: Arc<Inference>, options: DeployOptions) -> Self {
+        for (name, record) in &store.index().models {
+            match inference.repository.is_listed(name) {
+                true => tracing::warn!(
+                    model = name,
+                    "the deployed model is hidden by one that is served from a path"
+                ),
+                false => inference.repository.apply(name, Some(record), &store, &[]),
+            }
+        }
+        let deployer =
+            Self { store, inference, options, examining: Mutex::new(()), changing: Mutex::new(()) };
+        deployer.collect();
+        deployer
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// A folder for a bundle on its way in.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn stage(&self) -> Result<Staging, Error> {
+        self.store.stage(self.options.bundle_limit)
+    }
+
+    /// Examines a bundle, stores it, and has the model serve it. Blocks; to be called where that
+    /// is allowed, within a runtime.
+    ///
+    /// # Errors
+    /// The bundle is refused or contradicts what is deployed; nothing has changed then.
+    pub fn deploy(&self, staged: &Staged, ask: Deployment) -> Result<Deployed, Error> {
+        let name = ask.name.clone().or_else(|| staged.artifact.manifest.name.clone());
+        let name = name.ok_or_else(|| {
+            Error::InvalidInput("the bundle has no name of its own: give one".to_owned())
+        })?;
+        check_name(&name).map_err(Error::InvalidInput)?;
+        self.check_free(&name)?;
+        let signed_by = self.check_signature(staged)?;
+        // Looked at before the long work, and again after it.
+        let known = self.plan(&name, staged.digest(), &ask, staged)?;
+        let report = match known {
+            Plan::Known(_) => None,
+            Plan::New(_) => Some(self.examine(staged, &name)?),
+        };
+
+        let _changing = self.changing();
+        let plan = self.plan(&name, staged.digest(), &ask, staged)?;
+        let mut record = self.store.model(&name).unwrap_or_default();
+        let (version, unchanged) = match plan {
+            Plan::Known(version) => (version, true),
+            Plan::New(version) => {
+                let made = VersionRecord {
+                    digest: staged.digest().clone(),
+                    sequence: record.next_sequence(),
+                    deployed: now(),
+                    bytes: staged.artifact.head.total_size(),
+                    source: ask.source.clone(),
+                    signed_by: signed_by.clone(),
+                    watched: ask.watched.clone(),
+                };
+                record.versions.insert(version.clone(), made);
+                (version, false)
+            }
+        };
+        if ask.activate || record.traffic.is_empty() {
+            record.route(BTreeMap::from([(version.clone(), 100)]));
+        }
+        let active = record.traffic.get(&version) == Some(&100);
+        let digest = staged.digest().clone();
+        let dry_run = ask.dry_run;
+        let deployed =
+            Deployed { name, version, digest, active, unchanged, dry_run, signed_by, report };
+        if dry_run {
+            return Ok(deployed);
+        }
+        if !unchanged {
+            self.store.adopt(staged)?;
+        }
+        self.switch(&deployed.name, &record)?;
+        let Deployed { name, version, digest, .. } = &deployed;
+        tracing::info!(model = name, version, %digest, active, source = ask.source, "deployed");
+        Ok(deployed)
+    }
+
+    /// Makes a change, or with `dry_run` says what it would come to.
+    ///
+    /// # Errors
+    /// Unknown model or version, or a change that makes no sense; nothing has changed then.
+    pub fn change(&self, name: &str, change: Change, dry_run: bool) -> Result<ModelView, Error> {
+        let _changing = self.changing();
+        self.check_free(name)?;
+        let mut record = self.store.model(name)?;
+        let what = format!("{change:?}");
+        let removes = matches!(change, Change::Remove | Change::RemoveVersion(_));
+        match change {
+            Change::Rollback => {
+                let before = record.history.pop().ok_or_else(|| {
+                    Error::Conflict(format!(
+                        "model `{name}` has nothing to roll back to: its traffic was never changed"
+                    ))
+                })?;
+                record.traffic = before;
+            }
+            Change::Split(traffic) => {
+                check_split(name, &record, &traffic)?;
+                // A shadow with all traffic has become what it was compared with.
+                record.shadow.take_if(|shadow| traffic.get(&shadow.version) == Some(&100));
+                record.route(traffic);
+            }
+            Change::Shadow(shadow) => {
+                if let Some(shadow) = &shadow {
+                    check_shadow(name, &record, shadow)?;
+                }
+                record.shadow = shadow;
+            }
+            Change::Policy(policy) => record.policy = policy,
+            Change::RemoveVersion(version) => record.remove(name, &version)?,
+            Change::Remove => record = ModelRecord::default(),
+        }
+        if dry_run {
+            return Ok(ModelView::planned(name, &record));
+        }
+        match record.versions.is_empty() {
+            true => {
+                self.store.put_model(name, None)?;
+                self.inference.repository.apply(name, None, &self.store, &[]);
+            }
+            false => self.switch(name, &record)?,
+        }
+        tracing::info!(model = name, "changed: {what}");
+        if removes {
+            self.collect_locked();
+        }
+        // A model that was taken out is not there to be viewed.
+        Ok(self.view(name).unwrap_or_else(|_| ModelView::planned(name, &record)))
+    }
+
+    /// Loads what will have traffic, writes the record, and has it served.
+    fn switch(&self, name: &str, record: &ModelRecord) -> Result<(), Error> {
+        let repository = &self.inference.repository;
+        let mut warm: Vec<Arc<Version>> = Vec::new();
+        let before = self.store.model(name).unwrap_or_default().traffic;
+        for label in record.traffic.keys().filter(|label| !before.contains_key(*label)) {
+            if let Some(version) = repository.version(name, label, record, &self.store) {
+                Handle::current().block_on(version.revision())?;
+                warm.push(version);
+            }
+        }
+        self.store.put_model(name, Some(record.clone()))?;
+        repository.apply(name, Some(record), &self.store, &warm);
+        Ok(())
+    }
+
+    fn examine(&self, staged: &Staged, name: &str) -> Result<Report, Error> {
+        let _examining = self.examining.lock().unwrap_or_else(PoisonError::into_inner);
+        examine(staged, name, &self.options.engine, self.options.examine)
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which version a bundle is, or will be.
+    fn plan(
+        &self,
+        name: &str,
+        digest: &Digest,
+        ask: &Deployment,
+        staged: &Staged,
+    ) -> Result<Plan, Error> {
+        let record = self.store.model(name).unwrap_or_default();
+        let manifest = &staged.artifact.manifest;
+        if let Some(version) = &ask.version {
+            check_version(version).map_err(Error::InvalidInput)?;
+        } else {
+            let known = record.in_order().into_iter().rfind(|(_, known)| known.digest == *digest);
+            if let Some((version, _)) = known {
+                return Ok(Plan::Known(version.to_owned()));
+            }
+        }
+        let wanted = ask.version.clone().or_else(|| manifest.version.clone());
+        let version = wanted.unwrap_or_else(|| record.next_version());
+        match record.versions.get(&version) {
+            None => Ok(Plan::New(version)),
+            Some(taken) if taken.digest == *digest => Ok(Plan::Known(version)),
+            Some(_) if ask.watched.is_some() => {
+                Ok(Plan::New(format!("{version}-{}", digest.short())))
+            }
+            Some(taken) => Err(Error::Conflict(format!(
+                "version `{version}` of model `{name}` is {}, and a version never changes; this is {digest}: give it another version",
+                taken.digest
+            ))),
+        }
+    }
+
+    fn check_free(&self, name: &str) -> Result<(), Error> {
+        match self.inference.repository.is_listed(name) {
+            true => Err(Error::Conflict(format!(
+                "model `{name}` is served from a path, and cannot be changed from here"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// The fingerprint of the trusted key that signed, where one is asked for.
+    fn check_signature(&self, staged: &Staged) -> Result<Option<String>, Error> {
+        let trusted = &self.options.trusted;
+        if trusted.is_empty() {
+            return Ok(None);
+        }
+        let signatures = staged.signatures()?;
+        let signer = trusted
+            .iter()
+            .find(|key| signatures.iter().any(|signature| signature.is_by(key, staged.digest())));
+        match (signer, signatures.len()) {
+            (Some(key), _) => Ok(Some(key.fingerprint.clone())),
+            (None, 0) => Err(Error::BundleRefused(
+                "it is not signed, and this server takes only what a trusted key has signed"
+                    .to_owned(),
+            )),
+            (None, count) => Err(Error::BundleRefused(format!(
+                "none of its {count} signatures is by a key that this server trusts and over {}",
+                staged.digest()
+            ))),
+        }
+    }
+
+    /// Removes blobs that nothing refers to.
+    pub fn collect(&self) {
+        let _changing = self.changing();
+        self.collect_locked();
+    }
+
+    fn collect_locked(&self) {
+        match self.store.collect() {
+            Ok((0, _)) => {}
+            Ok((blobs, bytes)) => tracing::info!(blobs, bytes, "unused blobs are removed"),
+            Err(error) => tracing::error!("unused blobs stay: {error}"),
+        }
+    }
+
+    /// The versions that came from files of the watched folder: model, version and file.
+    pub fn watched(&self) -> Vec<(String, String, String)> {
+        let index = self.store.index();
+        let models = index.models.into_iter();
+        models
+            .flat_map(|(name, record)| {
+                let versions = record.versions.into_iter();
+                versions.filter_map(move |(version, stored)| {
+                    Some((name.clone(), version, stored.watched?))
+                })
+            })
+            .collect()
+    }
+}
+
+enum Plan {
+    /// The model has this very bundle as this version.
+    Known(String),
+    New(String),
+}
+
+fn check_split(
+    name: &str,
+    record: &ModelRecord,
+    traffic: &BTreeMap<String, u8>,
+) -> Result<(), Error> {
+    for (version, percent) in traffic {
+        record.version(name, version)?;
+        if !(1..=100).contains(percent) {
+            return Err(Error::InvalidInput(format!(
+                "split: expected 1 to 100 percent for version `{version}`, got {percent}"
+            )));
+        }
+    }
+    let total: u32 = traffic.values().map(|&percent| u32::from(percent)).sum();
+    match total {
+        100 => Ok(()),
+        _ => Err(Error::InvalidInput(format!("split: expected 100 percent in all, got {total}"))),
+    }
+}
+
+fn check_shadow(name: &str, record: &ModelRecord, shadow: &ShadowRecord) -> Result<(), Error> {
+    record.version(name, &shadow.version)?;
+    if !(1..=100).contains(&shadow.percent) {
+        return Err(Error::InvalidInput(format!(
+            "shadow: expected 1 to 100 percent, got {}",
+            shadow.percent
+        )));
+    }
+    match record.traffic.get(&shadow.version) {
+        Some(100) => Err(Error::Conflict(format!(
+            "version `{}` of model `{name}` has all traffic, and cannot be its own shadow",
+            shadow.version
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,242 @@
+//! The examination of a bundle in a process of its own, which may crash, hang or eat its limits:
+//! that is a refusal with a reason, and nothing else. Here is the side that starts it, watches it
+//! and believes nothing it says that is not whole; what it does is in `cli::examination`.
+
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use rustix::param::page_size;
+use rustix::process::{Resource, Rlimit, Signal};
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::{ContractForm, ManifestLimits};
+use crate::digest::Digest;
+use crate::error::{Error, one_line};
+use crate::repository::EngineSettings;
+use crate::sandbox::ComponentInfo;
+use crate::store::Staged;
+
+/// Of an examination's report; what is longer is cut and so no report.
+const MAX_REPORT_BYTES: u64 = 8 << 20;
+const MAX_LOG_BYTES: u64 = 64 << 10;
+
+/// Address space that may be written to beyond the limit on resident memory: allocators take it
+/// in large pieces. The one limit catches what the other misses: one huge allocation.
+const SLACK_BYTES: u64 = 2 << 30;
+
+/// How often the child's memory is looked at.
+const WATCH: Duration = Duration::from_millis(5);
+
+/// What an examination may take.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct ExamineLimits {
+    pub seconds: u64,
+    /// Resident.
+    pub memory_bytes: u64,
+}
+
+/// What the child is told, as JSON on its stdin.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Root of the OCI layout with the bundle's blobs.
+    pub folder: PathBuf,
+    pub manifest: Digest,
+    pub model: String,
+    pub engine: EngineSettings,
+    pub limits: ExamineLimits,
+}
+
+/// What the child says, as JSON on its stdout.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Accepted(Box<Report>),
+    Refused(String),
+}
+
+/// What an examination found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    pub digest: Digest,
+    pub bytes: u64,
+    pub contract: ContractForm,
+    pub component: ComponentInfo,
+    pub graphs: Vec<GraphReport>,
+    pub limits: ManifestLimits,
+    pub tests: Vec<TestReport>,
+    /// To check, prepare, compile and load.
+    pub load_ms: u64,
+    /// What held the examination in, beside time and memory.
+    pub confined_by: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GraphReport {
+    pub name: String,
+    pub contract: ContractForm,
+}
+
+/// A golden test that passed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TestReport {
+    pub input: String,
+    /// From what was expected, of any floating-point value.
+    pub largest_difference: f64,
+    pub elapsed_ms: f64,
+}
+
+/// Examines a staged bundle. Blocks until the child has ended, at most as long as its limit.
+///
+/// # Errors
+/// The bundle is refused, or there is no child to be had.
+pub fn examine(
+    staged: &Staged,
+    model: &str,
+    engine: &EngineSettings,
+    limits: ExamineLimits,
+) -> Result<Report, Error> {
+    let job = Job {
+        folder: staged.folder().to_owned(),
+        manifest: staged.digest().clone(),
+        model: model.to_owned(),
+        engine: engine.clone(),
+        limits,
+    };
+    let failed = |what: &str, error: io::Error| {
+        Error::Internal(format!("the examination cannot be {what}: {error}"))
+    };
+    let job = serde_json::to_vec(&job).map_err(|error| failed("told", error.into()))?;
+    // Itself, also where its file has been replaced since.
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("wisp")
+        .arg("examine")
+        .env_clear()
+        .current_dir(staged.folder())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed("started", error))?;
+    let stdout = drain(child.stdout.take(), MAX_REPORT_BYTES);
+    let stderr = drain(child.stderr.take(), MAX_LOG_BYTES);
+    if let Some(mut stdin) = child.stdin.take() {
+        // A child that is gone already is told of below.
+        let _ = stdin.write_all(&job);
+    }
+    let (status, broken) = watch(&mut child, limits).map_err(|error| failed("watched", error))?;
+    let [stdout, stderr] = [stdout, stderr].map(|reader| reader.join().unwrap_or_default());
+    let log = String::from_utf8_lossy(&stderr);
+    if !log.is_empty() {
+        tracing::debug!(model, "the examination said: {}", one_line(&log));
+    }
+    if let Some(reason) = broken {
+        return Err(Error::BundleRefused(reason));
+    }
+    match serde_json::from_slice(&stdout) {
+        Ok(Outcome::Accepted(report)) if status.success() && report.digest == *staged.digest() => {
+            Ok(*report)
+        }
+        Ok(Outcome::Refused(reason)) if status.success() => Err(Error::BundleRefused(reason)),
+        _ => Err(Error::BundleRefused(post_mortem(status, &log, limits))),
+    }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>, limit: u64) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let Some(mut pipe) = pipe else { return Vec::new() };
+        let mut kept = Vec::new();
+        // What breaks off or goes on after the limit is no report, and must not block the child.
+        let _ = pipe.by_ref().take(limit).read_to_end(&mut kept);
+        let _ = io::copy(&mut pipe, &mut io::sink());
+        kept
+    })
+}
+
+/// Waits for the child, and ends it where it is over its limits; then says why.
+fn watch(child: &mut Child, limits: ExamineLimits) -> io::Result<(ExitStatus, Option<String>)> {
+    let deadline = Instant::now() + Duration::from_secs(limits.seconds);
+    let statm = format!("/proc/{}/statm", child.id());
+    let mut broken = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, broken));
+        }
+        let resident = fs::read_to_string(&statm).ok().and_then(|statm| {
+            let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+            Some(pages * page_size() as u64)
+        });
+        if resident.is_some_and(|resident| resident > limits.memory_bytes) {
+            broken = Some(over_memory(limits));
+        } else if Instant::now() >= deadline {
+            broken = Some(format!("the examination took longer than {} s", limits.seconds));
+        }
+        if broken.is_some() {
+            // Gone already, where it fails.
+            let _ = child.kill();
+            return Ok((child.wait()?, broken));
+        }
+        thread::sleep(WATCH);
+    }
+}
+
+fn over_memory(limits: ExamineLimits) -> String {
+    format!("the examination needs more than {} MiB of memory", limits.memory_bytes >> 20)
+}
+
+fn post_mortem(status: ExitStatus, log: &str, limits: ExamineLimits) -> String {
+    if log.contains("memory allocation of") {
+        return over_memory(limits);
+    }
+    let last = log.lines().rfind(|line| !line.trim().is_empty()).map(one_line).unwrap_or_default();
+    match status.signal() {
+        Some(signal) if signal == Signal::XCPU.as_raw() => {
+            format!("the examination took more than {} s of CPU", limits.seconds)
+        }
+        Some(signal) => format!("the examination crashed with signal {signal}: {last}"),
+        None => format!("the examination ended without a report ({status}): {last}"),
+    }
+}
+
+/// Holds this process in, before it touches the bundle; called by the child. Returns what took
+/// effect beside the limits.
+///
+/// # Errors
+/// A limit cannot be set.
+pub fn confine(limits: ExamineLimits) -> io::Result<Vec<String>> {
+    let mut effective = Vec::new();
+    // With the server gone, nobody waits for a report.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let set = |resource, most: u64| {
+        rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    };
+    set(Resource::Core, 0)?;
+    // Two threads may compile at a time.
+    set(Resource::Cpu, limits.seconds.saturating_mul(4))?;
+    set(Resource::Data, limits.memory_bytes.saturating_add(SLACK_BYTES))?;
+    set(Resource::Fsize, limits.memory_bytes)?;
+    set(Resource::Nofile, 256)?;
+    if rustix::thread::set_no_new_privs(true).is_ok() {
+        effective.push("no-new-privileges".to_owned());
+    }
+    if leave_network() {
+        effective.push("no-network".to_owned());
+    }
+    Ok(effective)
+}
+
+/// Moves to a network of its own, without a way out. Needs to be root, or user namespaces that
+/// the system allows.
+fn leave_network() -> bool {
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: only file tables and address spaces shared with other threads make this unsafe;
+    // neither is unshared here.
+    unsafe {
+        unshare_unsafe(UnshareFlags::NEWNET).is_ok()
+            || unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET).is_ok()
+    }
+}

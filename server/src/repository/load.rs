@@ -1,0 +1,196 @@
+//! From a bundle's contents to a revision that answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::{Bundle, ContractForm};
+use crate::cache::{Cache, CacheKey, Entry};
+use crate::nn::{Graph, Graphs};
+use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
+use crate::schedule::Gate;
+use crate::tensor::Contract;
+
+/// A bundle, ready to answer.
+pub struct Revision {
+    pub version: String,
+    pub contract: Contract,
+    pub guest: Arc<Guest>,
+    pub graphs: Arc<Graphs>,
+    /// Whether the client's tensors reach the graph as they are.
+    pub passthrough: bool,
+    pub deadline: Duration,
+    pub gate: Arc<Gate>,
+}
+
+/// What an engine is made of, in plain values: an examination makes the same one in its own
+/// process, so that what it compiles fits here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineSettings {
+    pub memory_bytes: usize,
+    pub sandboxes: u32,
+    pub page_scan: bool,
+    pub body_limit: usize,
+    pub deadline: Duration,
+    pub concurrency: usize,
+    pub queue: usize,
+    /// `None`: compiled guests are not kept.
+    pub cache: Option<PathBuf>,
+}
+
+/// What loading needs besides the bundles.
+#[derive(Clone)]
+pub struct LoadOptions {
+    pub engine: Arc<Engine>,
+    /// `None`: every start compiles anew.
+    pub cache: Option<Cache>,
+    /// For bundles that set none.
+    pub limits: Limits,
+    /// The longest deadline; a bundle may ask for a shorter one.
+    pub deadline: Duration,
+    /// Requests of one model that run, and that wait, at a time.
+    pub concurrency: usize,
+    pub queue: usize,
+}
+
+impl LoadOptions {
+    /// Makes the engine and opens the cache.
+    ///
+    /// # Errors
+    /// A text: this machine cannot run wasmtime.
+    pub fn new(settings: &EngineSettings) -> Result<Self, String> {
+        let pool = PoolOptions {
+            slots: settings.sandboxes,
+            max_memory_bytes: settings.memory_bytes,
+            page_scan: settings.page_scan,
+        };
+        let engine = Engine::new(pool)
+            .map_err(|error| format!("the Wasm engine cannot start: {error:#}"))?;
+        let cache = settings.cache.as_deref().and_then(|folder| {
+            let opened = Cache::open(folder);
+            opened.inspect_err(|error| tracing::warn!("compiled guests are not kept: {error}")).ok()
+        });
+        let limits = Limits {
+            memory_bytes: settings.memory_bytes,
+            // A body as a tensor, with what surrounds it; JSON grows when it is decoded.
+            hostcall_bytes: settings.body_limit.max(64 << 20) * 4,
+            ..Limits::default()
+        };
+        Ok(Self {
+            engine,
+            cache,
+            limits,
+            deadline: settings.deadline,
+            concurrency: settings.concurrency,
+            queue: settings.queue,
+        })
+    }
+}
+
+/// Loads the graphs, and the guest from the cache or by running its `prepare`. Blocks.
+///
+/// # Errors
+/// A text for the operator: which part cannot be served, and why.
+pub fn load(
+    model: &str,
+    version: &str,
+    bundle: &Bundle,
+    options: &LoadOptions,
+) -> Result<Arc<Revision>, String> {
+    let graphs = bundle.graphs.iter().map(|(name, onnx)| {
+        let graph = Graph::load(onnx).map_err(|error| format!("graph `{name}`: {error}"))?;
+        Ok((name.clone(), Arc::new(graph)))
+    });
+    let graphs = Graphs::new(graphs.collect::<Result<_, String>>()?);
+    let mut limits = options.limits;
+    if let Some(memory_mib) = bundle.limits.memory_mib {
+        let most = limits.memory_bytes >> 20;
+        if memory_mib == 0 || memory_mib > most {
+            return Err(format!(
+                "limits.memory_mib is {memory_mib}, expected 1 to {most}, the server's limit"
+            ));
+        }
+        limits.memory_bytes = memory_mib << 20;
+    }
+    let (guest, contract) = load_guest(model, bundle, &graphs, limits, options)?;
+    if let Some(declared) = bundle.contract.clone() {
+        compare(&declared.read().map_err(|reason| format!("contract: {reason}"))?, &contract)?;
+    }
+    let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
+    Ok(Arc::new(Revision {
+        version: version.to_owned(),
+        contract,
+        guest,
+        graphs,
+        passthrough: bundle.passthrough,
+        deadline: asked.min(options.deadline),
+        gate: Arc::new(Gate::new(options.concurrency, options.queue)),
+    }))
+}
+
+fn compare(declared: &Contract, found: &Contract) -> Result<(), String> {
+    if declared == found {
+        return Ok(());
+    }
+    let text = |contract: &Contract| {
+        serde_json::to_string(&ContractForm::from(contract)).unwrap_or_default()
+    };
+    Err(format!("the manifest's contract is {}, the guest's is {}", text(declared), text(found)))
+}
+
+/// Takes the compiled guest from the cache, or makes it and puts it there.
+fn load_guest(
+    model: &str,
+    bundle: &Bundle,
+    graphs: &Arc<Graphs>,
+    limits: Limits,
+    options: &LoadOptions,
+) -> Result<(Arc<Guest>, Contract), String> {
+    let prepared = Prepared {
+        model: model.into(),
+        limits,
+        graphs: graphs.clone(),
+        bundle: Arc::new(bundle.files.clone()),
+    };
+    let key = cache_key(bundle, limits, &options.engine);
+    let cached = options.cache.as_ref().and_then(|cache| cache.get(&key));
+    let (code, contract) = match cached {
+        Some(Entry { compiled, contract }) => (Code::File(compiled), contract),
+        None => {
+            let snapshot = block_on(Snapshot::take(&options.engine, &bundle.component, &prepared));
+            let snapshot = snapshot.map_err(|error| format!("guest: {error}"))?;
+            if let Some(Err(error)) = options.cache.as_ref().map(|cache| cache.put(&key, &snapshot))
+            {
+                tracing::warn!(model, "the compiled guest cannot be kept: {error}");
+            }
+            (Code::Bytes(snapshot.compiled), snapshot.contract)
+        }
+    };
+    // SAFETY: the code was compiled by this program, just now or into the cache, whose folder
+    // only this user can write to and whose digests were checked.
+    let guest = unsafe { Guest::load(&options.engine, &code, prepared) };
+    Ok((guest.map_err(|error| format!("guest: {error}"))?, contract))
+}
+
+/// Everything the snapshot may depend on: `prepare` can read assets and settings, and run the
+/// graphs.
+fn cache_key(bundle: &Bundle, limits: Limits, engine: &Engine) -> CacheKey {
+    let counts = [bundle.graphs.len(), bundle.files.assets.len()].map(usize::to_le_bytes).concat();
+    let engine = engine.compatibility_hash().to_le_bytes();
+    let settings = format!("{:?}", bundle.files.settings);
+    let memory = limits.memory_bytes.to_le_bytes();
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    let parts = [version, &engine, &memory, &counts, settings.as_bytes(), &bundle.component[..]];
+    let files = bundle.graphs.iter().chain(&bundle.files.assets);
+    let files = files.flat_map(|(name, bytes)| [name.as_bytes(), &bytes[..]]);
+    CacheKey::of(parts.into_iter().chain(files))
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime
+        .expect("a runtime without threads or sockets needs nothing that could be missing")
+        .block_on(future)
+}

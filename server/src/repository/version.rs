@@ -1,0 +1,217 @@
+//! One version of a model: cold until somebody asks for it, then loaded once while all who want
+//! it wait.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use super::load::{LoadOptions, Revision, load};
+use crate::bundle::SourceFiles;
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::store::Store;
+
+/// How long one version may take to load.
+const LOADING_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A version that failed is tried again at the first request after this.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// What loading needs, shared by all versions.
+pub(super) struct Loader {
+    pub(super) options: LoadOptions,
+    /// How long a caller waits for a version that loads.
+    pub(super) patience: Duration,
+    /// Versions that load at a time.
+    pub(super) turns: Arc<Semaphore>,
+}
+
+/// Where a version's bundle lies.
+pub(super) enum Origin {
+    /// Served from where its developer has it.
+    Path(PathBuf),
+    Stored(Digest, Arc<Store>),
+    /// Listed, never served.
+    Nowhere,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Path(path) => write!(formatter, "the bundle at {}", path.display()),
+            Origin::Stored(digest, _) => write!(formatter, "the stored bundle {digest}"),
+            Origin::Nowhere => write!(formatter, "a bundle that failed"),
+        }
+    }
+}
+
+/// A version and what has become of it.
+pub struct Version {
+    pub model: String,
+    pub label: String,
+    pub(super) origin: Origin,
+    loader: Arc<Loader>,
+    state: watch::Sender<Loaded>,
+}
+
+#[derive(Clone)]
+enum Loaded {
+    Cold,
+    Loading,
+    Ready(Arc<Revision>),
+    Failed(String, Instant),
+}
+
+/// What an operator sees of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Costs nothing until it is asked for.
+    Cold,
+    Loading,
+    Ready,
+    /// With the reason.
+    Failed(String),
+}
+
+impl Version {
+    pub(super) fn new(model: &str, label: &str, origin: Origin, loader: &Arc<Loader>) -> Arc<Self> {
+        let (model, label) = (model.to_owned(), label.to_owned());
+        let state = watch::Sender::new(Loaded::Cold);
+        Arc::new(Self { model, label, origin, loader: loader.clone(), state })
+    }
+
+    pub(super) fn fail(&self, reason: String) {
+        self.state.send_replace(Loaded::Failed(reason, Instant::now()));
+    }
+
+    pub fn state(&self) -> State {
+        match &*self.state.borrow() {
+            Loaded::Cold => State::Cold,
+            Loaded::Loading => State::Loading,
+            Loaded::Ready(_) => State::Ready,
+            Loaded::Failed(reason, _) => State::Failed(reason.clone()),
+        }
+    }
+
+    /// Its digest, if it is stored.
+    pub fn digest(&self) -> Option<&Digest> {
+        match &self.origin {
+            Origin::Stored(digest, _) => Some(digest),
+            Origin::Path(_) | Origin::Nowhere => None,
+        }
+    }
+
+    /// The revision, loaded now where it is cold.
+    ///
+    /// # Errors
+    /// It cannot be loaded, or takes too long to.
+    pub async fn revision(self: &Arc<Self>) -> Result<Arc<Revision>, Error> {
+        if let Loaded::Ready(revision) = &*self.state.borrow() {
+            return Ok(revision.clone());
+        }
+        let mut seen = self.state.subscribe();
+        self.wake();
+        let is_settled = |state: &Loaded| matches!(state, Loaded::Ready(_) | Loaded::Failed(..));
+        let settled = tokio::time::timeout(self.loader.patience, seen.wait_for(is_settled)).await;
+        let not_ready = |reason: String| Error::NotReady { model: self.model.clone(), reason };
+        match settled {
+            Ok(Ok(state)) => match &*state {
+                Loaded::Ready(revision) => Ok(revision.clone()),
+                Loaded::Failed(reason, _) => Err(not_ready(reason.clone())),
+                Loaded::Cold | Loaded::Loading => {
+                    Err(Error::Internal("a load that is not settled".into()))
+                }
+            },
+            Ok(Err(_)) => Err(Error::Internal("a version went while it was loaded".into())),
+            Err(_) => Err(not_ready("it is still loading".to_owned())),
+        }
+    }
+
+    /// Starts loading where nobody has yet.
+    pub(super) fn wake(self: &Arc<Self>) {
+        let is_mine = self.state.send_if_modified(|state| {
+            let start = match state {
+                Loaded::Cold => true,
+                // What lies at a path was wrong and stays so until a restart.
+                Loaded::Failed(_, since) => {
+                    self.digest().is_some() && since.elapsed() > RETRY_AFTER
+                }
+                Loaded::Loading | Loaded::Ready(_) => false,
+            };
+            if start {
+                *state = Loaded::Loading;
+            }
+            start
+        });
+        if is_mine {
+            tokio::spawn(self.clone().load());
+        }
+    }
+
+    /// Gives the revision up; requests in flight keep theirs.
+    pub(super) fn cool(&self) {
+        self.state.send_if_modified(|state| match state {
+            Loaded::Ready(_) => {
+                *state = Loaded::Cold;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    async fn load(self: Arc<Self>) {
+        // Never closed.
+        let turn = self.loader.turns.clone().acquire_owned().await;
+        let started = Instant::now();
+        let outcome = self.load_on_thread().await;
+        drop(turn);
+        let elapsed_ms = started.elapsed().as_millis() as u64;
+        let (model, version) = (&self.model, &self.label);
+        let state = match outcome {
+            Ok(revision) => {
+                tracing::info!(model, version, elapsed_ms, "model is ready");
+                Loaded::Ready(revision)
+            }
+            Err(reason) => {
+                tracing::error!(model, version, elapsed_ms, "model failed: {reason}");
+                Loaded::Failed(reason, Instant::now())
+            }
+        };
+        self.state.send_replace(state);
+    }
+
+    /// A model that the engine cannot stomach must not take the others along: a panic, or a
+    /// graph that is optimised for ever, fails this one only. (Its thread cannot be ended, and
+    /// is left: so it is none of the runtime's, which would wait for it at the end.)
+    async fn load_on_thread(self: &Arc<Self>) -> Result<Arc<Revision>, String> {
+        let (send, loaded) = oneshot::channel();
+        let version = self.clone();
+        let thread = thread::Builder::new().name("wisp-load".into()).spawn(move || {
+            // Nobody listens any more where it came too late.
+            let _ = send.send(version.load_here());
+        });
+        thread.map_err(|error| format!("no thread to load it on: {error}"))?;
+        match tokio::time::timeout(LOADING_DEADLINE, loaded).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err("loading panicked".to_owned()),
+            Err(_) => Err(format!("loading took longer than {LOADING_DEADLINE:?}")),
+        }
+    }
+
+    fn load_here(&self) -> Result<Arc<Revision>, String> {
+        let bundle = match &self.origin {
+            Origin::Path(path) => SourceFiles::open(path)
+                .and_then(|source| source.bundle())
+                .map_err(|error| error.to_string())?,
+            Origin::Stored(digest, store) => {
+                store.bundle(digest).map_err(|error| error.to_string())?
+            }
+            Origin::Nowhere => return Err("it has no bundle".to_owned()),
+        };
+        load(&self.model, &self.label, &bundle, &self.loader.options)
+    }
+}
