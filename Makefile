@@ -4,13 +4,18 @@
 CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
-.PHONY: demo test guests models build check lint bench bench-http bench-start reference deny
+.PHONY: demo test chaos guests models registry build lint bench bench-http bench-start \
+	bench-deployments reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
 
-test: models guests lint
+test: models guests registry lint
 	cargo test $(CARGO_FLAGS)
+
+# Kills a server at a thousand random moments of a deployment; `make test` does two hundred.
+chaos: guests
+	WISP_CHAOS_ROUNDS=1000 cargo test $(CARGO_FLAGS) --test wisp -- chaos --nocapture
 
 # Components are rebuilt only when a guest has changed: cargo decides.
 guests:
@@ -21,6 +26,9 @@ guests:
 
 models:
 	@python3 models/fetch.py
+
+registry:
+	@tests/install_registry.sh
 
 build:
 	cargo build $(CARGO_FLAGS)
@@ -38,6 +46,9 @@ bench-start: models guests build
 
 bench-http: guests build
 	@python3 benches/throughput.py
+
+bench-deployments: guests build
+	@python3 benches/deployments.py
 
 # After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
 reference: models guests

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -59,6 +60,58 @@ fn infer_without_a_server() {
         succeeded(&piped.wait_with_output().expect("it ends"))["outputs"][0]["data"],
         json!([1.5])
     );
+}
+
+#[test]
+fn a_small_address_space_will_do() {
+    // KiB of address space: too little for a pool of 4 GiB a memory; too little for any pool.
+    for (kib, warning) in [(40_000_000, "bounds checks"), (4_000_000, "without a pool")] {
+        let wisp = wisp();
+        let script = format!("ulimit -v {kib}; exec \"$0\" infer \"$1\" \"$2\"");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script).arg(wisp.get_program()).arg(model("digits"));
+        shell.arg(fixture("photos/seven.png"));
+        shell.envs(wisp.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        let output = shell.output().expect("sh runs");
+        assert_eq!(succeeded(&output)["outputs"][0]["data"][0], "7");
+        assert!(text(&output.stderr).contains(warning), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_packed_bundle_is_the_bundle() {
+    let scratch = scratch();
+    let packed = |bundle: &Path, file: &str| {
+        let out = scratch.path().join(file);
+        let output = wisp().arg("pack").arg(bundle).arg("-o").arg(&out).arg("--json").output();
+        let said = succeeded(&output.expect("wisp runs"));
+        (out, said["digest"].as_str().expect("a text").to_owned())
+    };
+    let (file, digest) = packed(&model("digits"), "a.wisp");
+    // The same bytes each time, and from what was unpacked.
+    let (again, _) = packed(&model("digits"), "b.wisp");
+    assert!(fs::read(&file).expect("packed") == fs::read(&again).expect("packed"));
+    let folder = scratch.path().join("unpacked");
+    let unpack = wisp().arg("unpack").arg(&file).arg("-o").arg(&folder).output();
+    assert!(unpack.expect("wisp runs").status.success());
+    assert_eq!(packed(&folder, "c.wisp").1, digest);
+
+    let seven = fixture("photos/seven.png");
+    let answer = wisp().arg("infer").arg(&file).arg(&seven).output().expect("wisp runs");
+    assert_eq!(succeeded(&answer)["outputs"][0]["data"][0], "7");
+    let server = Server::start(&[file.clone()]);
+    let answer = server.infer_raw("digits", "image/png", &fs::read(&seven).expect("a fixture"));
+    assert_eq!(answer.strings("label")[0], "7");
+
+    let inspected = wisp().arg("inspect").arg(&file).arg("--json").output().expect("wisp runs");
+    let inspected = succeeded(&inspected);
+    assert_eq!(inspected["digest"], digest);
+    assert_eq!(inspected["manifest"]["limits"], json!({"memory_mib": 128, "deadline_ms": 2000}));
+    assert_eq!(inspected["component"]["exports"], json!(["wisp:model/handler@0.1.0"]));
+    let checked = wisp().arg("check").arg(&file).arg("--json").output().expect("wisp runs");
+    let checked = succeeded(&checked);
+    assert_eq!(checked["digest"], digest);
+    assert_eq!(checked["tests"][0]["input"], "golden/seven.png");
 }
 
 #[test]

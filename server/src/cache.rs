@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,6 +16,9 @@ use crate::bundle::ContractForm;
 use crate::digest::hex;
 use crate::sandbox::Snapshot;
 use crate::tensor::Contract;
+
+/// Of all compiled guests; beyond it those go that were not used for longest.
+const MAX_BYTES: u64 = 4 << 30;
 
 /// A folder of compiled guests.
 #[derive(Debug, Clone)]
@@ -84,6 +88,8 @@ impl Cache {
             tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
             return None;
         }
+        // Its age says when it was used last. Where that cannot be told, it goes a bit early.
+        let _ = fs::File::open(&compiled).and_then(|file| file.set_modified(SystemTime::now()));
         Some(Entry { compiled, contract: meta.contract.read().ok()? })
     }
 
@@ -97,7 +103,33 @@ impl Cache {
             contract: ContractForm::from(&snapshot.contract),
         };
         self.write(&self.compiled_path(key), &snapshot.compiled)?;
-        self.write(&self.meta_path(key), &serde_json::to_vec(&meta)?)
+        self.write(&self.meta_path(key), &serde_json::to_vec(&meta)?)?;
+        self.trim(MAX_BYTES)
+    }
+
+    /// Removes what was not used for longest until the rest has at most `most` bytes.
+    fn trim(&self, most: u64) -> io::Result<()> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "cwasm")
+                && let Ok(metadata) = fs::metadata(&path)
+            {
+                found.push((metadata.modified()?, metadata.len(), path));
+            }
+        }
+        let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        found.sort();
+        for (_, bytes, path) in found {
+            if total <= most {
+                break;
+            }
+            // Mapped elsewhere it stays until it is let go.
+            fs::remove_file(&path)?;
+            fs::remove_file(path.with_extension("json"))?;
+            total -= bytes;
+        }
+        Ok(())
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -125,5 +157,35 @@ impl Cache {
 
     fn meta_path(&self, key: &CacheKey) -> PathBuf {
         self.folder.join(format!("{}.json", key.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Contract;
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let contract = Contract { inputs: vec![], outputs: vec![] };
+        let keys = [b"a", b"b", b"c"].map(|name| CacheKey::of([&name[..]]));
+        for key in &keys {
+            let snapshot = Snapshot { compiled: vec![0; 1000], contract: contract.clone() };
+            cache.put(key, &snapshot).unwrap();
+        }
+        let used = |key: &CacheKey, seconds: u64| {
+            let file = fs::File::open(cache.compiled_path(key)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+        };
+        used(&keys[0], 3).unwrap();
+        used(&keys[1], 1).unwrap();
+        used(&keys[2], 2).unwrap();
+        cache.trim(2500).unwrap();
+        assert!(cache.get(&keys[1]).is_none());
+        assert!(cache.get(&keys[0]).is_some() && cache.get(&keys[2]).is_some());
+        cache.trim(0).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use super::unpack_all;
 use crate::api;
 use crate::config::Config;
 use crate::repository::State;
 use crate::set_up;
-use crate::store::Staging;
 use crate::telemetry;
 
 pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result<()> {
@@ -22,13 +22,8 @@ pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result
     }
     let is_json = file.extension().is_some_and(|extension| extension == "json");
     let scratch = tempfile::tempdir()?;
-    let mut path = path.to_owned();
-    if path.extension().is_some_and(|extension| extension == "wisp") && path.is_file() {
-        let staged = Staging::new(scratch.path(), config.deploy.bundle_limit)?.open(&path)?;
-        path = scratch.path().join("bundle");
-        staged.unpack(&path)?;
-    }
-    let (inference, _) = set_up(&config.engine, config.threads, &[path.clone()])?;
+    let paths = unpack_all(&[path.to_owned()], scratch.path(), config.deploy.bundle_limit)?;
+    let (inference, _) = set_up(&config.engine, config.threads, &paths)?;
     let [model] = inference.repository.listed() else {
         anyhow::bail!(
             "{}: expected one bundle, got {}",

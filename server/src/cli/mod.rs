@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::config::{Config, DefaultState, RawSettings};
+use crate::store::Staging;
 
 /// Serves small ML models on CPUs, each request in a fresh Wasm sandbox.
 #[derive(Parser)]
@@ -91,7 +92,7 @@ impl Settings {
 
 #[derive(Args)]
 struct ServeArgs {
-    /// Bundle folders, folders of such, or .onnx files, served from where they are
+    /// Bundle folders, folders of such, .onnx or .wisp files, served as they are now
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -205,4 +206,19 @@ fn scratch_beside(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())
+}
+
+/// Paths as they are served: a `.wisp` file is unpacked into `scratch`, and served from there.
+fn unpack_all(paths: &[PathBuf], scratch: &Path, limit: u64) -> anyhow::Result<Vec<PathBuf>> {
+    let unpacked = paths.iter().enumerate().map(|(number, path)| {
+        if path.extension().is_none_or(|extension| extension != "wisp") || !path.is_file() {
+            return Ok(path.clone());
+        }
+        let named = || path.display().to_string();
+        let staged = Staging::new(scratch, limit).and_then(|staging| staging.open(path));
+        let folder = scratch.join(number.to_string());
+        staged.with_context(named)?.unpack(&folder).with_context(named)?;
+        Ok(folder)
+    });
+    unpacked.collect()
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::say;
+use super::{say, unpack_all};
 use crate::api::{self, Admin, AdminOptions, Api, ApiOptions};
 use crate::config::{Config, DeployConfig};
 use crate::deploy::{DeployOptions, Deployer};
@@ -28,6 +28,8 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
     for (name, value, origin) in &config.origins {
         tracing::info!("setting {name} = {value} ({origin})");
     }
+    let scratch = tempfile::tempdir().context("a scratch folder")?;
+    let paths = &unpack_all(paths, scratch.path(), config.deploy.bundle_limit)?;
     let (inference, engine) = set_up(&config.engine, config.threads, paths)?;
     let deployer = deployer(&config.deploy, &config.engine, &inference)?;
     anyhow::ensure!(

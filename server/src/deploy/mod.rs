@@ -103,6 +103,17 @@ impl Deployer {
                 ),
                 false => inference.repository.apply(name, Some(record), &store, &[]),
             }
+            // The keys may be others than when it was deployed.
+            let is_trusted = |version: &VersionRecord| {
+                let by = version.signed_by.as_deref();
+                options.trusted.is_empty()
+                    || options.trusted.iter().any(|key| Some(&*key.fingerprint) == by)
+            };
+            for (label, _) in record.versions.iter().filter(|(_, version)| !is_trusted(version)) {
+                let reason = "it was deployed without a signature by a key that is trusted now";
+                tracing::warn!(model = name, version = label, "not served: {reason}");
+                inference.repository.refuse(name, label, reason);
+            }
         }
         let deployer =
             Self { store, inference, options, examining: Mutex::new(()), changing: Mutex::new(()) };

@@ -203,6 +203,14 @@ impl Repository {
         }
     }
 
+    /// Has a version fail for good.
+    pub fn refuse(&self, name: &str, label: &str, reason: &str) {
+        let served = self.deployed().get(name).and_then(|model| model.serving().version(label));
+        if let Some(version) = served {
+            version.fail(reason.to_owned());
+        }
+    }
+
     /// The version of that record, to be loaded before it gets traffic: the one that is served
     /// already, else a new one.
     pub fn version(

@@ -18,7 +18,7 @@ use crate::store::Store;
 /// How long one version may take to load.
 const LOADING_DEADLINE: Duration = Duration::from_secs(180);
 
-/// A version that failed is tried again at the first request after this.
+/// A stored version that failed is tried again at the first request after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What loading needs, shared by all versions.
@@ -63,7 +63,8 @@ enum Loaded {
     Cold,
     Loading,
     Ready(Arc<Revision>),
-    Failed(String, Instant),
+    /// With the reason, and when it may be tried again, if ever.
+    Failed(String, Option<Instant>),
 }
 
 /// What an operator sees of a version.
@@ -84,8 +85,9 @@ impl Version {
         Arc::new(Self { model, label, origin, loader: loader.clone(), state })
     }
 
+    /// Has it fail for good.
     pub(super) fn fail(&self, reason: String) {
-        self.state.send_replace(Loaded::Failed(reason, Instant::now()));
+        self.state.send_replace(Loaded::Failed(reason, None));
     }
 
     pub fn state(&self) -> State {
@@ -136,10 +138,7 @@ impl Version {
         let is_mine = self.state.send_if_modified(|state| {
             let start = match state {
                 Loaded::Cold => true,
-                // What lies at a path was wrong and stays so until a restart.
-                Loaded::Failed(_, since) => {
-                    self.digest().is_some() && since.elapsed() > RETRY_AFTER
-                }
+                Loaded::Failed(_, again) => again.is_some_and(|again| Instant::now() >= again),
                 Loaded::Loading | Loaded::Ready(_) => false,
             };
             if start {
@@ -178,7 +177,10 @@ impl Version {
             }
             Err(reason) => {
                 tracing::error!(model, version, elapsed_ms, "model failed: {reason}");
-                Loaded::Failed(reason, Instant::now())
+                // What lies at a path was wrong and stays so until a restart; what is stored was
+                // examined, so it is the machine that is not well.
+                let again = self.digest().map(|_| Instant::now() + RETRY_AFTER);
+                Loaded::Failed(reason, again)
             }
         };
         self.state.send_replace(state);
