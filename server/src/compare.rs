@@ -30,8 +30,7 @@ pub fn differences(expected: &[Tensor], got: &[Tensor], tolerance: f64) -> Resul
                 continue;
             }
             let difference = (expected - got).abs() / expected.abs().max(1.0);
-            // A NaN is within no tolerance.
-            if !(difference <= tolerance) {
+            if difference.is_nan() || difference > tolerance {
                 return Err(format!(
                     "output `{name}`: element {index}: expected {expected}, got {got}, off by more than {tolerance}"
                 ));

@@ -36,7 +36,7 @@ impl Blobs {
     /// Its size in bytes, if it is there.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
         let metadata = fs::symlink_metadata(self.path(digest)).ok()?;
-        metadata.is_file().then(|| metadata.len())
+        metadata.is_file().then_some(metadata.len())
     }
 
     /// All digests, in no order. What is not named like a blob is left out.
