@@ -55,7 +55,10 @@ impl Bench {
             (name.to_owned(), Arc::new(Graph::load(&read(path)).expect("a graph")))
         };
         let files = BundleFiles {
-            assets: BTreeMap::from([("labels.txt".to_owned(), labels.as_bytes().to_vec())]),
+            assets: BTreeMap::from([(
+                "labels.txt".to_owned(),
+                bytes::Bytes::copy_from_slice(labels.as_bytes()),
+            )]),
             settings: settings(),
         };
         let prepared = Prepared {

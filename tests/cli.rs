@@ -99,7 +99,7 @@ fn a_packed_bundle_is_the_bundle() {
     let seven = fixture("photos/seven.png");
     let answer = wisp().arg("infer").arg(&file).arg(&seven).output().expect("wisp runs");
     assert_eq!(succeeded(&answer)["outputs"][0]["data"][0], "7");
-    let server = Server::start(&[file.clone()]);
+    let server = Server::start(std::slice::from_ref(&file));
     let answer = server.infer_raw("digits", "image/png", &fs::read(&seven).expect("a fixture"));
     assert_eq!(answer.strings("label")[0], "7");
 

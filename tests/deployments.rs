@@ -172,7 +172,7 @@ fn changes_that_make_no_sense() {
     let scratch = scratch();
     let folder = scratch.path();
     let add = fixture("models/add.onnx");
-    let server = Server::start_admin(&folder.join("state"), &[add.clone()], &[]);
+    let server = Server::start_admin(&folder.join("state"), std::slice::from_ref(&add), &[]);
     server.wisp_ok(&["deploy", &stamped(folder, "a")]);
     let b = stamped(folder, "b");
     let fails = |args: &[&str]| refused(&server.wisp(args));
