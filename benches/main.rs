@@ -57,7 +57,7 @@ impl Bench {
         let files = BundleFiles {
             assets: BTreeMap::from([(
                 "labels.txt".to_owned(),
-                bytes::Bytes::copy_from_slice(labels.as_bytes()),
+                wisp::bundle::Content::new(bytes::Bytes::copy_from_slice(labels.as_bytes())),
             )]),
             settings: settings(),
         };

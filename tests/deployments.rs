@@ -178,7 +178,7 @@ fn changes_that_make_no_sense() {
     let fails = |args: &[&str]| refused(&server.wisp(args));
     insta::assert_snapshot!(fails(&["promote", "stamped", "7"]), @"wisp: model `stamped` has no version `7`, it has 1");
     insta::assert_snapshot!(fails(&["promote", "nobody", "7"]), @"wisp: unknown model `nobody`");
-    insta::assert_snapshot!(fails(&["rollback", "stamped"]), @"wisp: model `stamped` has nothing to roll back to: its traffic was never changed");
+    insta::assert_snapshot!(fails(&["rollback", "stamped"]), @"wisp: model `stamped` has no earlier traffic to roll back to");
     insta::assert_snapshot!(fails(&["split", "stamped", "1=90"]), @"wisp: split: expected 100 percent in all, got 90");
     insta::assert_snapshot!(fails(&["split", "stamped", "1=x"]), @"wisp: `1=x`: expected VERSION=PERCENT, as 4=10");
     insta::assert_snapshot!(fails(&["split", "stamped", "1=50", "1=50"]), @"wisp: `1=50`: the version came twice");

@@ -95,6 +95,7 @@ fn rooms_import_downwards_only() {
         "infer",
         "repository",
         "schedule",
+        "stats",
         "registry",
         "store",
         "cache",

@@ -1,5 +1,6 @@
 //! Black-box tests: a real server on a free port, real guests, real (small) models.
 
+mod archives;
 mod bad_bundles;
 mod bad_input;
 mod chaos;
@@ -10,4 +11,5 @@ mod layers;
 mod load;
 mod photos;
 mod protocol;
+mod registry;
 mod support;

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{Reply, Server, fixture};
+use crate::support::{Reply, Server, add_request, fixture};
 
 fn serve(models: &[&str]) -> Server {
     let paths: Vec<_> =
@@ -47,7 +47,8 @@ fn server_and_health() {
     insta::assert_json_snapshot!(server.get("/v2").json(), @r#"
     {
       "extensions": [
-        "binary_tensor_data"
+        "binary_tensor_data",
+        "statistics"
       ],
       "name": "wisp",
       "version": "0.1.0"
@@ -322,4 +323,43 @@ fn requests_in_a_row_on_one_connection() {
             json!([7.0])
         );
     }
+}
+
+#[test]
+fn statistics_and_metrics_count_the_same() {
+    let server = Server::start(&[fixture("models/add.onnx")]);
+    for _ in 0..3 {
+        assert_eq!(server.infer("add", &add_request()).status, 200);
+    }
+    server.infer("add", &json!({"inputs": []})).error(400, "invalid-input");
+    let stats = server.get("/v2/models/add/stats").json();
+    assert_eq!(stats, server.get("/v2/models/add/versions/1/stats").json());
+    assert_eq!(stats, server.get("/v2/models/stats").json());
+    let [model] = &stats["model_stats"].as_array().expect("a list")[..] else { panic!("{stats}") };
+    assert_eq!((&model["name"], &model["version"]), (&json!("add"), &json!("1")));
+    assert_eq!(model["inference_count"], 3);
+    let spans = &model["inference_stats"];
+    let count = |name: &str| spans[name]["count"].as_u64().expect("a number");
+    let ns = |name: &str| spans[name]["ns"].as_u64().expect("a number");
+    assert_eq!(["success", "fail", "queue", "compute_infer"].map(count), [3, 1, 3, 3]);
+    let parts = ["queue", "compute_input", "compute_infer", "compute_output"].map(ns);
+    assert!(parts.iter().sum::<u64>() <= ns("success"), "{spans}");
+    assert!(ns("compute_infer") > 0 && ns("compute_input") > 0, "{spans}");
+    assert_eq!(model["batch_stats"][0]["batch_size"], 1);
+
+    let reply = server.get("/metrics");
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4"));
+    let text = String::from_utf8(reply.body).expect("UTF-8");
+    for line in [
+        "nv_inference_request_success{model=\"add\",version=\"1\"} 3",
+        "nv_inference_request_failure{model=\"add\",reason=\"OTHER\",version=\"1\"} 1",
+        "nv_inference_pending_request_count{model=\"add\",version=\"1\"} 0",
+        "wisp_request_failures_total{model=\"add\",version=\"1\",kind=\"invalid-input\"} 1",
+        "request_predict_seconds_bucket{model_name=\"add\",model_version=\"1\",le=\"+Inf\"} 3",
+        "request_predict_seconds_count{model_name=\"add\",model_version=\"1\"} 3",
+        "wisp_live_sandboxes 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    server.get("/v2/models/nobody/stats").error(404, "unknown-model");
 }

@@ -13,6 +13,7 @@ use crate::nn::{Failure, Run};
 use crate::repository::{Picked, Repository, Revision, Shadow};
 use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
 use crate::schedule::{Refused, Scheduler};
+use crate::stats::Phases;
 use crate::tensor::{Contract, Parameter, Tensor};
 
 /// What a client asks of a model.
@@ -106,12 +107,34 @@ impl Inference {
         });
     }
 
-    /// Runs one request.
+    /// Runs one request, and counts it.
     ///
     /// # Errors
     /// See [`Error`]: the request does not fit the contract, no turn could be had, the guest or
     /// the graph failed, or the deadline passed.
     pub async fn infer(
+        &self,
+        model: &str,
+        revision: &Arc<Revision>,
+        request: InferRequest,
+    ) -> Result<InferResponse, Error> {
+        let pending = revision.stats.enter();
+        let result = self.run(model, revision, request).await;
+        match &result {
+            Ok(InferResponse { queue, timings, .. }) => pending.succeeded(Phases {
+                queue: *queue,
+                sandbox: timings.start,
+                before: timings.before,
+                graphs: (timings.guest + timings.compute)
+                    .saturating_sub(timings.before + timings.after),
+                after: timings.after,
+            }),
+            Err(error) => pending.failed(error.kind()),
+        }
+        result
+    }
+
+    async fn run(
         &self,
         model: &str,
         revision: &Arc<Revision>,

@@ -20,6 +20,7 @@ pub mod repository;
 pub mod sandbox;
 pub mod schedule;
 pub mod signature;
+pub mod stats;
 pub mod store;
 pub mod telemetry;
 pub mod tensor;

@@ -4,6 +4,7 @@
 //! What a signature promises: who holds the private key vouched for exactly these bytes. It says
 //! nothing of when, and nothing is asked of a transparency log.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
@@ -25,18 +26,21 @@ const KIND: &str = "cosign container image signature";
 /// Keys and signatures are small; what is not is none.
 pub const MAX_BYTES: u64 = 64 << 10;
 
+/// Of one bundle.
+const MAX_SIGNATURES: usize = 100;
+
 /// A payload and its signature, in doubt until verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     payload: Bytes,
-    /// DER, in base64.
-    signature: String,
+    /// Of the payload's layer: the signature as DER in base64, and what else cosign notes there.
+    annotations: BTreeMap<String, String>,
 }
 
-/// A signature as an artifact.
+/// A bundle's signatures as one artifact.
 pub struct SignatureDocuments {
-    pub payload: Bytes,
-    pub config: Vec<u8>,
+    /// The payloads, and the config.
+    pub blobs: Vec<Bytes>,
     pub manifest: Vec<u8>,
 }
 
@@ -58,7 +62,9 @@ impl Signature {
         });
         let payload = payload.to_string();
         let signature: DerSignature = key.0.sign(payload.as_bytes());
-        Self { payload: payload.into(), signature: to_base64(signature.as_bytes()) }
+        let signature = to_base64(signature.as_bytes());
+        let annotations = BTreeMap::from([(ANNOTATION.to_owned(), signature)]);
+        Self { payload: payload.into(), annotations }
     }
 
     /// Whether `key` signed this, and this very bundle.
@@ -70,7 +76,7 @@ impl Signature {
         {
             return false;
         }
-        let signature = from_base64(&self.signature);
+        let signature = self.annotations.get(ANNOTATION).and_then(|text| from_base64(text));
         let signature = signature.and_then(|bytes| DerSignature::from_bytes(&bytes).ok());
         signature.is_some_and(|signature| key.key.verify(&self.payload, &signature).is_ok())
     }
@@ -87,65 +93,87 @@ impl Signature {
             .map_err(|error| format!("the signature is not an OCI image manifest: {error}"))?;
         let mut signatures = Vec::new();
         for layer in manifest.layers.iter().filter(|layer| layer.media_type == PAYLOAD_TYPE) {
-            let signature = layer.annotations.as_ref().and_then(|all| all.get(ANNOTATION));
-            let signature = signature
-                .ok_or_else(|| format!("the signature's layer has no annotation {ANNOTATION}"))?;
+            let annotations = layer.annotations.clone().unwrap_or_default();
+            if !annotations.contains_key(ANNOTATION) {
+                return Err(format!("the signature's layer has no annotation {ANNOTATION}"));
+            }
             let digest = Digest::parse(&layer.digest)?;
             let payload = payload(&digest)
                 .ok_or_else(|| format!("the signature's payload {digest} is missing"))?;
-            signatures.push(Self { payload, signature: signature.clone() });
+            signatures.push(Self { payload, annotations });
         }
         Ok(signatures)
     }
 
-    /// The blobs that a signature artifact names.
+    /// The payloads that a signature artifact names.
     ///
     /// # Errors
-    /// A text: it is not one.
+    /// A text: it is not one, or names too much.
+    pub fn payloads(manifest: &[u8]) -> Result<Vec<Digest>, String> {
+        let mut blobs = Self::blobs(manifest)?;
+        // The config says nothing.
+        blobs.remove(0);
+        Ok(blobs)
+    }
+
+    /// All blobs that a signature artifact names, the config first.
+    ///
+    /// # Errors
+    /// As [`Signature::payloads`].
     pub fn blobs(manifest: &[u8]) -> Result<Vec<Digest>, String> {
         let manifest: OciImageManifest = serde_json::from_slice(manifest)
             .map_err(|error| format!("the signature is not an OCI image manifest: {error}"))?;
         let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
+        if manifest.layers.len() > MAX_SIGNATURES {
+            return Err(format!(
+                "it has {} signatures, expected at most {MAX_SIGNATURES}",
+                manifest.layers.len()
+            ));
+        }
         if blobs.clone().any(|blob| u64::try_from(blob.size).map_or(true, |size| size > MAX_BYTES))
         {
             return Err(format!("a signature has a blob of more than {MAX_BYTES} bytes"));
         }
         blobs.map(|blob| Digest::parse(&blob.digest)).collect()
     }
+}
 
-    /// The signature as an artifact.
-    pub fn write(&self) -> SignatureDocuments {
-        let payload_digest = Digest::of(&self.payload);
+impl SignatureDocuments {
+    /// Writes them as cosign does: a layer each.
+    pub fn of(signatures: &[Signature]) -> Self {
+        let digests: Vec<_> =
+            signatures.iter().map(|signature| Digest::of(&signature.payload).to_string()).collect();
         let config = json!({
             "architecture": "",
             "created": "0001-01-01T00:00:00Z",
-            "history": [{ "created": "0001-01-01T00:00:00Z" }],
+            "history": signatures.iter().map(|_| json!({ "created": "0001-01-01T00:00:00Z" })).collect::<Vec<_>>(),
             "os": "",
-            "rootfs": { "type": "layers", "diff_ids": [payload_digest.to_string()] },
+            "rootfs": { "type": "layers", "diff_ids": digests },
             "config": {},
         });
-        let config = config.to_string().into_bytes();
+        let config = Bytes::from(config.to_string());
         let descriptor = |media_type: &str, content: &[u8]| OciDescriptor {
             media_type: media_type.to_owned(),
             digest: Digest::of(content).to_string(),
             size: content.len() as i64,
             ..OciDescriptor::default()
         };
-        let layer = OciDescriptor {
-            annotations: Some([(ANNOTATION.to_owned(), self.signature.clone())].into()),
-            ..descriptor(PAYLOAD_TYPE, &self.payload)
-        };
+        let layers = signatures.iter().map(|signature| OciDescriptor {
+            annotations: Some(signature.annotations.clone()),
+            ..descriptor(PAYLOAD_TYPE, &signature.payload)
+        });
         let manifest = OciImageManifest {
             schema_version: 2,
             media_type: Some(OCI_IMAGE_MEDIA_TYPE.to_owned()),
             config: descriptor(CONFIG_TYPE, &config),
-            layers: vec![layer],
+            layers: layers.collect(),
             subject: None,
             artifact_type: None,
             annotations: None,
         };
         let manifest = serde_json::to_vec(&manifest).expect("strings and numbers only");
-        SignatureDocuments { payload: self.payload.clone(), config, manifest }
+        let payloads = signatures.iter().map(|signature| signature.payload.clone());
+        Self { blobs: payloads.chain([config]).collect(), manifest }
     }
 }
 

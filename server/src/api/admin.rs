@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -18,9 +18,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::errors::Failed;
+use super::metadata::ModelPath;
 use super::reply::json;
 use crate::deploy::{Change, Deployed, Deployer, Deployment};
 use crate::digest::Digest;
@@ -164,8 +165,8 @@ async fn list(State(admin): State<Admin>) -> Response {
     json(StatusCode::OK, &serde_json::json!({ "models": admin.deployer().list() }))
 }
 
-async fn view(State(admin): State<Admin>, Path(model): Path<String>) -> Result<Response, Failed> {
-    Ok(json(StatusCode::OK, &admin.deployer().view(&model)?))
+async fn view(State(admin): State<Admin>, path: ModelPath) -> Result<Response, Failed> {
+    Ok(json(StatusCode::OK, &admin.deployer().view(path.model()?)?))
 }
 
 async fn deploy(
@@ -202,15 +203,20 @@ async fn pull(
     plain_http: bool,
     ask: Deployment,
 ) -> Result<Deployed, Error> {
+    // Goes with the request: with its client gone, nobody waits for a pull.
+    let (_waiting, gone) = oneshot::channel::<()>();
     aside(move || {
         let remote = Remote::new(&reference, plain_http)?;
         // A runtime of its own: what comes is written to disk as it comes.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Error::Internal(error.to_string()))?;
         let staging = deployer.stage()?;
-        let pulled =
-            runtime.block_on(remote.pull(staging, Some(deployer.store().blobs()), &|_| {}));
-        let staged = pulled?;
+        let staged = runtime.block_on(async {
+            tokio::select! {
+                pulled = remote.pull(staging, Some(deployer.store().blobs()), &|_| {}) => pulled,
+                _ = gone => Err(Error::Registry("whoever asked for the pull has gone".to_owned())),
+            }
+        })?;
         drop(runtime);
         deployer.deploy(&staged, ask)
     })
@@ -270,74 +276,71 @@ impl Read for Incoming {
 
 async fn split(
     State(admin): State<Admin>,
-    Path(model): Path<String>,
+    path: ModelPath,
     uri: Uri,
     body: Body,
 ) -> Result<Response, Failed> {
     let traffic: BTreeMap<String, u8> = read_json(body).await?;
-    change(&admin, model, Change::Split(traffic), &uri).await
+    change(&admin, &path, Change::Split(traffic), &uri).await
 }
 
 async fn rollback(
     State(admin): State<Admin>,
-    Path(model): Path<String>,
+    path: ModelPath,
     uri: Uri,
 ) -> Result<Response, Failed> {
-    change(&admin, model, Change::Rollback, &uri).await
+    change(&admin, &path, Change::Rollback, &uri).await
 }
 
 async fn shadow(
     State(admin): State<Admin>,
-    Path(model): Path<String>,
+    path: ModelPath,
     uri: Uri,
     body: Body,
 ) -> Result<Response, Failed> {
     let shadow: ShadowRecord = read_json(body).await?;
-    change(&admin, model, Change::Shadow(Some(shadow)), &uri).await
+    change(&admin, &path, Change::Shadow(Some(shadow)), &uri).await
 }
 
 async fn end_shadow(
     State(admin): State<Admin>,
-    Path(model): Path<String>,
+    path: ModelPath,
     uri: Uri,
 ) -> Result<Response, Failed> {
-    change(&admin, model, Change::Shadow(None), &uri).await
+    change(&admin, &path, Change::Shadow(None), &uri).await
 }
 
 async fn policy(
     State(admin): State<Admin>,
-    Path(model): Path<String>,
+    path: ModelPath,
     uri: Uri,
     body: Body,
 ) -> Result<Response, Failed> {
     let policy: Policy = read_json(body).await?;
-    change(&admin, model, Change::Policy(policy), &uri).await
+    change(&admin, &path, Change::Policy(policy), &uri).await
 }
 
-async fn remove(
-    State(admin): State<Admin>,
-    Path(model): Path<String>,
-    uri: Uri,
-) -> Result<Response, Failed> {
-    change(&admin, model, Change::Remove, &uri).await
+async fn remove(State(admin): State<Admin>, path: ModelPath, uri: Uri) -> Result<Response, Failed> {
+    change(&admin, &path, Change::Remove, &uri).await
 }
 
 async fn remove_version(
     State(admin): State<Admin>,
-    Path((model, version)): Path<(String, String)>,
+    path: ModelPath,
     uri: Uri,
 ) -> Result<Response, Failed> {
-    change(&admin, model, Change::RemoveVersion(version), &uri).await
+    let version = path.version().unwrap_or_default().to_owned();
+    change(&admin, &path, Change::RemoveVersion(version), &uri).await
 }
 
 async fn change(
     admin: &Admin,
-    model: String,
+    path: &ModelPath,
     change: Change,
     uri: &Uri,
 ) -> Result<Response, Failed> {
     let DryRun { dry_run } = query(uri)?;
-    let deployer = admin.deployer();
+    let (deployer, model) = (admin.deployer(), path.model()?.to_owned());
     let view = aside(move || deployer.change(&model, change, dry_run)).await?;
     Ok(json(StatusCode::OK, &view))
 }

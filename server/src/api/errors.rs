@@ -67,6 +67,10 @@ impl IntoResponse for Failed {
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         response.headers_mut().insert(KIND, HeaderValue::from_static(kind));
+        if matches!(error, Error::Unauthorized(_)) {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         if matches!(error, Error::Overloaded { .. } | Error::NoRoom(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -17,13 +17,13 @@ use crate::repository::{self, Version};
 use crate::tensor::TensorSpec;
 
 /// Only what is complete is named.
-const EXTENSIONS: [&str; 1] = ["binary_tensor_data"];
+const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "statistics"];
 
 #[derive(Serialize)]
 struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 1],
+    extensions: [&'static str; 2],
 }
 
 pub(super) async fn server() -> Response {

@@ -12,6 +12,7 @@ mod json_write;
 mod listener;
 mod metadata;
 mod reply;
+mod statistics;
 
 pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
@@ -73,6 +74,10 @@ impl Api {
             .route("/v2/health/live", get(metadata::live))
             .route("/v2/health/ready", get(metadata::ready))
             .route("/v2/models", get(metadata::models))
+            .route("/metrics", get(statistics::metrics))
+            .route("/v2/models/stats", get(statistics::all))
+            .route("/v2/models/{model}/stats", get(statistics::one))
+            .route("/v2/models/{model}/versions/{version}/stats", get(statistics::one))
             .route("/v2/models/{model}", get(metadata::model))
             .route("/v2/models/{model}/ready", get(metadata::model_ready))
             .route("/v2/models/{model}/infer", post(infer::infer))

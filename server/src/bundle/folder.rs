@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::manifest::{FileKind, Manifest, check_file};
-use super::{Bundle, TENSOR_GUEST};
+use super::{Bundle, Content, TENSOR_GUEST};
 
 const MANIFEST: &str = "wisp.toml";
 
@@ -119,7 +119,7 @@ impl SourceFiles {
             let mut bytes = Vec::new();
             let read = open.read_to_end(&mut bytes);
             read.map_err(|error| BundleError::File { path, error })?;
-            Ok(bytes.into())
+            Ok(Content::new(bytes.into()))
         })
     }
 

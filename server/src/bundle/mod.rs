@@ -16,20 +16,35 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::digest::Digest;
 use crate::sandbox::BundleView;
 
 /// The generic guest: tensors in, tensors out (guests/tensor).
 const TENSOR_GUEST: &[u8] = include_bytes!(env!("WISP_TENSOR_GUEST"));
 
-/// Everything a revision is made of, in memory or mapped.
+/// A file's bytes, in memory or mapped, and their digest.
+#[derive(Debug, Clone)]
+pub struct Content {
+    pub bytes: Bytes,
+    pub digest: Digest,
+}
+
+impl Content {
+    pub fn new(bytes: Bytes) -> Self {
+        let digest = Digest::of(&bytes);
+        Self { bytes, digest }
+    }
+}
+
+/// Everything a revision is made of.
 #[derive(Debug)]
 pub struct Bundle {
     /// `None`: the manifest names none.
     pub version: Option<String>,
-    pub component: Bytes,
+    pub component: Content,
     /// Whether the client's tensors reach the graph as they are.
     pub passthrough: bool,
-    pub graphs: BTreeMap<String, Bytes>,
+    pub graphs: BTreeMap<String, Content>,
     pub files: BundleFiles,
     pub limits: ManifestLimits,
     pub contract: Option<ContractForm>,
@@ -39,7 +54,7 @@ pub struct Bundle {
 /// What the guest can read while it prepares.
 #[derive(Debug, Clone, Default)]
 pub struct BundleFiles {
-    pub assets: BTreeMap<String, Bytes>,
+    pub assets: BTreeMap<String, Content>,
     pub settings: BTreeMap<String, Setting>,
 }
 
@@ -60,22 +75,22 @@ impl Bundle {
     /// The first of `read`.
     pub fn assemble<E>(
         manifest: &Manifest,
-        mut read: impl FnMut(&str) -> Result<Bytes, E>,
+        mut read: impl FnMut(&str) -> Result<Content, E>,
     ) -> Result<Self, E> {
         let component = manifest.component.as_deref().map(&mut read).transpose()?;
         let mut named = |files: &mut dyn Iterator<Item = (&String, &String)>| {
             files
                 .map(|(name, file)| Ok((name.clone(), read(file)?)))
-                .collect::<Result<BTreeMap<String, Bytes>, E>>()
+                .collect::<Result<BTreeMap<String, Content>, E>>()
         };
         let graphs = named(&mut manifest.graphs.iter())?;
         let assets = named(&mut manifest.assets.iter().map(|file| (file, file)))?;
         let tests = manifest.tests.iter().map(|test| {
             Ok(Golden {
                 name: test.input.clone(),
-                input: read(&test.input)?,
+                input: read(&test.input)?.bytes,
                 is_json: test.input.ends_with(".json"),
-                expect: read(&test.expect)?,
+                expect: read(&test.expect)?.bytes,
                 tolerance: test.tolerance,
             })
         });
@@ -83,7 +98,7 @@ impl Bundle {
         Ok(Self {
             version: manifest.version.clone(),
             passthrough: component.is_none() || manifest.passthrough,
-            component: component.unwrap_or(Bytes::from_static(TENSOR_GUEST)),
+            component: component.unwrap_or_else(|| Content::new(Bytes::from_static(TENSOR_GUEST))),
             graphs,
             files: BundleFiles { assets, settings: manifest.settings.clone() },
             limits: manifest.limits,
@@ -97,7 +112,7 @@ impl BundleView for BundleFiles {
     fn read_asset(&self, name: &str) -> Result<Vec<u8>, String> {
         self.assets
             .get(name)
-            .map(|bytes| bytes.to_vec())
+            .map(|asset| asset.bytes.to_vec())
             .ok_or_else(|| format!("the manifest lists no asset `{name}`"))
     }
 

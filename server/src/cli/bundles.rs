@@ -293,7 +293,7 @@ pub(super) fn sign(args: SignArgs) -> anyhow::Result<()> {
             let remote = Remote::new(&args.bundle, args.registry.plain_http)?;
             runtime()?.block_on(async {
                 let digest = remote.resolve().await?;
-                remote.push_signature(&digest, &Signature::sign(&digest, &key)).await?;
+                remote.push_signatures(&digest, vec![Signature::sign(&digest, &key)]).await?;
                 Ok::<Digest, Error>(digest)
             })?
         }
@@ -302,7 +302,7 @@ pub(super) fn sign(args: SignArgs) -> anyhow::Result<()> {
             anyhow::ensure!(path.is_file(), "{}: expected a .wisp file", args.bundle);
             let mut opened = open(&args.bundle, &args.registry)?;
             let digest = opened.staged.digest().clone();
-            opened.staged.add_signature(&Signature::sign(&digest, &key))?;
+            opened.staged.add_signature(Signature::sign(&digest, &key))?;
             write(&opened.staged, path)?;
             digest
         }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use crate::examine::{GraphReport, Job, Outcome, Report, TestReport, confine};
 use crate::infer::Inference;
 use crate::repository::{LoadOptions, Repository, load};
 use crate::schedule::Scheduler;
-use crate::store::Blobs;
+use crate::store::{Blobs, bundle_of};
 use crate::telemetry;
 
 /// Reads a job from stdin, does it, and writes what came of it to stdout.
@@ -46,7 +47,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize);
     let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
     let version = bundle.version.clone().unwrap_or_default();
-    let revision = load(&job.model, &version, &bundle, &options)?;
+    let revision = load(&job.model, &version, &bundle, &options, Arc::default())?;
     let load_ms = started.elapsed().as_millis() as u64;
 
     let patience = options.deadline;
@@ -93,13 +94,7 @@ fn read(job: &Job) -> Result<(Artifact, Bundle), String> {
     };
     let head = Head::read(&whole(&job.manifest)?, u64::MAX)?;
     let config = whole(&head.config.digest)?;
-    for layer in &head.layers {
-        whole(&layer.blob.digest)?;
-    }
     let artifact = Artifact::read(head, &config)?;
-    let bundle = Bundle::assemble(&artifact.manifest, |file| {
-        let layer = artifact.layer(file).ok_or_else(|| format!("no layer `{file}`"))?;
-        blobs.map(&layer.blob.digest).map_err(text)
-    })?;
+    let bundle = bundle_of(&artifact, &blobs).map_err(text)?;
     Ok((artifact, bundle))
 }

@@ -31,7 +31,7 @@ struct VerifyArgs {
 
 pub(super) fn run(args: StoreArgs) -> anyhow::Result<()> {
     let StoreCommand::Verify(VerifyArgs { state, json }) = args.command;
-    anyhow::ensure!(state.is_dir(), "{}: expected a state folder", state.display());
+    anyhow::ensure!(state.join("lock").is_file(), "{}: expected a state folder", state.display());
     let found = Store::open(&state)?.verify();
     if json {
         say_json(&found)?;

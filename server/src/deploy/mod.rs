@@ -183,9 +183,8 @@ impl Deployer {
         if dry_run {
             return Ok(deployed);
         }
-        if !unchanged {
-            self.store.adopt(staged)?;
-        }
+        // Also what is here already: it may have been damaged since.
+        self.store.adopt(staged)?;
         self.switch(&deployed.name, &record)?;
         let Deployed { name, version, digest, .. } = &deployed;
         tracing::info!(model = name, version, %digest, active, source = ask.source, "deployed");
@@ -204,17 +203,14 @@ impl Deployer {
         let removes = matches!(change, Change::Remove | Change::RemoveVersion(_));
         match change {
             Change::Rollback => {
-                let before = record.history.pop().ok_or_else(|| {
+                record.roll_back().ok_or_else(|| {
                     Error::Conflict(format!(
-                        "model `{name}` has nothing to roll back to: its traffic was never changed"
+                        "model `{name}` has no earlier traffic to roll back to"
                     ))
                 })?;
-                record.traffic = before;
             }
             Change::Split(traffic) => {
                 check_split(name, &record, &traffic)?;
-                // A shadow with all traffic has become what it was compared with.
-                record.shadow.take_if(|shadow| traffic.get(&shadow.version) == Some(&100));
                 record.route(traffic);
             }
             Change::Shadow(shadow) => {
@@ -223,7 +219,10 @@ impl Deployer {
                 }
                 record.shadow = shadow;
             }
-            Change::Policy(policy) => record.policy = policy,
+            Change::Policy(policy) => {
+                policy.check().map_err(Error::InvalidInput)?;
+                record.policy = policy;
+            }
             Change::RemoveVersion(version) => record.remove(name, &version)?,
             Change::Remove => record = ModelRecord::default(),
         }

@@ -9,7 +9,7 @@ mod wasi;
 pub use graph::{Graph, GraphError};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The graphs of one bundle by the names its manifest gives them.
@@ -33,7 +33,15 @@ pub struct Run {
     pub deadline: Instant,
     cancelled: AtomicBool,
     compute_ns: AtomicU64,
-    failure: Mutex<Option<Failure>>,
+    seen: Mutex<Seen>,
+}
+
+/// What the host knows of a run's computes beside how long they took.
+#[derive(Debug, Default)]
+struct Seen {
+    failure: Option<Failure>,
+    /// From the first one's begin to the last one's end.
+    span: Option<(Instant, Instant)>,
 }
 
 /// Why a compute failed. The guest sees wasi-nn's one line; this is what the host knows.
@@ -53,7 +61,7 @@ impl Run {
             deadline,
             cancelled: AtomicBool::new(false),
             compute_ns: AtomicU64::new(0),
-            failure: Mutex::new(None),
+            seen: Mutex::default(),
         })
     }
 
@@ -74,13 +82,25 @@ impl Run {
 
     /// The last failure, if any.
     pub fn failure(&self) -> Option<Failure> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen().failure.clone()
+    }
+
+    /// From the first compute's begin to the last one's end, if there was any.
+    pub fn compute_span(&self) -> Option<(Instant, Instant)> {
+        self.seen().span
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, since: Instant, failure: Option<&Failure>) {
-        self.compute_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        if let Some(failure) = failure {
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
+        let now = Instant::now();
+        self.compute_ns.fetch_add((now - since).as_nanos() as u64, Ordering::Relaxed);
+        let mut seen = self.seen();
+        seen.span = Some((seen.span.map_or(since, |(first, _)| first), now));
+        if failure.is_some() {
+            seen.failure = failure.cloned();
         }
     }
 }

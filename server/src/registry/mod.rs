@@ -6,30 +6,42 @@ mod reference;
 
 pub use reference::is_reference;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
-use oci_client::Reference;
 use oci_client::client::{BlobResponse, Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor};
 use oci_client::secrets::RegistryAuth;
+use oci_client::{Reference, RegistryOperation};
+use reqwest::header::ACCEPT;
 
 use crate::bundle::{Blob, Head, MAX_DOCUMENT_BYTES};
 use crate::digest::Digest;
-use crate::error::Error;
-use crate::signature::{self, Signature};
+use crate::error::{Error, one_line};
+use crate::signature::{self, Signature, SignatureDocuments};
 use crate::store::{BlobWriter, Blobs, Staged, Staging};
 use reference::{credentials, is_loopback, parse};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a byte.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// For a whole manifest.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Times a blob is asked for before it is given up.
+/// Of what a registry says of an error.
+const MAX_EXPLANATION_BYTES: usize = 1000;
+
+const USER_AGENT: &str = concat!("wisp/", env!("CARGO_PKG_VERSION"));
+
+/// Times a blob is asked for in vain before it is given up.
 const ATTEMPTS: u32 = 5;
+/// Bytes that make an attempt that broke off worth something, and how many may be.
+const PROGRESS: u64 = 1 << 20;
+const MAX_BREAKS: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Told of the bytes that have come or gone, as they do.
@@ -38,8 +50,12 @@ pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 /// A repository of bundles, and the way to it.
 pub struct Remote {
     client: Client,
+    /// For manifests.
+    http: reqwest::Client,
     reference: Reference,
     auth: RegistryAuth,
+    /// Whether it is spoken to without TLS.
+    is_plain: bool,
 }
 
 impl Remote {
@@ -51,7 +67,8 @@ impl Remote {
     pub fn new(text: &str, plain_http: bool) -> Result<Self, Error> {
         let reference = parse(text).map_err(Error::InvalidInput)?;
         let registry = reference.resolve_registry().to_owned();
-        let protocol = match plain_http || is_loopback(&registry) {
+        let is_plain = plain_http || is_loopback(&registry);
+        let protocol = match is_plain {
             true => ClientProtocol::HttpsExcept(vec![registry.clone()]),
             false => ClientProtocol::Https,
         };
@@ -61,12 +78,19 @@ impl Remote {
             protocol,
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("wisp/", env!("CARGO_PKG_VERSION")),
+            user_agent: USER_AGENT,
             ..ClientConfig::default()
         });
         let client = client.map_err(|error| explain(&registry, &error))?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .timeout(MANIFEST_TIMEOUT)
+            .user_agent(USER_AGENT)
+            .build();
+        let http = http.map_err(|error| explain(&registry, &error.into()))?;
         let auth = credentials(&registry)?;
-        Ok(Self { client, reference, auth })
+        Ok(Self { client, http, reference, auth, is_plain })
     }
 
     /// Pulls the bundle into `staging`; blobs that `have` holds are not asked for again.
@@ -114,22 +138,41 @@ impl Remote {
         Ok(Digest::of(&manifest))
     }
 
+    /// The manifest's bytes, if there is one. Asked for here rather than by the client, which
+    /// would take in whatever comes, however large.
     async fn manifest(&self, reference: &Reference) -> Result<Option<Vec<u8>>, Error> {
         let registry = self.reference.resolve_registry();
-        let pull = self.client.pull_manifest_raw(reference, &self.auth, &[OCI_IMAGE_MEDIA_TYPE]);
-        let pulled = tokio::time::timeout(MANIFEST_TIMEOUT, pull).await.map_err(|_| {
-            Error::Registry(format!("{registry} sent no manifest within {MANIFEST_TIMEOUT:?}"))
-        })?;
-        match pulled {
-            Ok((bytes, _)) if bytes.len() as u64 > MAX_DOCUMENT_BYTES => {
-                Err(Error::BundleRefused(format!(
-                    "the manifest has {} bytes, expected at most {MAX_DOCUMENT_BYTES}",
-                    bytes.len()
-                )))
+        let unreadable = |error: reqwest::Error| explain(registry, &error.into());
+        let token = self.client.auth(reference, &self.auth, RegistryOperation::Pull).await;
+        let token = token.map_err(|error| explain(registry, &error))?;
+        let scheme = if self.is_plain { "http" } else { "https" };
+        let tag = reference.digest().or(reference.tag()).unwrap_or("latest");
+        let url = format!("{scheme}://{registry}/v2/{}/manifests/{tag}", reference.repository());
+        let request = self.http.get(url).header(ACCEPT, OCI_IMAGE_MEDIA_TYPE);
+        let request = match (token, &self.auth) {
+            (Some(token), _) => request.bearer_auth(token),
+            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
+            (None, RegistryAuth::Anonymous | RegistryAuth::Bearer(_)) => request,
+        };
+        let mut response = request.send().await.map_err(unreadable)?;
+        let status = response.status();
+        let mut bytes = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(unreadable)? {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+                return Err(Error::BundleRefused(format!(
+                    "the manifest has more than the {MAX_DOCUMENT_BYTES} bytes that are taken here"
+                )));
             }
-            Ok((bytes, _)) => Ok(Some(bytes.to_vec())),
-            Err(error) if is_not_found(&error) => Ok(None),
-            Err(error) => Err(explain(registry, &error)),
+        }
+        match status.as_u16() {
+            200 => Ok(Some(bytes)),
+            404 => Ok(None),
+            code => {
+                let message = String::from_utf8_lossy(&bytes).into_owned();
+                let url = reference.to_string();
+                Err(explain(registry, &OciDistributionError::ServerError { code, url, message }))
+            }
         }
     }
 
@@ -141,7 +184,7 @@ impl Remote {
     ) -> Result<(), Error> {
         let what = format!("blob {}", blob.digest);
         let mut writer = blobs.writer(&what, blob.size)?;
-        let mut attempt = 1;
+        let (mut attempt, mut breaks) = (1, 0);
         while writer.written() < blob.size || attempt == 1 {
             let before = writer.written();
             match self.pull_rest(&mut writer, blob, progress).await {
@@ -158,7 +201,10 @@ impl Remote {
                 Ok(()) | Err(Pull::Broken(_)) => {}
             }
             tracing::debug!(%blob.digest, before, after = writer.written(), "resumed");
-            attempt += 1;
+            // What got further is no failed attempt; but it must not go on by a byte at a time.
+            breaks += 1;
+            let is_further = writer.written() - before >= PROGRESS && breaks < MAX_BREAKS;
+            attempt = if is_further { 1 } else { attempt + 1 };
             tokio::time::sleep(PAUSE * attempt).await;
         }
         let (digest, _) = writer.finish()?;
@@ -230,18 +276,33 @@ impl Remote {
     }
 
     async fn pull_signatures(&self, blobs: &Blobs, bundle: &Digest) -> Result<Vec<Digest>, Error> {
+        let signatures = self.signatures(bundle).await?;
+        if signatures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let documents = SignatureDocuments::of(&signatures);
+        for blob in documents.blobs.iter().map(|blob| &blob[..]).chain([&documents.manifest[..]]) {
+            blobs.put("a signature", &mut &*blob, MAX_DOCUMENT_BYTES)?;
+        }
+        Ok(vec![Digest::of(&documents.manifest)])
+    }
+
+    /// The signatures that lie beside a bundle.
+    async fn signatures(&self, bundle: &Digest) -> Result<Vec<Signature>, Error> {
         let reference = self.tagged(&signature::tag(bundle));
         let Some(manifest) = self.manifest(&reference).await? else { return Ok(Vec::new()) };
-        let parts = Signature::blobs(&manifest).map_err(Error::BundleRefused)?;
-        for digest in parts {
-            if blobs.size(&digest).is_none() {
-                let limit = signature::MAX_BYTES;
-                let bytes = self.small_blob(&digest, limit).await?;
-                blobs.receive("a signature", &digest, &mut &bytes[..], limit)?;
+        let mut payloads = BTreeMap::new();
+        for digest in Signature::payloads(&manifest).map_err(Error::BundleRefused)? {
+            let bytes = Bytes::from(self.small_blob(&digest, signature::MAX_BYTES).await?);
+            if Digest::of(&bytes) != digest {
+                return Err(Error::BundleRefused(format!(
+                    "the signature {digest} has other content"
+                )));
             }
+            payloads.insert(digest, bytes);
         }
-        blobs.put("a signature", &mut &manifest[..], MAX_DOCUMENT_BYTES)?;
-        Ok(vec![Digest::of(&manifest)])
+        let read = Signature::read(&manifest, |digest| payloads.get(digest).cloned());
+        read.map_err(Error::BundleRefused)
     }
 
     async fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
@@ -296,6 +357,7 @@ fn is_refusal(error: &OciDistributionError) -> bool {
         OciDistributionError::UnauthorizedError { .. }
             | OciDistributionError::AuthenticationFailure(_)
             | OciDistributionError::RegistryError { .. }
+            | OciDistributionError::ServerError { code: 401 | 403, .. }
     )
 }
 
@@ -303,7 +365,8 @@ fn explain(registry: &str, error: &OciDistributionError) -> Error {
     use std::error::Error as _;
     let text = match error {
         OciDistributionError::UnauthorizedError { .. }
-        | OciDistributionError::AuthenticationFailure(_) => {
+        | OciDistributionError::AuthenticationFailure(_)
+        | OciDistributionError::ServerError { code: 401 | 403, .. } => {
             format!(
                 "{registry} refuses these credentials, or wants some: `docker login {registry}` keeps them where wisp looks"
             )
@@ -315,7 +378,9 @@ fn explain(registry: &str, error: &OciDistributionError) -> Error {
                 text.push_str(&format!(": {error}"));
                 cause = error.source();
             }
-            text
+            // What a registry says is as long as it likes.
+            text.truncate(text.floor_char_boundary(MAX_EXPLANATION_BYTES));
+            one_line(text.trim_end())
         }
     };
     Error::Registry(text)

@@ -7,7 +7,7 @@ use oci_client::manifest::OCI_IMAGE_MEDIA_TYPE;
 use super::{Progress, Remote, explain};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::signature::{self, Signature};
+use crate::signature::{self, Signature, SignatureDocuments};
 use crate::store::{Blobs, Staged};
 
 /// Sent at a time.
@@ -34,26 +34,29 @@ impl Remote {
             self.push_blob(&staged.blobs, &blob.digest, progress).await?;
         }
         self.push_manifest(&self.reference, &staged.blobs.map(&head.digest)?).await?;
-        for signature in staged.signatures()? {
-            self.push_signature(&head.digest, &signature).await?;
-        }
+        self.push_signatures(&head.digest, staged.signatures()?).await?;
         let repository = self.reference.repository();
         Ok(format!("oci://{}/{repository}@{}", self.reference.registry(), head.digest))
     }
 
-    /// Puts a signature beside the bundle of that digest.
+    /// Puts signatures beside the bundle of that digest, and beside those it has there.
     ///
     /// # Errors
     /// As [`Remote::push`].
-    pub async fn push_signature(
-        &self,
-        bundle: &Digest,
-        signature: &Signature,
-    ) -> Result<(), Error> {
+    pub async fn push_signatures(&self, bundle: &Digest, new: Vec<Signature>) -> Result<(), Error> {
+        if new.is_empty() {
+            return Ok(());
+        }
         let registry = self.reference.resolve_registry();
         self.client.store_auth_if_needed(registry, &self.auth).await;
-        let documents = signature.write();
-        for blob in [documents.payload.to_vec(), documents.config] {
+        let mut signatures = self.signatures(bundle).await?;
+        for signature in new {
+            if !signatures.contains(&signature) {
+                signatures.push(signature);
+            }
+        }
+        let documents = SignatureDocuments::of(&signatures);
+        for blob in documents.blobs {
             let digest = Digest::of(&blob).to_string();
             let pushed = self.client.push_blob(&self.reference, blob, &digest).await;
             pushed.map_err(|error| explain(registry, &error))?;

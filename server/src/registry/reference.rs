@@ -6,7 +6,7 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 use oci_client::Reference;
 use oci_client::secrets::RegistryAuth;
 
-use crate::error::Error;
+use crate::error::{Error, one_line};
 
 /// Whether the text is a reference to a registry.
 pub fn is_reference(text: &str) -> bool {
@@ -36,7 +36,9 @@ pub(super) fn is_loopback(registry: &str) -> bool {
 }
 
 pub(super) fn credentials(registry: &str) -> Result<RegistryAuth, Error> {
-    use CredentialRetrievalError::{ConfigNotFound, ConfigReadError, NoCredentialConfigured};
+    use CredentialRetrievalError::{
+        ConfigNotFound, ConfigReadError, HelperFailure, NoCredentialConfigured,
+    };
     for found in [
         docker_credential::get_credential(registry),
         docker_credential::get_podman_credential(registry),
@@ -51,7 +53,10 @@ pub(super) fn credentials(registry: &str) -> Result<RegistryAuth, Error> {
                 )));
             }
             Err(ConfigNotFound | ConfigReadError | NoCredentialConfigured) => {}
+            // The words of docker's own helpers for a registry that they know nothing of.
+            Err(HelperFailure { stdout, .. }) if stdout.contains("credentials not found") => {}
             Err(error) => {
+                let error = one_line(error.to_string().trim_end());
                 return Err(Error::Registry(format!("the credentials for {registry}: {error}")));
             }
         }

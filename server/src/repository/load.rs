@@ -11,6 +11,7 @@ use crate::cache::{Cache, CacheKey, Entry};
 use crate::nn::{Graph, Graphs};
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
 use crate::schedule::Gate;
+use crate::stats::Stats;
 use crate::tensor::Contract;
 
 /// A bundle, ready to answer.
@@ -23,6 +24,7 @@ pub struct Revision {
     pub passthrough: bool,
     pub deadline: Duration,
     pub gate: Arc<Gate>,
+    pub stats: Arc<Stats>,
 }
 
 /// What an engine is made of, in plain values: an examination makes the same one in its own
@@ -98,9 +100,10 @@ pub fn load(
     version: &str,
     bundle: &Bundle,
     options: &LoadOptions,
+    stats: Arc<Stats>,
 ) -> Result<Arc<Revision>, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
-        let graph = Graph::load(onnx).map_err(|error| format!("graph `{name}`: {error}"))?;
+        let graph = Graph::load(&onnx.bytes).map_err(|error| format!("graph `{name}`: {error}"))?;
         Ok((name.clone(), Arc::new(graph)))
     });
     let graphs = Graphs::new(graphs.collect::<Result<_, String>>()?);
@@ -127,6 +130,7 @@ pub fn load(
         passthrough: bundle.passthrough,
         deadline: asked.min(options.deadline),
         gate: Arc::new(Gate::new(options.concurrency, options.queue)),
+        stats,
     }))
 }
 
@@ -159,7 +163,8 @@ fn load_guest(
     let (code, contract) = match cached {
         Some(Entry { compiled, contract }) => (Code::File(compiled), contract),
         None => {
-            let snapshot = block_on(Snapshot::take(&options.engine, &bundle.component, &prepared));
+            let snapshot =
+                block_on(Snapshot::take(&options.engine, &bundle.component.bytes, &prepared));
             let snapshot = snapshot.map_err(|error| format!("guest: {error}"))?;
             if let Some(Err(error)) = options.cache.as_ref().map(|cache| cache.put(&key, &snapshot))
             {
@@ -182,9 +187,10 @@ fn cache_key(bundle: &Bundle, limits: Limits, engine: &Engine) -> CacheKey {
     let settings = format!("{:?}", bundle.files.settings);
     let memory = limits.memory_bytes.to_le_bytes();
     let version = env!("CARGO_PKG_VERSION").as_bytes();
-    let parts = [version, &engine, &memory, &counts, settings.as_bytes(), &bundle.component[..]];
+    let component = bundle.component.digest.hex().as_bytes();
+    let parts = [version, &engine, &memory, &counts, settings.as_bytes(), component];
     let files = bundle.graphs.iter().chain(&bundle.files.assets);
-    let files = files.flat_map(|(name, bytes)| [name.as_bytes(), &bytes[..]]);
+    let files = files.flat_map(|(name, file)| [name.as_bytes(), file.digest.hex().as_bytes()]);
     CacheKey::of(parts.into_iter().chain(files))
 }
 

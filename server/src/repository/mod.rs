@@ -151,6 +151,11 @@ impl Repository {
         self.listed.iter().chain(deployed.values()).cloned().collect()
     }
 
+    /// Sandboxes alive now.
+    pub fn live_sandboxes(&self) -> usize {
+        self.loader.options.engine.live_sandboxes()
+    }
+
     /// Whether nothing that was given at the start is still loading.
     pub fn is_settled(&self) -> bool {
         let unsettled = |state| matches!(state, State::Cold | State::Loading);

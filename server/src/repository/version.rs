@@ -13,6 +13,7 @@ use super::load::{LoadOptions, Revision, load};
 use crate::bundle::SourceFiles;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::stats::Stats;
 use crate::store::Store;
 
 /// How long one version may take to load.
@@ -54,6 +55,7 @@ pub struct Version {
     pub model: String,
     pub label: String,
     pub(super) origin: Origin,
+    pub stats: Arc<Stats>,
     loader: Arc<Loader>,
     state: watch::Sender<Loaded>,
 }
@@ -82,7 +84,8 @@ impl Version {
     pub(super) fn new(model: &str, label: &str, origin: Origin, loader: &Arc<Loader>) -> Arc<Self> {
         let (model, label) = (model.to_owned(), label.to_owned());
         let state = watch::Sender::new(Loaded::Cold);
-        Arc::new(Self { model, label, origin, loader: loader.clone(), state })
+        let stats = Arc::default();
+        Arc::new(Self { model, label, origin, stats, loader: loader.clone(), state })
     }
 
     /// Has it fail for good.
@@ -214,6 +217,6 @@ impl Version {
             }
             Origin::Nowhere => return Err("it has no bundle".to_owned()),
         };
-        load(&self.model, &self.label, &bundle, &self.loader.options)
+        load(&self.model, &self.label, &bundle, &self.loader.options, self.stats.clone())
     }
 }

@@ -93,6 +93,10 @@ pub struct Timings {
     pub guest: Duration,
     /// The graphs.
     pub compute: Duration,
+    /// Of the guest's time, what came before its first graph; all of it where it ran none.
+    pub before: Duration,
+    /// And what came after its last.
+    pub after: Duration,
 }
 
 /// One instance for one request. Running consumes it: nothing a request leaves in it can be
@@ -124,11 +128,14 @@ impl Sandbox {
             Ok(instance) => instance.infer(&mut self.store, request).await,
             Err(error) => Err(error),
         };
-        let compute = self.run.compute_time();
+        let (ended, compute) = (Instant::now(), self.run.compute_time());
+        let (first, last) = self.run.compute_span().unwrap_or((ended, ended));
         let timings = Timings {
             start: started - self.created,
-            guest: started.elapsed().saturating_sub(compute),
+            guest: (ended - started).saturating_sub(compute),
             compute,
+            before: first - started,
+            after: ended - last,
         };
         let result = match answer {
             Ok(Ok(response)) => Ok(response),

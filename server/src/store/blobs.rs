@@ -119,15 +119,12 @@ impl Blobs {
         Err(Error::BundleRefused(format!("{what}: expected {expected}, its content is {digest}")))
     }
 
-    /// Moves a blob in from another folder on the same disk, made durable; one that is here
-    /// already stays. [`Blobs::sync`] makes the move durable.
+    /// Moves a blob in from another folder on the same disk, made durable. It replaces one that
+    /// is here already, which may be damaged. [`Blobs::sync`] makes the move durable.
     ///
     /// # Errors
     /// The disk.
     pub fn adopt(&self, from: &Blobs, digest: &Digest) -> Result<(), Error> {
-        if self.size(digest).is_some() && self.size(digest) == from.size(digest) {
-            return Ok(());
-        }
         let (source, target) = (from.path(digest), self.path(digest));
         let adopt = || {
             File::open(&source)?.sync_all()?;
@@ -136,9 +133,10 @@ impl Blobs {
         adopt().map_err(|error| storage(&target, &error))
     }
 
-    /// Has this folder share a blob of another on the same disk, if it is there.
+    /// Has this folder share a blob of another on the same disk, if it is there and whole.
     pub fn borrow(&self, from: &Blobs, digest: &Digest) -> bool {
-        fs::hard_link(from.path(digest), self.path(digest)).is_ok()
+        from.map(digest).is_ok_and(|content| Digest::of(&content) == *digest)
+            && fs::hard_link(from.path(digest), self.path(digest)).is_ok()
     }
 
     /// Makes what was moved in durable.

@@ -56,6 +56,7 @@ pub struct VersionRecord {
 
 /// A version that is shown a part of the requests, its answers dropped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ShadowRecord {
     pub version: String,
     pub percent: u8,
@@ -89,6 +90,20 @@ impl Policy {
                 Ok(Self::Specific(versions.split(',').map(str::to_owned).collect()))
             }
             _ => Err(odd()),
+        }
+    }
+
+    /// Checks what serde cannot.
+    ///
+    /// # Errors
+    /// A text: what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Latest(0) => Err("policy: expected `latest` to be 1 or more, got 0".to_owned()),
+            Self::Specific(versions) if versions.is_empty() => {
+                Err("policy: expected `specific` to name a version or more".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -141,6 +156,20 @@ impl ModelRecord {
         }
         let surplus = self.history.len().saturating_sub(REMEMBERED);
         self.history.drain(..surplus);
+        self.end_own_shadow();
+    }
+
+    /// Gives the traffic back to who had it before the last change, if there was one.
+    pub fn roll_back(&mut self) -> Option<()> {
+        self.traffic = self.history.pop()?;
+        self.end_own_shadow();
+        Some(())
+    }
+
+    /// A shadow that gets all traffic has become what it was compared with.
+    fn end_own_shadow(&mut self) {
+        let traffic = &self.traffic;
+        self.shadow.take_if(|shadow| traffic.get(&shadow.version) == Some(&100));
     }
 
     /// Takes a version out, from the history too.

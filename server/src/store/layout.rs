@@ -9,7 +9,7 @@ use std::path::Path;
 use oci_client::manifest::{
     ImageIndexEntry, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciImageIndex,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tar::{Archive, Builder, EntryType, Header};
 
 use super::blobs::Blobs;
@@ -17,7 +17,7 @@ use super::staged::{Staged, Staging, refused_text};
 use super::storage;
 use crate::bundle::{ARTIFACT_TYPE, MAX_DOCUMENT_BYTES};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::signature::{self, Signature};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -25,6 +25,8 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Of an archive's entries beside the blobs of the bundle itself: documents and signatures.
 const OVERHEAD_BYTES: u64 = 64 << 20;
 const MAX_ENTRIES: usize = 5000;
+
+const LAYOUT_VERSION: &str = "1.0.0";
 
 impl Staging {
     /// Takes in an OCI layout as a tar, in whatever order its entries come.
@@ -34,7 +36,9 @@ impl Staging {
     pub fn read_tar(self, archive: impl Read) -> Result<Staged, Error> {
         let mut layout = LayoutReader::new(&self);
         let broken = |error: io::Error| {
-            Error::BundleRefused(format!("the archive is damaged or broke off: {error}"))
+            // tar repeats what it could not read.
+            let text: String = one_line(&error.to_string()).chars().take(200).collect();
+            Error::BundleRefused(format!("the archive is damaged or broke off: {text}"))
         };
         let mut archive = Archive::new(archive);
         // Raw: the long names and sparse files of tar's extensions, which could grow without
@@ -47,10 +51,11 @@ impl Staging {
                 )));
             }
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let name = name.strip_prefix("./").unwrap_or(&name);
             match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {}
                 EntryType::Directory | EntryType::XHeader | EntryType::XGlobalHeader => {
-                    layout.spend(&name, entry.size())?;
+                    layout.spend(name, entry.size())?;
                     continue;
                 }
                 other => {
@@ -61,7 +66,7 @@ impl Staging {
                 }
             }
             let size = entry.size();
-            layout.take(&name, size, &mut entry)?;
+            layout.take(name, size, &mut entry)?;
         }
         let index = layout.finish()?;
         self.finish_layout(&index)
@@ -145,6 +150,7 @@ impl<'a> LayoutReader<'a> {
             let received = self.staging.blobs.receive(name, &digest, &mut counted, size);
             let came = counted.count;
             return match received {
+                Err(error @ Error::Storage(_)) => Err(error),
                 _ if came < size => Err(cut(came)),
                 other => other.map(drop),
             };
@@ -169,8 +175,16 @@ impl<'a> LayoutReader<'a> {
         }
         if name == "index.json" {
             self.index = Some(bytes);
+            return Ok(());
         }
-        Ok(())
+        let layout: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match layout["imageLayoutVersion"].as_str() {
+            Some(LAYOUT_VERSION) => Ok(()),
+            other => Err(Error::BundleRefused(format!(
+                "oci-layout: expected imageLayoutVersion {LAYOUT_VERSION}, got {}",
+                one_line(other.unwrap_or("none"))
+            ))),
+        }
     }
 
     fn finish(self) -> Result<Vec<u8>, Error> {
@@ -236,7 +250,7 @@ impl Staged {
             annotations: None,
         };
         let mut archive = Builder::new(out);
-        let layout = json!({"imageLayoutVersion": "1.0.0"}).to_string();
+        let layout = json!({"imageLayoutVersion": LAYOUT_VERSION}).to_string();
         append(&mut archive, "oci-layout", layout.len() as u64, layout.as_bytes())?;
         let index = serde_json::to_vec(&index)?;
         append(&mut archive, "index.json", index.len() as u64, &index[..])?;

@@ -9,7 +9,7 @@ mod staged;
 
 pub use blobs::{BlobWriter, Blobs};
 pub use index::{Index, ModelRecord, Policy, ShadowRecord, VersionRecord};
-pub use staged::{Staged, Staging};
+pub use staged::{Staged, Staging, bundle_of};
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,6 +23,9 @@ use serde::Serialize;
 use crate::bundle::{Artifact, Bundle, Head};
 use crate::digest::{Digest, Digesting};
 use crate::error::Error;
+
+/// More than any index is likely to have.
+const RESERVE_BYTES: usize = 1 << 20;
 
 /// An open state directory; no other process has it.
 pub struct Store {
@@ -52,6 +55,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
         make.map_err(|error| storage(root, &error))?;
+        check_own(root)?;
         let lock = lock(root)?;
         let staging = root.join("staging");
         match fs::remove_dir_all(&staging) {
@@ -63,7 +67,9 @@ impl Store {
         fs::create_dir(&staging).map_err(|error| storage(&staging, &error))?;
         let blobs = Blobs::at(root)?;
         let index = Mutex::new(read_index(root)?);
-        Ok(Self { root: root.to_owned(), blobs, index, _lock: lock })
+        let store = Self { root: root.to_owned(), blobs, index, _lock: lock };
+        store.reserve();
+        Ok(store)
     }
 
     /// A folder for a bundle on its way in. Of `limit` bytes at most.
@@ -117,16 +123,42 @@ impl Store {
         written
     }
 
+    /// Holds some of the disk, so that on a full one what is deployed can still be taken out.
+    fn reserve(&self) {
+        let path = self.root.join("reserve");
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == RESERVE_BYTES as u64) {
+            return;
+        }
+        // Zeros would do nothing on a disk that compresses; and where there is no room, there is
+        // none to hold.
+        let noise: Vec<u8> = (0..RESERVE_BYTES as u32 / 4)
+            .flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes())
+            .collect();
+        if let Err(error) = fs::write(&path, noise) {
+            tracing::debug!("nothing is held in reserve: {error}");
+            let _ = fs::remove_file(&path);
+        }
+    }
+
     fn write_index(&self, index: &Index) -> Result<(), Error> {
+        match self.try_write_index(index) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // What is held in reserve is for this.
+                let _ = fs::remove_file(self.root.join("reserve"));
+                self.try_write_index(index)
+            }
+            other => other,
+        }
+        .map_err(|error| storage(&self.root.join("index.json"), &error))
+    }
+
+    fn try_write_index(&self, index: &Index) -> io::Result<()> {
         let (path, scratch) = (self.root.join("index.json"), self.root.join("index.json.tmp"));
-        let write = || {
-            let mut file = File::create(&scratch)?;
-            file.write_all(&serde_json::to_vec(index)?)?;
-            file.sync_all()?;
-            fs::rename(&scratch, &path)?;
-            File::open(&self.root)?.sync_all()
-        };
-        write().map_err(|error| storage(&path, &error))
+        let mut file = File::create(&scratch)?;
+        file.write_all(&serde_json::to_vec(index)?)?;
+        file.sync_all()?;
+        fs::rename(&scratch, &path)?;
+        File::open(&self.root)?.sync_all()
     }
 
     /// Takes a bundle's blobs in, durably. Until the index names it, nothing refers to them.
@@ -173,7 +205,9 @@ impl Store {
     /// A manifest in use cannot be read: nothing is removed then.
     pub fn collect(&self) -> Result<(u64, u64), Error> {
         let used = self.used()?;
-        self.blobs.collect(|digest| used.contains(digest))
+        let collected = self.blobs.collect(|digest| used.contains(digest));
+        self.reserve();
+        collected
     }
 
     fn used(&self) -> Result<BTreeSet<Digest>, Error> {
@@ -238,6 +272,24 @@ impl Store {
 fn digests(index: &Index) -> BTreeSet<Digest> {
     let versions = index.models.values().flat_map(|record| record.versions.values());
     versions.map(|version| version.digest.clone()).collect()
+}
+
+/// What is cleared away in a state folder must not be cleared away in another: one that holds
+/// anything must have been made here.
+fn check_own(root: &Path) -> Result<(), Error> {
+    let entries = fs::read_dir(root).map_err(|error| storage(root, &error))?;
+    let foreign = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name())
+        .find(|name| name != "lost+found");
+    match foreign {
+        Some(name) if !root.join("lock").is_file() => Err(Error::Storage(format!(
+            "{} is no state folder, and not empty: it has {}",
+            root.display(),
+            name.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn lock(root: &Path) -> Result<File, Error> {

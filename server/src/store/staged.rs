@@ -5,16 +5,15 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::blobs::Blobs;
 use super::storage;
-use crate::bundle::{Artifact, Bundle, FileKind, Head, MAX_DOCUMENT_BYTES, SourceFiles};
+use crate::bundle::{Artifact, Bundle, Content, FileKind, Head, MAX_DOCUMENT_BYTES, SourceFiles};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::sandbox::ComponentInfo;
-use crate::signature::Signature;
+use crate::signature::{Signature, SignatureDocuments};
 
 /// A folder that takes a bundle in.
 pub struct Staging {
@@ -113,20 +112,21 @@ impl Staging {
         let head = Head::read(&document(manifest, "the manifest")?, self.limit);
         let head = head.map_err(refused_text)?;
         let config = document(&head.config.digest, "the config")?;
-        for layer in &head.layers {
-            let expected = layer.blob.size;
-            match self.blobs.size(&layer.blob.digest) {
-                Some(size) if size == expected => {}
+        let layers =
+            head.layers.iter().map(|layer| (format!("the layer `{}`", layer.title), &layer.blob));
+        for (what, blob) in layers.chain([("the config".to_owned(), &head.config)]) {
+            match self.blobs.size(&blob.digest) {
+                Some(size) if size == blob.size => {}
                 Some(size) => {
                     return Err(Error::BundleRefused(format!(
-                        "the layer `{}`: expected {expected} bytes, got {size}",
-                        layer.title
+                        "{what}: expected {} bytes, got {size}",
+                        blob.size
                     )));
                 }
                 None => {
                     return Err(Error::BundleRefused(format!(
-                        "the layer `{}` ({}) is missing",
-                        layer.title, layer.blob.digest
+                        "{what} ({}) is missing",
+                        blob.digest
                     )));
                 }
             }
@@ -169,19 +169,22 @@ impl Staged {
         Ok(signatures)
     }
 
-    /// Puts a signature beside the bundle. The same one twice is one.
+    /// Puts a signature beside the bundle and those it has. The same one twice is one.
     ///
     /// # Errors
-    /// The disk.
-    pub fn add_signature(&mut self, signature: &Signature) -> Result<(), Error> {
-        let documents = signature.write();
-        for document in [&documents.payload[..], &documents.config, &documents.manifest] {
+    /// The disk, or the signatures that it has are damaged.
+    pub fn add_signature(&mut self, signature: Signature) -> Result<(), Error> {
+        let mut signatures = self.signatures()?;
+        if !signatures.contains(&signature) {
+            signatures.push(signature);
+        }
+        let documents = SignatureDocuments::of(&signatures);
+        for document in
+            documents.blobs.iter().map(|blob| &blob[..]).chain([&documents.manifest[..]])
+        {
             self.blobs.put("a signature", &mut &*document, MAX_DOCUMENT_BYTES)?;
         }
-        let digest = Digest::of(&documents.manifest);
-        if !self.signatures.contains(&digest) {
-            self.signatures.push(digest);
-        }
+        self.signatures = vec![Digest::of(&documents.manifest)];
         Ok(())
     }
 
@@ -214,12 +217,24 @@ impl Staged {
     }
 }
 
-/// The contents of a bundle whose blobs lie in `blobs`.
-pub(super) fn bundle_of(artifact: &Artifact, blobs: &Blobs) -> Result<Bundle, Error> {
-    Bundle::assemble(&artifact.manifest, |file| -> Result<Bytes, Error> {
+/// The contents of a bundle whose blobs lie in `blobs`, each digested: what the disk has made of
+/// them is not served.
+///
+/// # Errors
+/// A blob is missing or damaged.
+pub fn bundle_of(artifact: &Artifact, blobs: &Blobs) -> Result<Bundle, Error> {
+    Bundle::assemble(&artifact.manifest, |file| {
         let layer = artifact.layer(file);
         let layer = layer.ok_or_else(|| Error::Internal(format!("no layer `{file}`")))?;
-        blobs.map(&layer.blob.digest)
+        let expected = &layer.blob.digest;
+        let content = Content::new(blobs.map(expected)?);
+        match content.digest == *expected {
+            true => Ok(content),
+            false => Err(Error::Storage(format!(
+                "the blob {expected} of `{file}` is damaged, its content is {}: deploy the bundle again",
+                content.digest
+            ))),
+        }
     })
 }
 
