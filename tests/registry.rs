@@ -247,7 +247,7 @@ fn a_registry_that_is_not_there() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let host = listener.local_addr().expect("its address").to_string();
     drop(listener);
-    insta::assert_snapshot!(fails(&host), @"registry: [host]: error sending request for url (http://[host]/v2/a/manifests/1): client error (Connect): tcp connect error: Connection refused (os error 111)");
+    insta::assert_snapshot!(fails(&host), @"registry: [host]: error sending request for url (http://[host]/v2/): client error (Connect): tcp connect error: Connection refused (os error 111)");
 
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let host = listener.local_addr().expect("its address").to_string();
