@@ -331,7 +331,7 @@ fn an_index_that_cannot_be_read_is_left_alone() {
 #[test]
 fn a_state_folder_has_one_server() {
     let target = Target::start(&[]);
-    let process = fs::read_to_string(target.state.join("lock")).expect("a lock");
+    let process = fs::read_to_string(target.state.join("wisp.lock")).expect("a lock");
     for said in [does_not_start(&target.state), refused(&verify(&target.state))] {
         assert!(said.contains(" is in use by another wisp (process "), "{said}");
         assert!(said.ends_with(&format!("(process {process})")), "{said}");

@@ -37,7 +37,7 @@ fn bundle(folder: &Path, round: u32) -> Vec<u8> {
 
 fn kill(state: &Path) {
     // Not the server's own child process here, which is `timeout`.
-    let pid = fs::read_to_string(state.join("lock")).expect("a server has the store");
+    let pid = fs::read_to_string(state.join("wisp.lock")).expect("a server has the store");
     let killed = Command::new("kill").args(["-KILL", pid.trim()]).stderr(Stdio::null()).status();
     assert!(killed.is_ok_and(|status| status.success()), "process {pid}");
 }

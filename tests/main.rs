@@ -12,4 +12,5 @@ mod load;
 mod photos;
 mod protocol;
 mod registry;
+mod restarts;
 mod support;

@@ -48,6 +48,7 @@ fn server_and_health() {
     {
       "extensions": [
         "binary_tensor_data",
+        "model_configuration",
         "statistics"
       ],
       "name": "wisp",

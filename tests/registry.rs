@@ -192,7 +192,7 @@ fn credentials_are_dockers() {
 }
 
 /// Writes a new key and its public half.
-fn keys(folder: &Path, name: &str) -> (String, String) {
+pub fn keys(folder: &Path, name: &str) -> (String, String) {
     let file = |end: &str| folder.join(format!("{name}.{end}")).to_str().expect("UTF-8").to_owned();
     let (key, public) = (file("key"), file("pub"));
     let openssl = |args: &[&str]| {

@@ -125,8 +125,13 @@ impl Cache {
                 break;
             }
             // Mapped elsewhere it stays until it is let go.
-            fs::remove_file(&path)?;
-            fs::remove_file(path.with_extension("json"))?;
+            for path in [&path, &path.with_extension("json")] {
+                match fs::remove_file(path) {
+                    // Another process trims too.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
             total -= bytes;
         }
         Ok(())

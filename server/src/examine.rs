@@ -195,7 +195,7 @@ fn post_mortem(status: ExitStatus, log: &str, limits: ExamineLimits) -> String {
     let last = log.lines().rfind(|line| !line.trim().is_empty()).map(one_line).unwrap_or_default();
     match status.signal() {
         Some(signal) if signal == Signal::XCPU.as_raw() => {
-            format!("the examination took more than {} s of CPU", limits.seconds)
+            format!("the examination took more than {} s of CPU", limits.seconds.saturating_mul(4))
         }
         Some(signal) => format!("the examination crashed with signal {signal}: {last}"),
         None => format!("the examination ended without a report ({status}): {last}"),
@@ -216,7 +216,10 @@ pub fn confine(limits: ExamineLimits) -> io::Result<Vec<String>> {
     };
     set(Resource::Core, 0)?;
     // Two threads may compile at a time.
-    set(Resource::Cpu, limits.seconds.saturating_mul(4))?;
+    let seconds = limits.seconds.saturating_mul(4);
+    // The harder limit kills without a word.
+    let cpu = Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(5)) };
+    rustix::process::setrlimit(Resource::Cpu, cpu)?;
     set(Resource::Data, limits.memory_bytes.saturating_add(SLACK_BYTES))?;
     set(Resource::Fsize, limits.memory_bytes)?;
     set(Resource::Nofile, 256)?;

@@ -26,14 +26,13 @@ pub mod telemetry;
 pub mod tensor;
 pub mod watch;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
 use infer::Inference;
-use repository::{EngineSettings, LoadOptions, Repository};
+use repository::{EngineSettings, LoadOptions, Place, Repository};
 use sandbox::Engine;
 use schedule::Scheduler;
 
@@ -41,14 +40,14 @@ use schedule::Scheduler;
 /// compile a large guest takes seconds on a small machine, and happens once.
 const LOADING_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Sets up engine, threads and repository for the bundles at `paths`; none is loaded yet.
+/// Sets up engine, threads and repository for the bundles at `places`; none is loaded yet.
 ///
 /// # Errors
 /// The machine cannot run wasmtime, or threads cannot be started.
 pub fn set_up(
     settings: &EngineSettings,
     threads: usize,
-    paths: &[PathBuf],
+    places: &[Place],
 ) -> anyhow::Result<(Arc<Inference>, Arc<Engine>)> {
     let options = LoadOptions::new(settings).map_err(anyhow::Error::msg)?;
     let engine = options.engine.clone();
@@ -65,6 +64,6 @@ pub fn set_up(
     );
     let scheduler = Scheduler::new(threads, settings.sandboxes as usize);
     let scheduler = scheduler.context("threads cannot be started")?;
-    let repository = Repository::find(paths, options, LOADING_PATIENCE);
+    let repository = Repository::find(places, options, LOADING_PATIENCE);
     Ok((Arc::new(Inference::new(repository, scheduler)), engine))
 }

@@ -69,16 +69,15 @@ impl Signature {
 
     /// Whether `key` signed this, and this very bundle.
     pub fn is_by(&self, key: &PublicKey, bundle: &Digest) -> bool {
-        let Ok(payload) = serde_json::from_slice::<Value>(&self.payload) else { return false };
-        let critical = &payload["critical"];
-        if critical["type"] != KIND
-            || critical["image"]["docker-manifest-digest"] != bundle.to_string()
-        {
-            return false;
-        }
         let signature = self.annotations.get(ANNOTATION).and_then(|text| from_base64(text));
         let signature = signature.and_then(|bytes| DerSignature::from_bytes(&bytes).ok());
-        signature.is_some_and(|signature| key.key.verify(&self.payload, &signature).is_ok())
+        if signature.is_none_or(|signature| key.key.verify(&self.payload, &signature).is_err()) {
+            return false;
+        }
+        let Ok(payload) = serde_json::from_slice::<Value>(&self.payload) else { return false };
+        let critical = &payload["critical"];
+        critical["type"] == KIND
+            && critical["image"]["docker-manifest-digest"] == bundle.to_string()
     }
 
     /// The signatures in a signature artifact; `payload` finds a blob of it.

@@ -5,21 +5,23 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::body::{self, read_small_json};
 use super::errors::Failed;
 use super::metadata::ModelPath;
 use super::reply::json;
@@ -29,8 +31,11 @@ use crate::error::Error;
 use crate::registry::Remote;
 use crate::store::{Policy, ShadowRecord};
 
-/// Of requests that are no bundle.
-const MAX_DOCUMENT_BYTES: usize = 64 << 10;
+/// Bundles that may be on their way in at a time: each takes disk, and a thread.
+const MAX_COMING: usize = 4;
+
+/// For one to come, be examined apart.
+const COMING_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// An upload that sends nothing for so long is given up.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(30);
@@ -44,6 +49,8 @@ pub struct Admin(Arc<Shared>);
 struct Shared {
     deployer: Arc<Deployer>,
     options: AdminOptions,
+    /// Bundles on their way in.
+    coming: Semaphore,
 }
 
 /// Who may use the admin API.
@@ -51,13 +58,12 @@ struct Shared {
 pub struct AdminOptions {
     /// `None`: whoever can connect, from no web page.
     pub token: Option<String>,
-    /// Whether registries may be pulled from over plain HTTP, where a request asks for it.
-    pub plain_http: bool,
 }
 
 impl Admin {
     pub fn new(deployer: Arc<Deployer>, options: AdminOptions) -> Self {
-        Self(Arc::new(Shared { deployer, options }))
+        let coming = Semaphore::new(MAX_COMING);
+        Self(Arc::new(Shared { deployer, options, coming }))
     }
 
     /// All routes; each is in `admin.openapi.json`.
@@ -116,7 +122,8 @@ fn authorize(headers: &HeaderMap, token: Option<&str>) -> Result<(), Error> {
         ));
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = host.parse::<Authority>().map(|authority| authority.host().to_ascii_lowercase());
+    let name = name.unwrap_or_default();
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let is_local =
         name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
@@ -178,10 +185,15 @@ async fn deploy(
     let DeployQuery { name, version, activate, dry_run, source } = query(&uri)?;
     let ask = Deployment { name, version, activate, dry_run, watched: None, source: String::new() };
     let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    let Ok(_coming) = admin.0.coming.try_acquire() else {
+        body::discard(&headers, body).await;
+        return Err(Failed(Error::NoRoom(format!(
+            "{MAX_COMING} bundles are on their way already"
+        ))));
+    };
     let deployed = match media_type.is_some_and(|kind| kind.starts_with(b"application/json")) {
         true => {
             let PullBody { reference, plain_http } = read_json(body).await?;
-            let plain_http = plain_http || admin.0.options.plain_http;
             let source = source.unwrap_or_else(|| reference.clone());
             pull(admin.deployer(), reference, plain_http, Deployment { source, ..ask }).await?
         }
@@ -215,6 +227,9 @@ async fn pull(
             tokio::select! {
                 pulled = remote.pull(staging, Some(deployer.store().blobs()), &|_| {}) => pulled,
                 _ = gone => Err(Error::Registry("whoever asked for the pull has gone".to_owned())),
+                () = tokio::time::sleep(COMING_DEADLINE) => {
+                    Err(Error::Registry(format!("the pull took longer than {COMING_DEADLINE:?}")))
+                }
             }
         })?;
         drop(runtime);
@@ -229,6 +244,7 @@ async fn upload(
     mut body: Body,
     ask: Deployment,
 ) -> Result<Deployed, Error> {
+    let deadline = Instant::now() + COMING_DEADLINE;
     let (send, receive) = mpsc::channel(4);
     let work = tokio::spawn(aside(move || {
         let archive = Incoming { receive, rest: Bytes::new() };
@@ -236,16 +252,22 @@ async fn upload(
         deployer.deploy(&staged, ask)
     }));
     loop {
-        let frame = match tokio::time::timeout(UPLOAD_PATIENCE, body.frame()).await {
+        let patience = deadline.saturating_duration_since(Instant::now()).min(UPLOAD_PATIENCE);
+        let frame = match tokio::time::timeout(patience, body.frame()).await {
             Ok(None) => break,
             Ok(Some(Ok(frame))) => frame.into_data().map_err(|_| io::Error::other("no data")),
             Ok(Some(Err(error))) => Err(io::Error::other(error)),
-            Err(_) => Err(io::Error::other(format!("nothing came for {UPLOAD_PATIENCE:?}"))),
+            Err(_) => Err(io::Error::other(format!(
+                "nothing came for {UPLOAD_PATIENCE:?}, or the rest not within {COMING_DEADLINE:?}"
+            ))),
         };
         let broke_off = frame.is_err();
-        // Where nobody takes it any more, it is refused already: the rest is read all the same,
-        // as a client sends before it listens.
-        let _ = send.send(frame).await;
+        if send.send(frame).await.is_err() {
+            // It is refused already: some of the rest is read all the same, as a client sends
+            // before it listens.
+            body::drain(&mut body).await;
+            break;
+        }
         if broke_off {
             break;
         }
@@ -362,16 +384,6 @@ fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Error> {
 }
 
 async fn read_json<T: DeserializeOwned>(body: Body) -> Result<T, Error> {
-    let read =
-        tokio::time::timeout(UPLOAD_PATIENCE, Limited::new(body, MAX_DOCUMENT_BYTES).collect());
-    let body = match read.await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(Error::TooLarge { limit: MAX_DOCUMENT_BYTES });
-        }
-        Ok(Err(error)) => return Err(Error::BodyLost(error.to_string())),
-        Err(_) => return Err(Error::BodyLost(format!("it took longer than {UPLOAD_PATIENCE:?}"))),
-    };
-    serde_json::from_slice(&body)
-        .map_err(|error| Error::InvalidInput(format!("the body is not what is expected: {error}")))
+    let read = read_small_json(body).await?;
+    read.ok_or_else(|| Error::InvalidInput("expected a JSON body, got none".to_owned()))
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ApiOptions;
@@ -32,6 +33,22 @@ impl Room {
     pub(super) fn new(options: ApiOptions) -> Self {
         Self(Semaphore::new((options.body_limit * 8).div_ceil(1024).min(Semaphore::MAX_PERMITS)))
     }
+}
+
+impl Room {
+    /// Counts in what came another way than by [`read`].
+    ///
+    /// # Errors
+    /// There is no room for now.
+    pub(super) fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Error> {
+        let permits = u32::try_from(bytes.div_ceil(1024)).ok();
+        let permit = permits.and_then(|permits| self.0.try_acquire_many(permits).ok());
+        permit.ok_or_else(no_room)
+    }
+}
+
+fn no_room() -> Error {
+    Error::NoRoom("too many large bodies are held at a time".to_owned())
 }
 
 /// Collects the whole body.
@@ -87,11 +104,7 @@ async fn collect<'a>(
         if bytes.len() + data.len() > limit {
             return Err(Error::TooLarge { limit });
         }
-        let permit = u32::try_from(data.len().div_ceil(1024)).ok();
-        let permit = permit.and_then(|permits| room.0.try_acquire_many(permits).ok());
-        let Some(permit) = permit else {
-            return Err(Error::NoRoom("too many large bodies are held at a time".to_owned()));
-        };
+        let permit = room.hold(data.len())?;
         match &mut held {
             Some(held) => held.merge(permit),
             None => held = Some(permit),
@@ -101,7 +114,7 @@ async fn collect<'a>(
     Ok(Collected { bytes, _room: held })
 }
 
-async fn drain(body: &mut Body) {
+pub(super) async fn drain(body: &mut Body) {
     let read = async {
         let mut discarded = 0;
         while let Some(Ok(frame)) = body.frame().await {
@@ -113,4 +126,30 @@ async fn drain(body: &mut Body) {
     };
     // Whether the client listens in the end is its own affair.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
+}
+
+/// Of requests that carry no tensors and no bundle.
+const MAX_SMALL_BYTES: usize = 64 << 10;
+const SMALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Reads a body that says little; `None` where there is none.
+///
+/// # Errors
+/// It is too large, takes too long, or is not what is expected.
+pub(super) async fn read_small_json<T: DeserializeOwned>(body: Body) -> Result<Option<T>, Error> {
+    let read = tokio::time::timeout(SMALL_TIMEOUT, Limited::new(body, MAX_SMALL_BYTES).collect());
+    let body = match read.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Err(Error::TooLarge { limit: MAX_SMALL_BYTES });
+        }
+        Ok(Err(error)) => return Err(Error::BodyLost(error.to_string())),
+        Err(_) => return Err(Error::BodyLost(format!("it took longer than {SMALL_TIMEOUT:?}"))),
+    };
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let read = serde_json::from_slice(&body);
+    read.map(Some)
+        .map_err(|error| Error::InvalidInput(format!("the body is not what is expected: {error}")))
 }

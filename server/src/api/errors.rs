@@ -1,13 +1,16 @@
-//! The one table from errors to HTTP, and the protocol's error body.
+//! The one table from errors to HTTP and gRPC, and the protocol's error body.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
 
 use crate::error::{Error, one_line};
 
 /// The error's kind, for clients that act on more than the status.
-const KIND: HeaderName = HeaderName::from_static("wisp-error");
+const KIND: HeaderName = HeaderName::from_static(KIND_NAME);
+const KIND_NAME: &str = "wisp-error";
 
 /// Longer texts are cut.
 const MAX_TEXT_BYTES: usize = 8 << 10;
@@ -21,48 +24,67 @@ impl From<Error> for Failed {
     }
 }
 
-fn status(error: &Error) -> StatusCode {
+/// HTTP's word and gRPC's, side by side.
+fn codes(error: &Error) -> (StatusCode, Code) {
     match error {
-        Error::InvalidInput(_) => StatusCode::BAD_REQUEST,
+        Error::InvalidInput(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument),
+        Error::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
         Error::UnknownModel(_) | Error::UnknownVersion { .. } | Error::UnknownPath(_) => {
-            StatusCode::NOT_FOUND
+            (StatusCode::NOT_FOUND, Code::NotFound)
         }
-        Error::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
-        Error::BodyLost(_) => StatusCode::REQUEST_TIMEOUT,
-        Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
-        Error::NotReady { .. } | Error::Overloaded { .. } | Error::NoRoom(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
+        Error::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented),
+        Error::BodyLost(_) => (StatusCode::REQUEST_TIMEOUT, Code::Cancelled),
+        Error::Conflict(_) => (StatusCode::CONFLICT, Code::FailedPrecondition),
+        Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::OutOfRange),
+        Error::BundleRefused(_) => (StatusCode::UNPROCESSABLE_ENTITY, Code::FailedPrecondition),
+        Error::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented),
+        Error::NotReady { .. } => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+        Error::Overloaded { .. } | Error::NoRoom(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Code::ResourceExhausted)
         }
-        Error::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
-        Error::BundleRefused(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        Error::Conflict(_) => StatusCode::CONFLICT,
-        Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-        Error::Storage(_) => StatusCode::INSUFFICIENT_STORAGE,
-        Error::Registry(_) => StatusCode::BAD_GATEWAY,
+        Error::Registry(_) => (StatusCode::BAD_GATEWAY, Code::Unavailable),
+        Error::Deadline { .. } => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded),
+        Error::Storage(_) => (StatusCode::INSUFFICIENT_STORAGE, Code::Internal),
         Error::GuestTrap { .. }
         | Error::GuestMemory { .. }
         | Error::GuestFailed { .. }
         | Error::Compute { .. }
-        | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
     }
+}
+
+/// An error over gRPC.
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let ((http, code), kind) = (codes(&error), error.kind());
+        if http.is_server_error() {
+            tracing::warn!(kind, %code, "{}", one_line(&error.to_string()));
+        }
+        let mut status = Status::new(code, cut(error.to_string()));
+        status.metadata_mut().insert(KIND_NAME, MetadataValue::from_static(kind));
+        status
+    }
+}
+
+/// Texts repeat what the client sent.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        text.push('…');
+    }
+    text
 }
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         let Self(error) = self;
-        let (status, kind) = (status(&error), error.kind());
+        let ((status, _), kind) = (codes(&error), error.kind());
         // The client's own mistakes are the client's to see; the log is for the operator's.
         if status.is_server_error() {
             tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
         }
         // Not axum's Json: its error path answers in plain text, and the type must be exact.
-        let mut text = error.to_string();
-        if text.len() > MAX_TEXT_BYTES {
-            // It repeats what the client sent.
-            text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-            text.push('…');
-        }
+        let text = cut(error.to_string());
         let body = json!({ "error": text }).to_string();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();

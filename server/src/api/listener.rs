@@ -5,14 +5,23 @@
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Requests of one HTTP/2 connection at a time.
+const MAX_STREAMS: u32 = 128;
+
+/// What an HTTP/2 client may send ahead of its being read: a picture as a tensor.
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// How often a silent HTTP/2 client is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Serves until `shutdown` completes, then gives the requests in flight `drain` to finish.
 pub async fn serve(
@@ -21,8 +30,16 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     drain: Duration,
 ) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut plain = http1::Builder::new();
+    plain.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut multiplexed = http2::Builder::new(TokioExecutor::new());
+    multiplexed
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(4 * WINDOW_BYTES)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_timeout(HEAD_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -43,10 +60,22 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("TCP_NODELAY cannot be set: {error}");
         }
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        let connection = graceful.watch(connection);
+        let (plain, multiplexed) = (plain.clone(), multiplexed.clone());
+        let (service, watcher) = (service.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let ended = match is_http2(&stream).await {
+                Some(true) => {
+                    let connection = multiplexed.serve_connection(TokioIo::new(stream), service);
+                    watcher.watch(connection).await
+                }
+                Some(false) => {
+                    let connection = plain.serve_connection(TokioIo::new(stream), service);
+                    watcher.watch(connection).await
+                }
+                // Gone, or silent for too long.
+                None => return,
+            };
+            if let Err(error) = ended {
                 tracing::debug!("a connection broke: {error}");
             }
         });
@@ -55,4 +84,23 @@ pub async fn serve(
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight after {drain:?}, they are dropped");
     }
+}
+
+/// Whether a connection opens as HTTP/2 does, which is what gRPC speaks; looked at before it is
+/// read, as the two take another reader each.
+async fn is_http2(stream: &TcpStream) -> Option<bool> {
+    const PREFACE: [u8; 4] = *b"PRI ";
+    let look = async {
+        let mut first = [0; PREFACE.len()];
+        loop {
+            match stream.peek(&mut first).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) if first[..count] != PREFACE[..count] => return Some(false),
+                Ok(count) if count == PREFACE.len() => return Some(true),
+                // A part of it, which stays readable: what follows is on its way.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    tokio::time::timeout(HEAD_TIMEOUT, look).await.ok()?
 }

@@ -1,7 +1,6 @@
 //! Health, and what the server and its models are.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
@@ -9,21 +8,21 @@ use axum::http::request::Parts;
 use axum::response::Response;
 use serde::Serialize;
 
-use super::Api;
 use super::errors::Failed;
 use super::reply::json;
+use super::{Api, EXTENSIONS};
 use crate::error::Error;
-use crate::repository::{self, Version};
+use crate::repository;
 use crate::tensor::TensorSpec;
 
-/// Only what is complete is named.
-const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "statistics"];
+/// What runs the models, in the protocol's words.
+pub(super) const PLATFORM: &str = "wasm_component";
 
 #[derive(Serialize)]
 struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 2],
+    extensions: [&'static str; 3],
 }
 
 pub(super) async fn server() -> Response {
@@ -65,7 +64,9 @@ struct Models<'a> {
 
 pub(super) async fn models(State(api): State<Api>) -> Response {
     let models = api.inference().repository.models();
-    let ready = models.iter().filter(|model| is_ready(&model.main_version()));
+    let ready = models
+        .iter()
+        .filter(|model| model.main_version().is_some_and(|version| version.is_ready()));
     json(StatusCode::OK, &Models { models: ready.map(|model| model.name.as_str()).collect() })
 }
 
@@ -97,7 +98,7 @@ pub(super) async fn model(State(api): State<Api>, path: ModelPath) -> Result<Res
     let metadata = ModelMetadata {
         name: &model.name,
         versions: model.available(),
-        platform: "wasm_component",
+        platform: PLATFORM,
         inputs: revision.contract.inputs.iter().map(Into::into).collect(),
         outputs: revision.contract.outputs.iter().map(Into::into).collect(),
     };
@@ -119,7 +120,7 @@ pub(super) async fn model_ready(
     let model = api.inference().repository.model(path.model()?)?;
     let version = model.version(path.version())?;
     let state = version.state();
-    let ready = ModelReady { name: &model.name, ready: is_ready(&Some(version.clone())) };
+    let ready = ModelReady { name: &model.name, ready: version.is_ready() };
     match state {
         repository::State::Failed(_) => {
             version.revision().await?;
@@ -127,15 +128,6 @@ pub(super) async fn model_ready(
         }
         _ if ready.ready => Ok(json(StatusCode::OK, &ready)),
         _ => Ok(json(StatusCode::SERVICE_UNAVAILABLE, &ready)),
-    }
-}
-
-fn is_ready(version: &Option<Arc<Version>>) -> bool {
-    let Some(version) = version else { return false };
-    match version.state() {
-        repository::State::Ready => true,
-        repository::State::Cold => version.digest().is_some(),
-        repository::State::Loading | repository::State::Failed(_) => false,
     }
 }
 

@@ -6,12 +6,14 @@ mod binary;
 mod body;
 mod errors;
 mod golden;
+mod grpc;
 mod infer;
 mod json_read;
 mod json_write;
 mod listener;
 mod metadata;
 mod reply;
+mod repository;
 mod statistics;
 
 pub use admin::{Admin, AdminOptions};
@@ -39,6 +41,9 @@ struct Shared {
     options: ApiOptions,
     bodies: body::Room,
 }
+
+/// The protocol's extensions; only what is complete is named.
+const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "model_configuration", "statistics"];
 
 /// Bounds on what clients send.
 #[derive(Debug, Clone, Copy)]
@@ -79,11 +84,15 @@ impl Api {
             .route("/v2/models/{model}/stats", get(statistics::one))
             .route("/v2/models/{model}/versions/{version}/stats", get(statistics::one))
             .route("/v2/models/{model}", get(metadata::model))
+            .route("/v2/repository/index", post(repository::index))
+            .route("/v2/models/{model}/config", get(repository::config))
+            .route("/v2/models/{model}/versions/{version}/config", get(repository::config))
             .route("/v2/models/{model}/ready", get(metadata::model_ready))
             .route("/v2/models/{model}/infer", post(infer::infer))
             .route("/v2/models/{model}/versions/{version}", get(metadata::model))
             .route("/v2/models/{model}/versions/{version}/ready", get(metadata::model_ready))
             .route("/v2/models/{model}/versions/{version}/infer", post(infer::infer))
+            .merge(grpc::routes(self.clone()))
             .fallback(async |uri: Uri| Failed(Error::UnknownPath(uri.path().to_owned())))
             .method_not_allowed_fallback(async |method: Method, uri: Uri| {
                 Failed(Error::WrongMethod {

@@ -14,7 +14,8 @@ use super::Api;
 use super::errors::Failed;
 use super::metadata::ModelPath;
 use super::reply::json;
-use crate::repository::{Model, Version};
+use crate::error::Error;
+use crate::repository::Version;
 use crate::stats::{BUCKETS, Histogram, Span};
 
 #[derive(Serialize)]
@@ -23,41 +24,41 @@ struct Statistics {
 }
 
 #[derive(Serialize)]
-struct VersionStatistics {
-    name: String,
-    version: String,
-    last_inference: u64,
-    inference_count: u64,
-    execution_count: u64,
-    inference_stats: InferenceStatistics,
-    batch_stats: Vec<BatchStatistics>,
+pub(super) struct VersionStatistics {
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) last_inference: u64,
+    pub(super) inference_count: u64,
+    pub(super) execution_count: u64,
+    pub(super) inference_stats: InferenceStatistics,
+    pub(super) batch_stats: Vec<BatchStatistics>,
     memory_usage: [(); 0],
 }
 
 #[derive(Serialize)]
-struct InferenceStatistics {
-    success: Duration,
-    fail: Duration,
-    queue: Duration,
-    compute_input: Duration,
-    compute_infer: Duration,
-    compute_output: Duration,
-    cache_hit: Duration,
-    cache_miss: Duration,
+pub(super) struct InferenceStatistics {
+    pub(super) success: Duration,
+    pub(super) fail: Duration,
+    pub(super) queue: Duration,
+    pub(super) compute_input: Duration,
+    pub(super) compute_infer: Duration,
+    pub(super) compute_output: Duration,
+    pub(super) cache_hit: Duration,
+    pub(super) cache_miss: Duration,
 }
 
 #[derive(Serialize)]
-struct BatchStatistics {
-    batch_size: u64,
-    compute_input: Duration,
-    compute_infer: Duration,
-    compute_output: Duration,
+pub(super) struct BatchStatistics {
+    pub(super) batch_size: u64,
+    pub(super) compute_input: Duration,
+    pub(super) compute_infer: Duration,
+    pub(super) compute_output: Duration,
 }
 
 #[derive(Serialize, Default, Clone, Copy)]
-struct Duration {
-    count: u64,
-    ns: u64,
+pub(super) struct Duration {
+    pub(super) count: u64,
+    pub(super) ns: u64,
 }
 
 impl From<&Span> for Duration {
@@ -66,29 +67,44 @@ impl From<&Span> for Duration {
     }
 }
 
-pub(super) async fn all(State(api): State<Api>) -> Response {
-    let models = api.inference().repository.models();
-    let stats = models.iter().flat_map(|model| {
-        model.versions().into_iter().map(|(version, ..)| of_version(model, &version))
-    });
-    json(StatusCode::OK, &Statistics { model_stats: stats.collect() })
+pub(super) async fn all(State(api): State<Api>) -> Result<Response, Failed> {
+    answer(&versions(&api, None, None)?)
 }
 
 /// Of one version, or of all that a client may ask for.
 pub(super) async fn one(State(api): State<Api>, path: ModelPath) -> Result<Response, Failed> {
-    let model = api.inference().repository.model(path.model()?)?;
-    let versions = match path.version() {
-        Some(label) => vec![model.version(Some(label))?],
-        None => {
-            let available = model.versions().into_iter().filter(|(_, _, available)| *available);
-            available.map(|(version, ..)| version).collect()
-        }
-    };
-    let stats = versions.iter().map(|version| of_version(&model, version)).collect();
-    Ok(json(StatusCode::OK, &Statistics { model_stats: stats }))
+    answer(&versions(&api, Some(path.model()?), path.version())?)
 }
 
-fn of_version(model: &Model, version: &Arc<Version>) -> VersionStatistics {
+fn answer(versions: &[Arc<Version>]) -> Result<Response, Failed> {
+    let model_stats = versions.iter().map(|version| of_version(version)).collect();
+    Ok(json(StatusCode::OK, &Statistics { model_stats }))
+}
+
+/// One version, all of a model that a client may ask for, or all there are.
+///
+/// # Errors
+/// There is no such model or version.
+pub(super) fn versions(
+    api: &Api,
+    model: Option<&str>,
+    version: Option<&str>,
+) -> Result<Vec<Arc<Version>>, Error> {
+    let repository = &api.inference().repository;
+    let Some(model) = model else {
+        let models = repository.models();
+        let all = models.iter().flat_map(|model| model.versions());
+        return Ok(all.map(|(version, ..)| version).collect());
+    };
+    let model = repository.model(model)?;
+    if version.is_some() {
+        return Ok(vec![model.version(version)?]);
+    }
+    let available = model.versions().into_iter().filter(|(_, _, available)| *available);
+    Ok(available.map(|(version, ..)| version).collect())
+}
+
+pub(super) fn of_version(version: &Version) -> VersionStatistics {
     let stats = &version.stats;
     // The guest's own work around its graphs is what other servers call input and output.
     let (sandbox, before) = (Duration::from(&stats.sandbox), Duration::from(&stats.before.span));
@@ -98,7 +114,7 @@ fn of_version(model: &Model, version: &Arc<Version>) -> VersionStatistics {
     let count = stats.success.count();
     let batch = BatchStatistics { batch_size: 1, compute_input, compute_infer, compute_output };
     VersionStatistics {
-        name: model.name.clone(),
+        name: version.model.clone(),
         version: version.label.clone(),
         last_inference: stats.last_ms.load(Ordering::Relaxed),
         inference_count: count,
@@ -171,15 +187,11 @@ const HISTOGRAMS: [Spread; 3] = [
 ];
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
-pub(super) async fn metrics(State(api): State<Api>) -> Response {
+pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, Failed> {
     let inference = api.inference();
-    let models = inference.repository.models();
-    let versions: Vec<_> = models
-        .iter()
-        .flat_map(|model| model.versions().into_iter().map(|(version, ..)| version))
-        .collect();
+    let versions = versions(&api, None, None)?;
     let text = exposition(&versions, inference.repository.live_sandboxes());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 
 fn exposition(versions: &[Arc<Version>], live: usize) -> String {

@@ -87,10 +87,14 @@ pub struct GoldenTest {
     /// An answer of the protocol, as `wisp infer` prints it. Outputs that it leaves out are not
     /// compared.
     pub expect: String,
-    /// How far a floating-point value may be from what is expected, absolutely.
+    /// How far a floating-point value may be from what is expected, relative to the larger of
+    /// that and 1.
     #[serde(default = "default_tolerance")]
     pub tolerance: f64,
 }
+
+/// Each is mapped on its own while a bundle is loaded.
+const MAX_FILES: usize = 1000;
 
 fn default_tolerance() -> f64 {
     1e-3
@@ -170,11 +174,12 @@ impl Manifest {
             );
         }
         self.name.as_deref().map_or(Ok(()), check_name)?;
-        self.version
-            .as_deref()
-            .map_or(Ok(()), check_version)
-            .map_err(|reason| format!("version: {reason}"))?;
-        self.files().into_iter().try_for_each(|(_, file)| check_file(file))?;
+        self.version.as_deref().map_or(Ok(()), check_version)?;
+        let files = self.files();
+        if files.len() > MAX_FILES {
+            return Err(format!("it names {} files, expected at most {MAX_FILES}", files.len()));
+        }
+        files.into_iter().try_for_each(|(_, file)| check_file(file))?;
         if self.limits.deadline_ms == Some(0) {
             return Err("limits.deadline_ms is 0, expected 1 or more".to_owned());
         }
@@ -194,6 +199,9 @@ pub enum FileKind {
     Test,
 }
 
+/// Of names and versions.
+const MAX_NAME_BYTES: usize = 200;
+
 /// Names stand in URLs and in logs; `stats` is taken by the protocol.
 ///
 /// # Errors
@@ -210,12 +218,18 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// # Errors
 /// As for names.
 pub fn check_version(version: &str) -> Result<(), String> {
-    check_plain("name", version)
+    check_plain("version", version)
 }
 
 fn check_plain(what: &str, name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    match !matches!(name, "" | "." | "..") && name.len() <= 200 && name.chars().all(is_plain) {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(format!(
+            "the {what} has {} bytes, expected at most {MAX_NAME_BYTES}",
+            name.len()
+        ));
+    }
+    match !matches!(name, "" | "." | "..") && name.chars().all(is_plain) {
         true => Ok(()),
         false => {
             Err(format!("the {what} {name:?} may have letters, digits, `-`, `_` and `.` only"))
@@ -230,6 +244,11 @@ fn check_plain(what: &str, name: &str) -> Result<(), String> {
 pub fn check_file(file: &str) -> Result<(), String> {
     let is_plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     let path = Path::new(file);
+    // `unpack` writes the manifest there.
+    let is_manifest = path.strip_prefix(".").unwrap_or(path) == Path::new("wisp.toml");
+    if is_manifest {
+        return Err("a bundle's files cannot be named `wisp.toml`, as its manifest is".to_owned());
+    }
     let inside = path.components().all(is_plain)
         && path.file_name().is_some()
         && !file.chars().any(|c| c.is_control() || c == '\\');

@@ -15,7 +15,7 @@ use reqwest::{Body, Method};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::bundles::print_report;
+use super::bundles::{named, print_report};
 use super::client::{Server, ServerArgs};
 use super::{bar, say, say_json, size, spinner};
 use crate::deploy::{Deployed, ModelView};
@@ -135,7 +135,10 @@ pub(super) fn deploy(args: DeployArgs) -> anyhow::Result<()> {
         answer?
     } else {
         let path = Path::new(&bundle);
-        query.push(("source", path.file_name().unwrap_or_default().to_string_lossy().into_owned()));
+        // `.` has no name of its own.
+        let absolute = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        query.push(("source", name));
         upload(&server, path, &query)?
     };
     if write.server.json {
@@ -169,7 +172,8 @@ fn upload(
     let packed = match is_packed {
         true => path.to_owned(),
         false => {
-            let staged = Staging::new(scratch.path(), u64::MAX / 4)?.open(path)?;
+            let staged = Staging::new(scratch.path(), u64::MAX / 4)?.open(path);
+            let staged = staged.map_err(|error| named(&path.display().to_string(), error))?;
             let packed = scratch.path().join("bundle.wisp");
             staged.write_tar(File::create(&packed)?)?;
             packed

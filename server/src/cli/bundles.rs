@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{bar, say, say_json, scratch_beside, size, spinner};
+use super::{bar, say, say_json, size, spinner};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
@@ -129,7 +129,7 @@ fn open(bundle: &str, registry: &RegistryArgs) -> anyhow::Result<Opened> {
 }
 
 /// Here nothing is deployed, so nothing refuses: the file is wrong.
-fn named(bundle: &str, error: Error) -> anyhow::Error {
+pub(super) fn named(bundle: &str, error: Error) -> anyhow::Error {
     match error {
         Error::BundleRefused(reason) if reason.starts_with(bundle) => anyhow::anyhow!("{reason}"),
         Error::BundleRefused(reason) => anyhow::anyhow!("{bundle}: {reason}"),
@@ -175,16 +175,31 @@ fn default_file(staged: &Staged) -> PathBuf {
     PathBuf::from(format!("{name}.wisp"))
 }
 
-/// Writes the bundle's file beside its place first, so that it is there whole or not at all.
+/// Writes the bundle's file beside its place first, so that it is there whole or not at all. A
+/// pipe or a device is written to as it is; what is replaced keeps its mode.
 fn write(staged: &Staged, out: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let scratch = scratch_beside(out)?;
-    staged.write_tar(BufWriter::new(scratch.as_file()))?;
-    // As any file that is shared; a scratch file is its owner's alone.
-    scratch.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    scratch.as_file().sync_all()?;
-    scratch.persist(out).with_context(|| out.display().to_string())?;
-    Ok(())
+    // Through a link, to what it leads to.
+    let out = fs::canonicalize(out).unwrap_or_else(|_| out.to_owned());
+    let named = || out.display().to_string();
+    let replaced = fs::metadata(&out).ok();
+    anyhow::ensure!(!out.is_dir(), "{}: expected a file, got a folder", out.display());
+    if replaced.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+        let file = fs::OpenOptions::new().write(true).open(&out).with_context(named)?;
+        return Ok(staged.write_tar(BufWriter::new(file))?);
+    }
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let scratch = out.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let write = || {
+        let file = fs::File::create_new(&scratch).with_context(|| scratch.display().to_string())?;
+        if let Some(replaced) = &replaced {
+            file.set_permissions(replaced.permissions())?;
+        }
+        staged.write_tar(BufWriter::new(&file))?;
+        file.sync_all()?;
+        fs::rename(&scratch, &out).with_context(named)
+    };
+    // Already failing: the first error is the one to report.
+    write().inspect_err(|_| drop(fs::remove_file(&scratch)))
 }
 
 pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {

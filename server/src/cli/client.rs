@@ -47,6 +47,10 @@ impl Server {
             .build()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let url = args.admin.trim_end_matches('/').to_owned();
+        anyhow::ensure!(
+            url.starts_with("http://") || url.starts_with("https://"),
+            "--admin: expected a URL as http://127.0.0.1:8001, got `{url}`"
+        );
         Ok(Self { client, url, token, runtime })
     }
 

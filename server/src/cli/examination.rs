@@ -2,7 +2,6 @@
 //! server will do with the bundle is done here first.
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -51,7 +50,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let load_ms = started.elapsed().as_millis() as u64;
 
     let patience = options.deadline;
-    let repository = Repository::find(&[] as &[PathBuf], options, patience);
+    let repository = Repository::find(&[], options, patience);
     let inference = Inference::new(repository, scheduler);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;

@@ -22,7 +22,7 @@ pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result
     }
     let is_json = file.extension().is_some_and(|extension| extension == "json");
     let scratch = tempfile::tempdir()?;
-    let paths = unpack_all(&[path.to_owned()], scratch.path(), config.deploy.bundle_limit)?;
+    let paths = unpack_all(&[path.to_owned()], scratch.path(), config.deploy.bundle_limit);
     let (inference, _) = set_up(&config.engine, config.threads, &paths)?;
     let [model] = inference.repository.listed() else {
         anyhow::bail!(

@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::config::{Config, DefaultState, RawSettings};
+use crate::repository::Place;
 use crate::store::Staging;
 
 /// Serves small ML models on CPUs, each request in a fresh Wasm sandbox.
@@ -201,24 +202,19 @@ fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// A path for a new file beside `path`, to be renamed to it once whole.
-fn scratch_beside(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())
-}
-
 /// Paths as they are served: a `.wisp` file is unpacked into `scratch`, and served from there.
-fn unpack_all(paths: &[PathBuf], scratch: &Path, limit: u64) -> anyhow::Result<Vec<PathBuf>> {
+/// One that cannot be is told with the reason, and does not stop the others.
+fn unpack_all(paths: &[PathBuf], scratch: &Path, limit: u64) -> Vec<Place> {
     let unpacked = paths.iter().enumerate().map(|(number, path)| {
         if path.extension().is_none_or(|extension| extension != "wisp") || !path.is_file() {
-            return Ok(path.clone());
+            return Place::from(path.clone());
         }
-        let named = || path.display().to_string();
         let staged = Staging::new(scratch, limit).and_then(|staging| staging.open(path));
         let folder = scratch.join(number.to_string());
-        staged.with_context(named)?.unpack(&folder).with_context(named)?;
-        Ok(folder)
+        match staged.and_then(|staged| staged.unpack(&folder)) {
+            Ok(_) => Place::from(folder),
+            Err(error) => Place { path: path.clone(), failed: Some(error.to_string()) },
+        }
     });
     unpacked.collect()
 }

@@ -28,9 +28,13 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
     for (name, value, origin) in &config.origins {
         tracing::info!("setting {name} = {value} ({origin})");
     }
+    anyhow::ensure!(
+        paths.is_empty() || config.deploy.trusted_keys.is_none(),
+        "setting trusted-keys: what is served from a PATH has no signature: deploy it instead"
+    );
     let scratch = tempfile::tempdir().context("a scratch folder")?;
-    let paths = &unpack_all(paths, scratch.path(), config.deploy.bundle_limit)?;
-    let (inference, engine) = set_up(&config.engine, config.threads, paths)?;
+    let places = unpack_all(paths, scratch.path(), config.deploy.bundle_limit);
+    let (inference, engine) = set_up(&config.engine, config.threads, &places)?;
     let deployer = deployer(&config.deploy, &config.engine, &inference)?;
     anyhow::ensure!(
         deployer.is_some() || !paths.is_empty(),
@@ -81,8 +85,7 @@ async fn run(
             let listener = TcpListener::bind(address).await;
             let listener = listener
                 .with_context(|| format!("setting admin-listen: cannot listen on {address}"))?;
-            let options =
-                AdminOptions { token: config.deploy.admin_token.clone(), plain_http: false };
+            let options = AdminOptions { token: config.deploy.admin_token.clone() };
             Some((listener, Admin::new(deployer.clone(), options).router()))
         }
         _ => None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{say, say_json, size};
-use crate::store::Store;
+use crate::store::{LOCK, Store};
 
 #[derive(Args)]
 pub(super) struct StoreArgs {
@@ -31,7 +31,7 @@ struct VerifyArgs {
 
 pub(super) fn run(args: StoreArgs) -> anyhow::Result<()> {
     let StoreCommand::Verify(VerifyArgs { state, json }) = args.command;
-    anyhow::ensure!(state.join("lock").is_file(), "{}: expected a state folder", state.display());
+    anyhow::ensure!(state.join(LOCK).is_file(), "{}: expected a state folder", state.display());
     let found = Store::open(&state)?.verify();
     if json {
         say_json(&found)?;

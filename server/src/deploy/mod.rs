@@ -95,28 +95,23 @@ pub enum Change {
 impl Deployer {
     /// Serves what the store has deployed, and clears away what nothing refers to.
     pub fn new(store: Arc<Store>, inference: Arc<Inference>, options: DeployOptions) -> Self {
-        for (name, record) in &store.index().models {
-            match inference.repository.is_listed(name) {
-                true => tracing::warn!(
-                    model = name,
-                    "the deployed model is hidden by one that is served from a path"
-                ),
-                false => inference.repository.apply(name, Some(record), &store, &[]),
-            }
-            // The keys may be others than when it was deployed.
-            let is_trusted = |version: &VersionRecord| {
-                let by = version.signed_by.as_deref();
-                options.trusted.is_empty()
-                    || options.trusted.iter().any(|key| Some(&*key.fingerprint) == by)
-            };
-            for (label, _) in record.versions.iter().filter(|(_, version)| !is_trusted(version)) {
-                let reason = "it was deployed without a signature by a key that is trusted now";
-                tracing::warn!(model = name, version = label, "not served: {reason}");
-                inference.repository.refuse(name, label, reason);
-            }
-        }
         let deployer =
             Self { store, inference, options, examining: Mutex::new(()), changing: Mutex::new(()) };
+        for (name, record) in &deployer.store.index().models {
+            if deployer.inference.repository.is_listed(name) {
+                tracing::warn!(
+                    model = name,
+                    "the deployed model is hidden by one that is served from a path"
+                );
+                continue;
+            }
+            for (label, stored) in &record.versions {
+                if let Some(reason) = deployer.distrust(stored) {
+                    tracing::warn!(model = name, version = label, "not served: {reason}");
+                }
+            }
+            deployer.apply(name, Some(record), &[]);
+        }
         deployer.collect();
         deployer
     }
@@ -157,7 +152,12 @@ impl Deployer {
         let plan = self.plan(&name, staged.digest(), &ask, staged)?;
         let mut record = self.store.model(&name).unwrap_or_default();
         let (version, unchanged) = match plan {
-            Plan::Known(version) => (version, true),
+            Plan::Known(version) => {
+                if let (Some(known), Some(_)) = (record.versions.get_mut(&version), &signed_by) {
+                    known.signed_by.clone_from(&signed_by);
+                }
+                (version, true)
+            }
             Plan::New(version) => {
                 let made = VersionRecord {
                     digest: staged.digest().clone(),
@@ -184,8 +184,8 @@ impl Deployer {
             return Ok(deployed);
         }
         // Also what is here already: it may have been damaged since.
-        self.store.adopt(staged)?;
-        self.switch(&deployed.name, &record)?;
+        let stored = self.store.adopt(staged).and_then(|()| self.switch(&deployed.name, &record));
+        stored.inspect_err(|_| self.collect_locked())?;
         let Deployed { name, version, digest, .. } = &deployed;
         tracing::info!(model = name, version, %digest, active, source = ask.source, "deployed");
         Ok(deployed)
@@ -232,7 +232,7 @@ impl Deployer {
         match record.versions.is_empty() {
             true => {
                 self.store.put_model(name, None)?;
-                self.inference.repository.apply(name, None, &self.store, &[]);
+                self.apply(name, None, &[]);
             }
             false => self.switch(name, &record)?,
         }
@@ -249,15 +249,41 @@ impl Deployer {
         let repository = &self.inference.repository;
         let mut warm: Vec<Arc<Version>> = Vec::new();
         let before = self.store.model(name).unwrap_or_default().traffic;
-        for label in record.traffic.keys().filter(|label| !before.contains_key(*label)) {
+        // Not those that lose some: a version that is not well must not keep its traffic by it.
+        let gains = |label: &&String| record.traffic.get(*label) > before.get(*label);
+        for label in record.traffic.keys().filter(gains) {
+            if let Some(reason) =
+                record.versions.get(label).and_then(|stored| self.distrust(stored))
+            {
+                return Err(Error::Conflict(format!(
+                    "version `{label}` of model `{name}` cannot be served: {reason}"
+                )));
+            }
             if let Some(version) = repository.version(name, label, record, &self.store) {
                 Handle::current().block_on(version.revision())?;
                 warm.push(version);
             }
         }
         self.store.put_model(name, Some(record.clone()))?;
-        repository.apply(name, Some(record), &self.store, &warm);
+        self.apply(name, Some(record), &warm);
         Ok(())
+    }
+
+    fn apply(&self, name: &str, record: Option<&ModelRecord>, warm: &[Arc<Version>]) {
+        let refuse = |stored: &VersionRecord| self.distrust(stored);
+        self.inference.repository.apply(name, record, &self.store, warm, &refuse);
+    }
+
+    /// Why a version that is here already is not served, if so: the keys may be others than when
+    /// it was deployed.
+    fn distrust(&self, stored: &VersionRecord) -> Option<String> {
+        let trusted = &self.options.trusted;
+        let by = stored.signed_by.as_deref();
+        let is_trusted =
+            trusted.is_empty() || trusted.iter().any(|key| Some(&*key.fingerprint) == by);
+        (!is_trusted).then(|| {
+            "it was deployed without a signature by a key that is trusted now: sign it and deploy it again".to_owned()
+        })
     }
 
     fn examine(&self, staged: &Staged, name: &str) -> Result<Report, Error> {

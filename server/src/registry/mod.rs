@@ -90,6 +90,11 @@ impl Remote {
             .build();
         let http = http.map_err(|error| explain(&registry, &error.into()))?;
         let auth = credentials(&registry)?;
+        if is_plain && !is_loopback(&registry) && auth != RegistryAuth::Anonymous {
+            return Err(Error::InvalidInput(format!(
+                "{registry}: credentials are not sent without TLS, but to this machine"
+            )));
+        }
         Ok(Self { client, http, reference, auth, is_plain })
     }
 
@@ -107,11 +112,6 @@ impl Remote {
         let manifest = manifest
             .ok_or_else(|| Error::Registry(format!("there is no bundle {}", self.reference)))?;
         let digest = Digest::of(&manifest);
-        if let Some(asked) = self.reference.digest()
-            && asked != digest.to_string()
-        {
-            return Err(Error::Registry(format!("asked for the manifest {asked}, got {digest}")));
-        }
         let head = Head::read(&manifest, staging.limit()).map_err(Error::BundleRefused)?;
         staging.blobs.put("the manifest", &mut &manifest[..], MAX_DOCUMENT_BYTES)?;
         for blob in head.blobs() {
@@ -143,7 +143,10 @@ impl Remote {
     async fn manifest(&self, reference: &Reference) -> Result<Option<Vec<u8>>, Error> {
         let registry = self.reference.resolve_registry();
         let unreadable = |error: reqwest::Error| explain(registry, &error.into());
-        let token = self.client.auth(reference, &self.auth, RegistryOperation::Pull).await;
+        let token = self.client.auth(reference, &self.auth, RegistryOperation::Pull);
+        let token = tokio::time::timeout(MANIFEST_TIMEOUT, token).await.map_err(|_| {
+            Error::Registry(format!("{registry} did not let wisp in within {MANIFEST_TIMEOUT:?}"))
+        })?;
         let token = token.map_err(|error| explain(registry, &error))?;
         let scheme = if self.is_plain { "http" } else { "https" };
         let tag = reference.digest().or(reference.tag()).unwrap_or("latest");
@@ -166,7 +169,12 @@ impl Remote {
             }
         }
         match status.as_u16() {
-            200 => Ok(Some(bytes)),
+            200 => match reference.digest() {
+                Some(asked) if asked != Digest::of(&bytes).to_string() => Err(Error::Registry(
+                    format!("asked for the manifest {asked}, got {}", Digest::of(&bytes)),
+                )),
+                _ => Ok(Some(bytes)),
+            },
             404 => Ok(None),
             code => {
                 let message = String::from_utf8_lossy(&bytes).into_owned();

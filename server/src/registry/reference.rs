@@ -70,9 +70,9 @@ mod tests {
 
     #[test]
     fn references_name_host_and_repository() {
-        for good in ["oci://localhost:5000/a/b:1", "oci://ghcr.io/a/b", "oci://[::1]:5000/x:y"] {
-            let parsed = parse(good);
-            assert!(parsed.is_ok() || good.contains("[::1]"), "{parsed:?}");
+        for good in ["oci://localhost:5000/a/b:1", "oci://ghcr.io/a/b", "oci://127.0.0.1:5000/x:y"]
+        {
+            assert!(parse(good).is_ok(), "{good}");
         }
         for bad in ["x", "oci://", "oci://name", "oci://team/name:1", "oci://h.io/UPPER:1"] {
             assert!(parse(bad).is_err(), "{bad}");

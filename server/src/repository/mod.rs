@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::bundle::{Source, check_name};
 use crate::error::Error;
-use crate::store::{ModelRecord, Store};
+use crate::store::{ModelRecord, Store, VersionRecord};
 use version::{Loader, Origin};
 
 /// All models by name.
@@ -27,6 +27,20 @@ pub struct Repository {
     listed: Vec<Arc<Model>>,
     by_path: HashMap<String, Arc<Model>>,
     deployed: RwLock<BTreeMap<String, Arc<Model>>>,
+}
+
+/// Where bundles are served from.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub path: PathBuf,
+    /// Why there is nothing to serve, where that is known already.
+    pub failed: Option<String>,
+}
+
+impl From<PathBuf> for Place {
+    fn from(path: PathBuf) -> Self {
+        Self { path, failed: None }
+    }
 }
 
 /// A public name, and what is behind it now.
@@ -73,10 +87,10 @@ pub struct Picked {
 }
 
 impl Repository {
-    /// Finds the bundles at `paths`. Nothing is loaded yet: see [`Repository::load_listed`]. A
+    /// Finds the bundles at `places`. Nothing is loaded yet: see [`Repository::load_listed`]. A
     /// path without a bundle, and a name that is taken, become models that have failed. Callers
     /// wait `patience` for a version that loads.
-    pub fn find(paths: &[PathBuf], options: LoadOptions, patience: Duration) -> Self {
+    pub fn find(places: &[Place], options: LoadOptions, patience: Duration) -> Self {
         // A load is mostly one thread's work.
         let turns = std::thread::available_parallelism().map_or(1, usize::from);
         let loader = Loader { options, patience, turns: Arc::new(Semaphore::new(turns)) };
@@ -86,7 +100,11 @@ impl Repository {
             by_path: HashMap::new(),
             deployed: RwLock::default(),
         };
-        for path in paths {
+        for Place { path, failed } in places {
+            if failed.is_some() {
+                repository.add(&Source::at(path), failed.clone());
+                continue;
+            }
             match Source::find(path) {
                 Ok(sources) => sources.into_iter().for_each(|source| repository.add(&source, None)),
                 Err(error) => repository.add(&Source::at(path), Some(error.to_string())),
@@ -169,7 +187,7 @@ impl Repository {
 
     /// Has the model serve what its record says, from now on and all at once: requests in flight
     /// finish on what they started with. `None` takes the model out. `warm` are versions that
-    /// were loaded for this switch. Versions that no longer have traffic go cold, but for those
+    /// were loaded for this switch; those that `refuse` has a reason for fail. Versions that no longer have traffic go cold, but for those
     /// that a rollback would need.
     pub fn apply(
         &self,
@@ -177,6 +195,7 @@ impl Repository {
         record: Option<&ModelRecord>,
         store: &Arc<Store>,
         warm: &[Arc<Version>],
+        refuse: &dyn Fn(&VersionRecord) -> Option<String>,
     ) {
         let mut deployed = self.deployed.write().unwrap_or_else(PoisonError::into_inner);
         let Some(record) = record else {
@@ -188,6 +207,11 @@ impl Repository {
         let known = before.iter().flat_map(|before| &before.versions).chain(warm);
         let known: Vec<_> = known.cloned().collect();
         let versions = record.in_order().into_iter().map(|(label, stored)| {
+            if let Some(reason) = refuse(stored) {
+                let version = Version::new(name, label, Origin::Nowhere, &self.loader);
+                version.fail(reason);
+                return version;
+            }
             let same = |version: &&Arc<Version>| {
                 version.label == label && version.digest() == Some(&stored.digest)
             };
@@ -205,14 +229,6 @@ impl Repository {
             None => {
                 deployed.insert(name.to_owned(), Arc::new(Model::new(name, serving)));
             }
-        }
-    }
-
-    /// Has a version fail for good.
-    pub fn refuse(&self, name: &str, label: &str, reason: &str) {
-        let served = self.deployed().get(name).and_then(|model| model.serving().version(label));
-        if let Some(version) = served {
-            version.fail(reason.to_owned());
         }
     }
 

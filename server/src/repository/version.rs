@@ -102,6 +102,16 @@ impl Version {
         }
     }
 
+    /// Whether a request to it will be answered: it is loaded, or cold and was examined when it
+    /// was deployed.
+    pub fn is_ready(&self) -> bool {
+        match self.state() {
+            State::Ready => true,
+            State::Cold => self.digest().is_some(),
+            State::Loading | State::Failed(_) => false,
+        }
+    }
+
     /// Its digest, if it is stored.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.origin {

@@ -29,6 +29,11 @@ impl Blobs {
         Ok(Self { folder })
     }
 
+    /// The blobs of a layout that is only read.
+    pub fn in_layout(root: &Path) -> Self {
+        Self { folder: root.join("blobs/sha256") }
+    }
+
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }

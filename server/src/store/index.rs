@@ -14,10 +14,16 @@ pub(super) const FORMAT: u64 = 1;
 const REMEMBERED: usize = 20;
 
 /// Everything that is deployed.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Index {
     pub(super) format: u64,
     pub models: BTreeMap<String, ModelRecord>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { format: FORMAT, models: BTreeMap::new() }
+    }
 }
 
 /// A deployed model.
@@ -185,6 +191,9 @@ impl ModelRecord {
         self.version(model, version)?;
         self.versions.remove(version);
         self.history.retain(|traffic| !traffic.contains_key(version));
+        // What is left must be another setting each, or a rollback would change nothing.
+        self.history.dedup();
+        self.history.pop_if(|traffic| *traffic == self.traffic);
         if self.shadow.as_ref().is_some_and(|shadow| shadow.version == version) {
             self.shadow = None;
         }
@@ -205,7 +214,9 @@ impl ModelRecord {
 
     /// Whether everything it says of versions is so.
     pub(super) fn check(&self, model: &str) -> Result<(), String> {
-        let named = self.traffic.keys().chain(self.shadow.iter().map(|shadow| &shadow.version));
+        let earlier = self.history.iter().flat_map(BTreeMap::keys);
+        let shadow = self.shadow.iter().map(|shadow| &shadow.version);
+        let named = self.traffic.keys().chain(earlier).chain(shadow);
         for version in named {
             if !self.versions.contains_key(version) {
                 return Err(format!(

@@ -75,7 +75,7 @@ impl Staging {
     pub(super) fn read_folder(self, path: &Path) -> Result<Staged, Error> {
         let mut layout = LayoutReader::new(&self);
         let mut names = vec!["oci-layout".to_owned(), "index.json".to_owned()];
-        let blobs = Blobs::at(path)?;
+        let blobs = Blobs::in_layout(path);
         names.extend(blobs.list()?.iter().map(|digest| format!("blobs/sha256/{}", digest.hex())));
         for name in names {
             let file = path.join(&name);

@@ -24,6 +24,9 @@ use crate::bundle::{Artifact, Bundle, Head};
 use crate::digest::{Digest, Digesting};
 use crate::error::Error;
 
+/// The file that makes a folder a state folder, and whose lock says who has it.
+pub const LOCK: &str = "wisp.lock";
+
 /// More than any index is likely to have.
 const RESERVE_BYTES: usize = 1 << 20;
 
@@ -32,6 +35,8 @@ pub struct Store {
     root: PathBuf,
     blobs: Blobs,
     index: Mutex<Index>,
+    /// Whether the index was missing when it was opened, and blobs were there.
+    is_lost: bool,
     _lock: File,
 }
 
@@ -66,8 +71,16 @@ impl Store {
         }
         fs::create_dir(&staging).map_err(|error| storage(&staging, &error))?;
         let blobs = Blobs::at(root)?;
-        let index = Mutex::new(read_index(root)?);
-        let store = Self { root: root.to_owned(), blobs, index, _lock: lock };
+        let index = read_index(root)?;
+        // An index that was lost may be put back, and is worth nothing without its blobs.
+        let is_lost = index.is_none() && !blobs.list()?.is_empty();
+        if is_lost {
+            tracing::warn!(
+                "there are blobs and no index.json: nothing is deployed, nothing is removed"
+            );
+        }
+        let index = Mutex::new(index.unwrap_or_default());
+        let store = Self { root: root.to_owned(), blobs, index, is_lost, _lock: lock };
         store.reserve();
         Ok(store)
     }
@@ -167,10 +180,12 @@ impl Store {
     /// The disk.
     pub fn adopt(&self, staged: &Staged) -> Result<(), Error> {
         let head = &staged.artifact.head;
-        for blob in head.blobs() {
-            self.blobs.adopt(&staged.blobs, &blob.digest)?;
+        // Once each: two files may have the same content.
+        let digests: BTreeSet<_> =
+            head.blobs().map(|blob| &blob.digest).chain([&head.digest]).collect();
+        for digest in digests {
+            self.blobs.adopt(&staged.blobs, digest)?;
         }
-        self.blobs.adopt(&staged.blobs, &head.digest)?;
         self.blobs.sync()
     }
 
@@ -204,6 +219,9 @@ impl Store {
     /// # Errors
     /// A manifest in use cannot be read: nothing is removed then.
     pub fn collect(&self) -> Result<(u64, u64), Error> {
+        if self.is_lost {
+            return Ok((0, 0));
+        }
         let used = self.used()?;
         let collected = self.blobs.collect(|digest| used.contains(digest));
         self.reserve();
@@ -283,7 +301,7 @@ fn check_own(root: &Path) -> Result<(), Error> {
         .map(|entry| entry.file_name())
         .find(|name| name != "lost+found");
     match foreign {
-        Some(name) if !root.join("lock").is_file() => Err(Error::Storage(format!(
+        Some(name) if !root.join(LOCK).is_file() => Err(Error::Storage(format!(
             "{} is no state folder, and not empty: it has {}",
             root.display(),
             name.display()
@@ -293,7 +311,7 @@ fn check_own(root: &Path) -> Result<(), Error> {
 }
 
 fn lock(root: &Path) -> Result<File, Error> {
-    let path = root.join("lock");
+    let path = root.join(LOCK);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = open.map_err(|error| storage(&path, &error))?;
     match file.try_lock() {
@@ -318,12 +336,13 @@ fn lock(root: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-fn read_index(root: &Path) -> Result<Index, Error> {
+/// `None`: there is none.
+fn read_index(root: &Path) -> Result<Option<Index>, Error> {
     let path = root.join("index.json");
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Index { format: index::FORMAT, ..Index::default() });
+            return Ok(None);
         }
         Err(error) => return Err(storage(&path, &error)),
     };
@@ -348,7 +367,7 @@ fn read_index(root: &Path) -> Result<Index, Error> {
     }
     let index: Index = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
     index.models.iter().try_for_each(|(name, record)| record.check(name)).map_err(damaged)?;
-    Ok(index)
+    Ok(Some(index))
 }
 
 /// An error of the disk, with the file it befell.

@@ -13,7 +13,10 @@ use crate::bundle::{Artifact, Bundle, Content, FileKind, Head, MAX_DOCUMENT_BYTE
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::sandbox::ComponentInfo;
-use crate::signature::{Signature, SignatureDocuments};
+use crate::signature::{self, Signature, SignatureDocuments};
+
+/// Of one bundle; wisp and cosign both keep all signatures in one.
+const MAX_SIGNATURE_MANIFESTS: usize = 4;
 
 /// A folder that takes a bundle in.
 pub struct Staging {
@@ -21,6 +24,32 @@ pub struct Staging {
     pub blobs: Blobs,
     /// Largest bundle, bytes.
     pub(super) limit: u64,
+}
+
+impl Staging {
+    /// Bounds what verifying will take: signatures are read before anybody is trusted.
+    fn check_signatures(&self, manifests: &[Digest]) -> Result<(), Error> {
+        if manifests.len() > MAX_SIGNATURE_MANIFESTS {
+            return Err(Error::BundleRefused(format!(
+                "it has {} signature artifacts, expected at most {MAX_SIGNATURE_MANIFESTS}",
+                manifests.len()
+            )));
+        }
+        let small = |digest: &Digest| match self.blobs.size(digest) {
+            Some(0..=signature::MAX_BYTES) => Ok(()),
+            Some(size) => Err(Error::BundleRefused(format!(
+                "a blob of a signature has {size} bytes, expected at most {}",
+                signature::MAX_BYTES
+            ))),
+            None => Err(Error::BundleRefused(format!("the signature's blob {digest} is missing"))),
+        };
+        for manifest in manifests {
+            small(manifest)?;
+            let blobs = Signature::blobs(&self.blobs.map(manifest)?).map_err(refused_text)?;
+            blobs.iter().try_for_each(small)?;
+        }
+        Ok(())
+    }
 }
 
 /// A bundle with all its blobs, checked.
@@ -56,7 +85,7 @@ impl Staging {
     pub fn open(self, path: &Path) -> Result<Staged, Error> {
         let metadata = fs::metadata(path)
             .map_err(|error| Error::BundleRefused(format!("{}: {error}", path.display())))?;
-        if metadata.is_dir() && path.join("index.json").is_file() {
+        if metadata.is_dir() && path.join("oci-layout").is_file() {
             return self.read_folder(path);
         }
         if metadata.is_dir() || path.extension().is_some_and(|extension| extension == "onnx") {
@@ -131,6 +160,7 @@ impl Staging {
                 }
             }
         }
+        self.check_signatures(&signatures)?;
         let artifact = Artifact::read(head, &config).map_err(refused_text)?;
         let Self { folder, blobs, limit: _ } = self;
         Ok(Staged { folder, blobs, artifact, signatures })
