@@ -4,7 +4,7 @@
 CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
-.PHONY: demo test chaos guests models registry build lint bench bench-http bench-start \
+.PHONY: demo test conformance chaos guests models registry build lint bench bench-http bench-start \
 	bench-deployments reference deny
 
 demo: models guests build
@@ -12,6 +12,13 @@ demo: models guests build
 
 test: models guests registry lint
 	cargo test $(CARGO_FLAGS)
+	@$(MAKE) --no-print-directory conformance
+
+# Existing clients, as their users call them; after the tests, whose build it uses.
+conformance: models guests build
+	@[ -d target/clients ] || python3 -m venv target/clients
+	@target/clients/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@target/clients/bin/python tests/conformance.py
 
 # Kills a server at a thousand random moments of a deployment; `make test` does two hundred.
 chaos: guests
