@@ -107,6 +107,10 @@ fn a_packed_bundle_is_the_bundle() {
     let inspected = succeeded(&inspected);
     assert_eq!(inspected["digest"], digest);
     assert_eq!(inspected["manifest"]["limits"], json!({"memory_mib": 128, "deadline_ms": 2000}));
+    assert_eq!(
+        inspected["contract"]["inputs"],
+        json!([{"name": "image", "datatype": "BYTES", "shape": [1]}])
+    );
     assert_eq!(inspected["component"]["exports"], json!(["wisp:model/handler@0.1.0"]));
     let checked = wisp().arg("check").arg(&file).arg("--json").output().expect("wisp runs");
     let checked = succeeded(&checked);

@@ -49,6 +49,7 @@ pub struct Job {
     pub model: String,
     pub engine: EngineSettings,
     pub limits: ExamineLimits,
+    pub runs_tests: bool,
 }
 
 /// What the child says, as JSON on its stdout.
@@ -90,33 +91,47 @@ pub struct TestReport {
     pub elapsed_ms: f64,
 }
 
-/// Examines a staged bundle. Blocks until the child has ended, at most as long as its limit.
-///
-/// # Errors
-/// The bundle is refused, or there is no child to be had.
-pub fn examine(
-    staged: &Staged,
-    model: &str,
-    engine: &EngineSettings,
-    limits: ExamineLimits,
-) -> Result<Report, Error> {
-    let job = Job {
-        folder: staged.folder().to_owned(),
-        manifest: staged.digest().clone(),
-        model: model.to_owned(),
-        engine: engine.clone(),
-        limits,
-    };
+/// How a bundle is to be examined.
+pub struct Examination<'a> {
+    /// For what the guest logs.
+    pub model: &'a str,
+    pub engine: &'a EngineSettings,
+    pub limits: ExamineLimits,
+    /// Whether the golden tests are run.
+    pub runs_tests: bool,
+}
+
+impl Examination<'_> {
+    /// Examines a staged bundle. Blocks until the child has ended, at most as long as its limit.
+    ///
+    /// # Errors
+    /// The bundle is refused, or there is no child to be had.
+    pub fn run(&self, staged: &Staged) -> Result<Report, Error> {
+        let Self { model, engine, limits, runs_tests } = *self;
+        let job = Job {
+            folder: staged.folder().to_owned(),
+            manifest: staged.digest().clone(),
+            model: model.to_owned(),
+            engine: engine.clone(),
+            limits,
+            runs_tests,
+        };
+        ask(&job)
+    }
+}
+
+fn ask(job: &Job) -> Result<Report, Error> {
+    let (model, limits) = (&job.model, job.limits);
     let failed = |what: &str, error: io::Error| {
         Error::Internal(format!("the examination cannot be {what}: {error}"))
     };
-    let job = serde_json::to_vec(&job).map_err(|error| failed("told", error.into()))?;
+    let told = serde_json::to_vec(job).map_err(|error| failed("told", error.into()))?;
     // Itself, also where its file has been replaced since.
     let mut child = Command::new("/proc/self/exe")
         .arg0("wisp")
         .arg("examine")
         .env_clear()
-        .current_dir(staged.folder())
+        .current_dir(&job.folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -126,7 +141,7 @@ pub fn examine(
     let stderr = drain(child.stderr.take(), MAX_LOG_BYTES);
     if let Some(mut stdin) = child.stdin.take() {
         // A child that is gone already is told of below.
-        let _ = stdin.write_all(&job);
+        let _ = stdin.write_all(&told);
     }
     let (status, broken) = watch(&mut child, limits).map_err(|error| failed("watched", error))?;
     let [stdout, stderr] = [stdout, stderr].map(|reader| reader.join().unwrap_or_default());
@@ -138,7 +153,7 @@ pub fn examine(
         return Err(Error::BundleRefused(reason));
     }
     match serde_json::from_slice(&stdout) {
-        Ok(Outcome::Accepted(report)) if status.success() && report.digest == *staged.digest() => {
+        Ok(Outcome::Accepted(report)) if status.success() && report.digest == job.manifest => {
             Ok(*report)
         }
         Ok(Outcome::Refused(reason)) if status.success() => Err(Error::BundleRefused(reason)),

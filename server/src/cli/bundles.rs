@@ -10,10 +10,11 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{bar, say, say_json, size, spinner};
+use crate::bundle::ContractForm;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
-use crate::examine::{Report, examine};
+use crate::examine::{Examination, Report};
 use crate::registry::{Remote, is_reference};
 use crate::signature::{PrivateKey, PublicKey, Signature};
 use crate::store::{Staged, Staging};
@@ -202,11 +203,13 @@ fn write(staged: &Staged, out: &Path) -> anyhow::Result<()> {
     write().inspect_err(|_| drop(fs::remove_file(&scratch)))
 }
 
-pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {
+pub(super) fn inspect(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
+    telemetry::start(&config.log, config.log_format)?;
     let opened = open(&args.bundle, &args.registry)?;
     let artifact = &opened.staged.artifact;
     let (head, manifest) = (&artifact.head, &artifact.manifest);
     let signatures = opened.staged.signatures()?.len();
+    let contract = contract(config, &opened.staged);
     if args.json {
         let layers = head.layers.iter().map(|layer| {
             json!({"title": layer.title, "media_type": layer.blob.media_type,
@@ -217,6 +220,7 @@ pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {
             "bytes": head.total_size(),
             "manifest": manifest,
             "component": artifact.component,
+            "contract": contract.as_ref().ok(),
             "layers": layers.collect::<Vec<_>>(),
             "signatures": signatures,
         }));
@@ -232,6 +236,10 @@ pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     let deadline = limit(manifest.limits.deadline_ms.map(|ms| format!("{ms} ms")));
     say(&format!("limits      memory {memory}, deadline {deadline}"));
     say(&format!("tests       {}", manifest.tests.len()));
+    match &contract {
+        Ok(contract) => print_contract(contract),
+        Err(reason) => say(&format!("contract    unknown: {}", one_line(reason))),
+    }
     say(&format!("signatures  {signatures}"));
     for layer in &head.layers {
         let (digest, title) = (layer.blob.digest.short(), one_line(&layer.title));
@@ -245,12 +253,45 @@ pub(super) fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the manifest declares, else what `prepare` says, in a process that is held in.
+fn contract(config: &Config, staged: &Staged) -> Result<ContractForm, String> {
+    if let Some(declared) = &staged.artifact.manifest.contract {
+        return Ok(declared.clone());
+    }
+    let examination = Examination {
+        model: "model",
+        engine: &config.engine,
+        limits: config.deploy.examine,
+        runs_tests: false,
+    };
+    examination.run(staged).map(|report| report.contract).map_err(|error| error.to_string())
+}
+
+fn print_contract(contract: &ContractForm) {
+    for (what, specs) in [("input ", &contract.inputs), ("output", &contract.outputs)] {
+        for spec in specs {
+            say(&format!(
+                "{what}      {} {} {:?}",
+                one_line(&spec.name),
+                spec.datatype,
+                spec.shape
+            ));
+        }
+    }
+}
+
 pub(super) fn check(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
     telemetry::start(&config.log, config.log_format)?;
     let opened = open(&args.bundle, &args.registry)?;
     let name = opened.staged.artifact.manifest.name.clone().unwrap_or_else(|| "model".to_owned());
     let progress = spinner("examining");
-    let report = examine(&opened.staged, &name, &config.engine, config.deploy.examine);
+    let examination = Examination {
+        model: &name,
+        engine: &config.engine,
+        limits: config.deploy.examine,
+        runs_tests: true,
+    };
+    let report = examination.run(&opened.staged);
     progress.finish_and_clear();
     let report = report.map_err(|error| named(&args.bundle, error))?;
     match args.json {
@@ -264,17 +305,7 @@ pub(super) fn check(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
 pub(super) fn print_report(report: &Report) {
     say(&format!("digest      {}", report.digest));
     say(&format!("size        {}", size(report.bytes)));
-    for (what, specs) in [("input ", &report.contract.inputs), ("output", &report.contract.outputs)]
-    {
-        for spec in specs {
-            say(&format!(
-                "{what}      {} {} {:?}",
-                one_line(&spec.name),
-                spec.datatype,
-                spec.shape
-            ));
-        }
-    }
+    print_contract(&report.contract);
     for graph in &report.graphs {
         let (inputs, outputs) = (graph.contract.inputs.len(), graph.contract.outputs.len());
         say(&format!("graph       {}: inputs {inputs}, outputs {outputs}", one_line(&graph.name)));

@@ -40,9 +40,9 @@ enum Command {
     /// Make a bundle's folder or an .onnx file into one .wisp file
     Pack(bundles::PackArgs),
     /// Say what a bundle is
-    Inspect(bundles::InspectArgs),
+    Inspect(ExamineArgs),
     /// Examine a bundle as a deployment would: prepare, compile, golden tests
-    Check(CheckArgs),
+    Check(ExamineArgs),
     /// Write a bundle's files into a new folder
     Unpack(bundles::UnpackArgs),
     /// Sign a bundle, in its file or in a registry
@@ -113,7 +113,7 @@ struct InferArgs {
 }
 
 #[derive(Args)]
-struct CheckArgs {
+struct ExamineArgs {
     #[command(flatten)]
     bundle: bundles::InspectArgs,
     #[command(flatten)]
@@ -138,11 +138,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Infer(InferArgs { path, file, settings }) => {
             infer::infer(&settings.check(matches, "warn", DefaultState::None)?, &path, &file)
         }
-        Command::Check(CheckArgs { bundle, settings }) => {
+        Command::Inspect(ExamineArgs { bundle, settings }) => {
+            bundles::inspect(&settings.check(matches, "error", DefaultState::None)?, bundle)
+        }
+        Command::Check(ExamineArgs { bundle, settings }) => {
             bundles::check(&settings.check(matches, "warn", DefaultState::None)?, bundle)
         }
         Command::Pack(args) => bundles::pack(args),
-        Command::Inspect(args) => bundles::inspect(args),
         Command::Unpack(args) => bundles::unpack(args),
         Command::Sign(args) => bundles::sign(args),
         Command::Verify(args) => bundles::verify(args),

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use crate::bundle::{check_name, check_version};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::examine::{ExamineLimits, Report, examine};
+use crate::examine::{Examination, ExamineLimits, Report};
 use crate::infer::Inference;
 use crate::repository::{EngineSettings, Version};
 use crate::signature::PublicKey;
@@ -288,7 +288,13 @@ impl Deployer {
 
     fn examine(&self, staged: &Staged, name: &str) -> Result<Report, Error> {
         let _examining = self.examining.lock().unwrap_or_else(PoisonError::into_inner);
-        examine(staged, name, &self.options.engine, self.options.examine)
+        let examination = Examination {
+            model: name,
+            engine: &self.options.engine,
+            limits: self.options.examine,
+            runs_tests: true,
+        };
+        examination.run(staged)
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
