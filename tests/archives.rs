@@ -350,6 +350,28 @@ fn a_state_folder_that_cannot_be_made() {
 }
 
 #[test]
+fn a_state_folder_that_is_read_only() {
+    let scratch = scratch();
+    let state = scratch.path().join("state");
+    fs::create_dir(&state).expect("a folder");
+    let script = r#"mount -t tmpfs none "$1" && mount -o remount,ro "$1" && echo mounted &&
+        exec "$0" serve --state "$1" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0"#;
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "-rm", "sh", "-c", script]).arg(wisp().get_program());
+    let output = command.arg(&state).output().expect("unshare runs");
+    if !output.stdout.starts_with(b"mounted") {
+        eprintln!("not tested: nothing can be mounted here");
+        return;
+    }
+    let said = refused(&output);
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("wisp: storage: ") && last.contains("Read-only file system"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_full_disk_refuses_what_comes_and_serves_on() {
     let scratch = scratch();
     let state = scratch.path().join("state");

@@ -272,6 +272,8 @@ enum Lie {
     Other,
     /// In the middle, the first time; then it takes the range that is asked for.
     BreaksOff,
+    /// No lie: all of it, piece by piece.
+    Slow,
 }
 
 impl Lie {
@@ -287,6 +289,7 @@ impl Lie {
             (Self::Shorter, Some(_)) => (206, 0, Vec::new()),
             (Self::Other, _) => (status, rest.len(), vec![b'x'; rest.len()]),
             (Self::BreaksOff, None) => (200, NOTES.len(), NOTES[..NOTES.len() / 2].to_vec()),
+            (Self::Slow, _) => (status, rest.len(), rest.to_vec()),
             (Self::BreaksOff, Some(_)) => (206, rest.len(), rest.to_vec()),
         }
     }
@@ -328,8 +331,13 @@ impl Liar {
                 let answer = format!(
                     "HTTP/1.1 {status} Said\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
                 );
-                // A client that has read enough may be gone.
-                let _ = (&stream).write_all(&[answer.as_bytes(), &body].concat());
+                let answer = [answer.as_bytes(), &body].concat();
+                let is_slow = matches!(lie, Lie::Slow) && file == blob(NOTES);
+                for piece in answer.chunks(if is_slow { 20_000 } else { answer.len() }) {
+                    // A client that has read enough may be gone.
+                    let _ = (&stream).write_all(piece);
+                    thread::sleep(Duration::from_millis(if is_slow { 50 } else { 0 }));
+                }
             }
         });
         Self { reference, asked }
@@ -368,4 +376,8 @@ fn a_registry_that_lies_is_found_out() {
     let resumed = |head: &&String| head.contains(&format!("range: bytes={}-", NOTES.len() / 2));
     assert_eq!(asked.iter().filter(resumed).count(), 1, "{asked:?}");
     assert_eq!(server.get("/v2/models/echo/ready").json()["ready"], true);
+
+    // Slow is no lie.
+    server.wisp_ok(&["undeploy", "echo"]);
+    assert_eq!(deploy(&server, &Liar::start(&bundle, Lie::Slow).reference, "").status, 201);
 }
