@@ -103,6 +103,7 @@ def synchronous(module, url):
     assert client.infer("digits", [image]).as_numpy("label")[0] == b"7"
 
     refused(lambda: client.infer("nobody", pair(module)), "unknown model `nobody`")
+    refused(lambda: client.infer("ö" * 9000, pair(module)), "unknown model `ö")
     refused(lambda: client.infer("add", pair(module)[:1]), "input `b` is missing")
     refused(lambda: client.infer("add", pair(module, rows)), "expected shape [1, 4]")
     statistics = str(client.get_inference_statistics("add"))

@@ -15,6 +15,10 @@ const KIND_NAME: &str = "wisp-error";
 /// Longer texts are cut.
 const MAX_TEXT_BYTES: usize = 8 << 10;
 
+/// Over gRPC a text is a header, percent-encoded to three times its length, and clients take
+/// 8 KiB of headers.
+const MAX_STATUS_BYTES: usize = 2 << 10;
+
 /// An error on its way out.
 pub(super) struct Failed(pub(super) Error);
 
@@ -60,16 +64,16 @@ impl From<Error> for Status {
         if http.is_server_error() {
             tracing::warn!(kind, %code, "{}", one_line(&error.to_string()));
         }
-        let mut status = Status::new(code, cut(error.to_string()));
+        let mut status = Status::new(code, cut(error.to_string(), MAX_STATUS_BYTES));
         status.metadata_mut().insert(KIND_NAME, MetadataValue::from_static(kind));
         status
     }
 }
 
 /// Texts repeat what the client sent.
-fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT_BYTES {
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
         text.push('…');
     }
     text
@@ -84,7 +88,7 @@ impl IntoResponse for Failed {
             tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
         }
         // Not axum's Json: its error path answers in plain text, and the type must be exact.
-        let text = cut(error.to_string());
+        let text = cut(error.to_string(), MAX_TEXT_BYTES);
         let body = json!({ "error": text }).to_string();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();

@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use prost::Message;
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -80,9 +80,8 @@ impl Service {
         let model = self.model(&request.model_name)?;
         let picked = model.pick(some(&request.model_version)).await?;
         let id = request.id.clone();
-        let size = request.raw_input_contents.iter().map(Bytes::len).sum();
-        // Held as long as what it stands for.
-        let _room = self.0.bodies().hold(size)?;
+        // Held as long as what it stands for, raw or typed.
+        let _room = self.0.bodies().hold(request.encoded_len())?;
         let wants_final = request.parameters.get(FINAL_WANTED).is_some_and(|parameter| {
             parameter.parameter_choice
                 == Some(proto::infer_parameter::ParameterChoice::BoolParam(true))
