@@ -158,6 +158,12 @@ impl Deployer {
                 }
                 (version, true)
             }
+            // It was here, and so not examined now.
+            Plan::New(version) if report.is_none() => {
+                return Err(Error::Conflict(format!(
+                    "version `{version}` of model `{name}` was undeployed meanwhile: deploy it again"
+                )));
+            }
             Plan::New(version) => {
                 let made = VersionRecord {
                     digest: staged.digest().clone(),

@@ -115,10 +115,10 @@ impl Blobs {
         expected: &Digest,
         content: &mut dyn Read,
         limit: u64,
-    ) -> Result<u64, Error> {
-        let (digest, size) = self.put(what, content, limit)?;
+    ) -> Result<(), Error> {
+        let (digest, _) = self.put(what, content, limit)?;
         if digest == *expected {
-            return Ok(size);
+            return Ok(());
         }
         // What was put may be another blob that is wanted: it stays, under its true name.
         Err(Error::BundleRefused(format!("{what}: expected {expected}, its content is {digest}")))

@@ -152,7 +152,7 @@ impl<'a> LayoutReader<'a> {
             return match received {
                 Err(error @ Error::Storage(_)) => Err(error),
                 _ if came < size => Err(cut(came)),
-                other => other.map(drop),
+                other => other,
             };
         }
         if !matches!(name, "oci-layout" | "index.json") {

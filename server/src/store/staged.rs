@@ -26,38 +26,12 @@ pub struct Staging {
     pub(super) limit: u64,
 }
 
-impl Staging {
-    /// Bounds what verifying will take: signatures are read before anybody is trusted.
-    fn check_signatures(&self, manifests: &[Digest]) -> Result<(), Error> {
-        if manifests.len() > MAX_SIGNATURE_MANIFESTS {
-            return Err(Error::BundleRefused(format!(
-                "it has {} signature artifacts, expected at most {MAX_SIGNATURE_MANIFESTS}",
-                manifests.len()
-            )));
-        }
-        let small = |digest: &Digest| match self.blobs.size(digest) {
-            Some(0..=signature::MAX_BYTES) => Ok(()),
-            Some(size) => Err(Error::BundleRefused(format!(
-                "a blob of a signature has {size} bytes, expected at most {}",
-                signature::MAX_BYTES
-            ))),
-            None => Err(Error::BundleRefused(format!("the signature's blob {digest} is missing"))),
-        };
-        for manifest in manifests {
-            small(manifest)?;
-            let blobs = Signature::blobs(&self.blobs.map(manifest)?).map_err(refused_text)?;
-            blobs.iter().try_for_each(small)?;
-        }
-        Ok(())
-    }
-}
-
 /// A bundle with all its blobs, checked.
 pub struct Staged {
     folder: TempDir,
     pub blobs: Blobs,
     pub artifact: Artifact,
-    /// Manifests of its signature artifacts, each with its digest.
+    /// Of the manifests of its signature artifacts.
     pub(super) signatures: Vec<Digest>,
 }
 
@@ -164,6 +138,30 @@ impl Staging {
         let artifact = Artifact::read(head, &config).map_err(refused_text)?;
         let Self { folder, blobs, limit: _ } = self;
         Ok(Staged { folder, blobs, artifact, signatures })
+    }
+
+    /// Bounds what verifying will take: signatures are read before anybody is trusted.
+    fn check_signatures(&self, manifests: &[Digest]) -> Result<(), Error> {
+        if manifests.len() > MAX_SIGNATURE_MANIFESTS {
+            return Err(Error::BundleRefused(format!(
+                "it has {} signature artifacts, expected at most {MAX_SIGNATURE_MANIFESTS}",
+                manifests.len()
+            )));
+        }
+        let small = |digest: &Digest| match self.blobs.size(digest) {
+            Some(0..=signature::MAX_BYTES) => Ok(()),
+            Some(size) => Err(Error::BundleRefused(format!(
+                "a blob of a signature has {size} bytes, expected at most {}",
+                signature::MAX_BYTES
+            ))),
+            None => Err(Error::BundleRefused(format!("the signature's blob {digest} is missing"))),
+        };
+        for manifest in manifests {
+            small(manifest)?;
+            let blobs = Signature::blobs(&self.blobs.map(manifest)?).map_err(refused_text)?;
+            blobs.iter().try_for_each(small)?;
+        }
+        Ok(())
     }
 }
 
