@@ -23,6 +23,13 @@ pub struct RawSettings {
     /// Address to listen on [default: 127.0.0.1:8000]; port 0 takes a free one
     #[arg(long, env = "WISP_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Address to listen on for gRPC alone, or `none`; `listen` speaks it too [default: none]
+    #[arg(long, env = "WISP_GRPC_LISTEN", value_name = "ADDRESS")]
+    grpc_listen: Option<String>,
+    /// Whether clients of the protocol may load and unload models, and change trace and log
+    /// settings [default: false]
+    #[arg(long, env = "WISP_CLIENT_CONTROL", value_name = "BOOL")]
+    client_control: Option<bool>,
     /// Largest request body, MiB [default: 64]
     #[arg(long, env = "WISP_BODY_LIMIT_MIB", value_name = "MIB")]
     body_limit_mib: Option<usize>,
@@ -109,6 +116,9 @@ pub enum DefaultState {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// `None`: gRPC is spoken at `listen` only.
+    pub grpc_listen: Option<SocketAddr>,
+    pub client_control: bool,
     pub body_timeout: Duration,
     pub threads: usize,
     pub engine: EngineSettings,
@@ -170,6 +180,8 @@ impl Config {
         }
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let listen = pick!(listen, "listen", SocketAddr::from(([127, 0, 0, 1], 8000)));
+        let grpc_listen = pick!(grpc_listen, "grpc-listen", "none".to_owned());
+        let client_control = pick!(client_control, "client-control", false);
         let body_limit_mib = pick!(body_limit_mib, "body-limit-mib", 64);
         let body_timeout_ms = pick!(body_timeout_ms, "body-timeout-ms", 30_000);
         let deadline_ms = pick!(deadline_ms, "deadline-ms", 10_000);
@@ -209,12 +221,7 @@ impl Config {
         check("examine-memory-mib", examine_memory_mib, 64, 1 << 20)?;
         let some = |path: PathBuf| (path != Path::new("none")).then_some(path);
         let admin_token = some(admin_token_file).map(|path| read_token(&path)).transpose()?;
-        let admin_listen = match admin_listen.as_str() {
-            "none" => None,
-            address => Some(address.parse::<SocketAddr>().with_context(|| {
-                format!("setting admin-listen: expected an address and port, got {address}")
-            })?),
-        };
+        let admin_listen = address("admin-listen", &admin_listen)?;
         if let (Some(address), None) = (admin_listen, &admin_token) {
             anyhow::ensure!(
                 address.ip().is_loopback(),
@@ -228,6 +235,8 @@ impl Config {
         );
         Ok(Self {
             listen,
+            grpc_listen: address("grpc-listen", &grpc_listen)?,
+            client_control,
             body_timeout: Duration::from_millis(body_timeout_ms),
             threads,
             engine: EngineSettings {
@@ -263,6 +272,15 @@ fn read_file(path: &Path) -> anyhow::Result<RawSettings> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("the config file {} cannot be read", path.display()))?;
     toml::from_str(&text).with_context(|| format!("the config file {}", path.display()))
+}
+
+fn address(name: &str, address: &str) -> anyhow::Result<Option<SocketAddr>> {
+    if address == "none" {
+        return Ok(None);
+    }
+    let parsed = address.parse();
+    let expected = || format!("setting {name}: expected an address and port, got {address}");
+    parsed.map(Some).with_context(expected)
 }
 
 fn check(name: &str, value: usize, least: usize, most: usize) -> anyhow::Result<()> {

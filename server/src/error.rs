@@ -55,6 +55,9 @@ pub enum Error {
     /// Who asks may not.
     #[error("{0}")]
     Unauthorized(String),
+    /// What nobody may here, as the server is set.
+    #[error("{0}")]
+    Forbidden(String),
     /// The disk, or what lies on it.
     #[error("storage: {0}")]
     Storage(String),
@@ -101,6 +104,7 @@ impl Error {
             Error::BundleRefused(_) => "bundle-refused",
             Error::Conflict(_) => "conflict",
             Error::Unauthorized(_) => "unauthorized",
+            Error::Forbidden(_) => "forbidden",
             Error::Storage(_) => "storage",
             Error::Registry(_) => "registry",
             Error::Internal(_) => "internal",

@@ -23,6 +23,8 @@ pub struct InferRequest {
     /// Empty: all of them.
     pub outputs: Vec<String>,
     pub parameters: Vec<(String, Parameter)>,
+    /// How long the client waits, where it says so otherwise than by a parameter.
+    pub timeout: Option<Duration>,
 }
 
 /// A model's answer.
@@ -140,37 +142,80 @@ impl Inference {
         revision: &Arc<Revision>,
         request: InferRequest,
     ) -> Result<InferResponse, Error> {
-        let InferRequest { inputs, outputs, parameters } = request;
+        let InferRequest { inputs, outputs, parameters, timeout } = request;
+        let urgency = Urgency::read(&parameters).map_err(Error::InvalidInput)?;
         let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
         check_wanted(model, &revision.contract, &outputs)?;
         let request = Request { inputs, outputs: outputs.clone(), parameters };
 
-        let deadline = Instant::now() + revision.deadline;
+        // A client can only shorten it.
+        let patience =
+            [timeout, urgency.timeout].into_iter().flatten().fold(revision.deadline, Duration::min);
+        let deadline = Instant::now() + patience;
         let run = Run::until(deadline);
         let _cancel = CancelOnDrop(run.clone());
         let work = {
             let (guest, run) = (revision.guest.clone(), run.clone());
             async move { Sandbox::new(&guest, &run).run(request).await }
         };
-        let ran = self.scheduler.run(&revision.gate, deadline, work).await;
+        let ran = self.scheduler.run(&revision.gate, urgency.level, deadline, work).await;
         let ((result, timings), queue) =
-            ran.map_err(|refused| self.refusal(model, revision, refused))?;
-        let response = result.map_err(|fault| explain(model, revision, fault, run.failure()))?;
+            ran.map_err(|refused| self.refusal(model, patience, refused))?;
+        let response =
+            result.map_err(|fault| explain(model, revision, patience, fault, run.failure()))?;
         let Response { outputs: given, parameters } = response;
         let outputs = check_outputs(&revision.contract, &outputs, given)
             .map_err(|reason| Error::GuestFailed { model: model.to_owned(), reason })?;
         Ok(InferResponse { outputs, parameters, queue, timings })
     }
 
-    fn refusal(&self, model: &str, revision: &Revision, refused: Refused) -> Error {
+    fn refusal(&self, model: &str, deadline: Duration, refused: Refused) -> Error {
         let model = model.to_owned();
         match refused {
             Refused::QueueFull(waiting) => Error::Overloaded { model, waiting },
-            Refused::Deadline => Error::Deadline { model, deadline: revision.deadline },
+            Refused::Deadline => Error::Deadline { model, deadline },
             Refused::Panicked => {
                 Error::Internal(format!("the sandbox of model `{model}` panicked"))
             }
         }
+    }
+}
+
+/// What a request says of its place among the others, by the protocol's parameters.
+struct Urgency {
+    /// The lowest goes first.
+    level: u32,
+    timeout: Option<Duration>,
+}
+
+/// Of requests that say nothing: only level 1 goes before them.
+const DEFAULT_LEVEL: u32 = 2;
+
+impl Urgency {
+    /// Reads `priority`, 1 the highest and 0 the default, and `timeout`, in microseconds, 0 none.
+    fn read(parameters: &[(String, Parameter)]) -> Result<Self, String> {
+        let mut urgency = Self { level: DEFAULT_LEVEL, timeout: None };
+        for (name, value) in parameters {
+            let number = || match value {
+                Parameter::Integer(value) => u64::try_from(*value).ok(),
+                _ => None,
+            };
+            let odd = |unit| {
+                format!("parameter `{name}`: expected {unit}, an integer of 0 or more, got {value}")
+            };
+            match name.as_str() {
+                "priority" => match number().ok_or_else(|| odd("a level"))? {
+                    0 => urgency.level = DEFAULT_LEVEL,
+                    level => urgency.level = u32::try_from(level).unwrap_or(u32::MAX),
+                },
+                "timeout" => match number().ok_or_else(|| odd("microseconds"))? {
+                    0 => urgency.timeout = None,
+                    microseconds => urgency.timeout = Some(Duration::from_micros(microseconds)),
+                },
+                _ => {}
+            }
+        }
+        Ok(urgency)
     }
 }
 
@@ -204,9 +249,6 @@ fn order_inputs(contract: &Contract, inputs: Vec<Tensor>) -> Result<Vec<Tensor>,
                 "input `{name}`: expected datatype {}, got {}",
                 spec.datatype, input.datatype
             ));
-        }
-        if let Some(dimension) = input.shape.iter().position(|&size| size == 0) {
-            return Err(format!("input `{name}`: dimension {dimension} is 0, expected 1 or more"));
         }
         if !spec.accepts(&input.shape) {
             return Err(format!(
@@ -272,11 +314,17 @@ fn check_outputs(
 
 /// Puts a sandbox's end in the client's terms. What the engine said stands behind what the
 /// guest made of it: wasi-nn shows a guest one line for every failure.
-fn explain(model: &str, revision: &Revision, fault: Fault, failure: Option<Failure>) -> Error {
+fn explain(
+    model: &str,
+    revision: &Revision,
+    deadline: Duration,
+    fault: Fault,
+    failure: Option<Failure>,
+) -> Error {
     let model = model.to_owned();
     match (fault, failure) {
         (Fault::Stopped, _) | (Fault::Internal(_), Some(Failure::Stopped)) => {
-            Error::Deadline { model, deadline: revision.deadline }
+            Error::Deadline { model, deadline }
         }
         (Fault::InvalidInput(text), _) => Error::InvalidInput(text),
         (Fault::Unsupported(text), _) => Error::Unsupported(text),

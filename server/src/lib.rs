@@ -14,6 +14,7 @@ pub mod digest;
 pub mod error;
 pub mod examine;
 pub mod infer;
+pub mod log_levels;
 pub mod nn;
 pub mod registry;
 pub mod repository;
@@ -24,6 +25,7 @@ pub mod stats;
 pub mod store;
 pub mod telemetry;
 pub mod tensor;
+pub mod turns;
 pub mod watch;
 
 use std::sync::Arc;

@@ -17,6 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
+use crate::turns::{Turn, Turns};
+
 /// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
 /// and a health check may wait this long: both are lost beside it.
 const QUICK: Duration = Duration::from_millis(2);
@@ -34,7 +36,7 @@ pub struct Scheduler {
 
 /// One model's share: how many of its requests run and wait, and what one costs.
 pub struct Gate {
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     waiting: AtomicUsize,
     queue: usize,
     average_ns: AtomicU64,
@@ -68,13 +70,15 @@ impl Scheduler {
         })
     }
 
-    /// Runs `work` when it is its turn, and returns what it gave and how long it waited.
+    /// Runs `work` when it is its turn, and returns what it gave and how long it waited. Of those
+    /// who wait for the same gate, the lowest `level` goes first.
     ///
     /// # Errors
     /// Too many wait already, or the deadline passed while waiting or running.
     pub async fn run<F>(
         &self,
         gate: &Arc<Gate>,
+        level: u32,
         deadline: Instant,
         work: F,
     ) -> Result<(F::Output, Duration), Refused>
@@ -82,7 +86,7 @@ impl Scheduler {
         F: Future<Output: Send> + Send + 'static,
     {
         let arrived = Instant::now();
-        let turn = gate.enter(deadline).await?;
+        let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone());
         if gate.is_quick()
@@ -179,22 +183,22 @@ impl Gate {
     /// At most `concurrency` run and `queue` wait at a time.
     pub fn new(concurrency: usize, queue: usize) -> Self {
         Self {
-            turns: Arc::new(Semaphore::new(concurrency)),
+            turns: Arc::new(Turns::new(concurrency)),
             waiting: AtomicUsize::new(0),
             queue,
             average_ns: AtomicU64::new(u64::MAX),
         }
     }
 
-    async fn enter(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Refused> {
-        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
+    async fn enter(&self, level: u32, deadline: Instant) -> Result<Turn, Refused> {
+        if let Some(turn) = self.turns.try_take() {
             return Ok(turn);
         }
         let waiting = Waiting::enter(&self.waiting);
         if waiting.before >= self.queue {
             return Err(Refused::QueueFull(waiting.before));
         }
-        acquire(&self.turns, deadline).await
+        timeout_at(deadline.into(), self.turns.take(level)).await.map_err(|_| Refused::Deadline)
     }
 
     /// Unknown counts as long: the first request pays the hop.

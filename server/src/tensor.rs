@@ -176,6 +176,12 @@ impl TensorSpec {
     }
 }
 
+impl fmt::Display for TensorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {} {:?}", self.name, self.datatype, self.shape)
+    }
+}
+
 /// What a model takes and gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contract {

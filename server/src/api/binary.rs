@@ -49,7 +49,7 @@ pub(super) fn parse_raw(
     Ok(Parsed {
         request: InferRequest { inputs: vec![input], ..InferRequest::default() },
         id: None,
-        form: AnswerForm { binary_by_default, binary: Vec::new() },
+        form: AnswerForm { binary_by_default, own: Vec::new() },
     })
 }
 

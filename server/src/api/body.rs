@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::ApiOptions;
+use super::{ApiOptions, compression};
 use crate::error::Error;
 
 /// Trusted for one allocation ahead of the bytes: a client that lies gains no more than this.
@@ -31,11 +31,13 @@ pub(super) struct Room(Semaphore);
 impl Room {
     /// Room for eight bodies of the limit's size.
     pub(super) fn new(options: ApiOptions) -> Self {
-        Self(Semaphore::new((options.body_limit * 8).div_ceil(1024).min(Semaphore::MAX_PERMITS)))
+        Self::with_bytes(options.body_limit * 8)
     }
-}
 
-impl Room {
+    pub(super) fn with_bytes(bytes: usize) -> Self {
+        Self(Semaphore::new(bytes.div_ceil(1024).min(Semaphore::MAX_PERMITS)))
+    }
+
     /// Counts in what came another way than by [`read`].
     ///
     /// # Errors
@@ -45,22 +47,46 @@ impl Room {
         let permit = permits.and_then(|permits| self.0.try_acquire_many(permits).ok());
         permit.ok_or_else(no_room)
     }
+
+    /// Adds to what is `held`.
+    ///
+    /// # Errors
+    /// There is no room for now.
+    pub(super) fn hold_more<'a>(
+        &'a self,
+        bytes: usize,
+        held: &mut Option<SemaphorePermit<'a>>,
+    ) -> Result<(), Error> {
+        let permit = self.hold(bytes)?;
+        match held {
+            Some(held) => held.merge(permit),
+            None => *held = Some(permit),
+        }
+        Ok(())
+    }
 }
 
 fn no_room() -> Error {
     Error::NoRoom("too many large bodies are held at a time".to_owned())
 }
 
-/// Collects the whole body.
+/// Collects the whole body, and decompresses it.
 ///
 /// # Errors
-/// It is over the limit, takes too long, or breaks off; or there is no room for now.
+/// It is over the limit, takes too long, breaks off or is damaged; or there is no room for now.
 pub(super) async fn read<'a>(
     headers: &HeaderMap,
     mut body: Body,
     options: ApiOptions,
     room: &'a Room,
 ) -> Result<Collected<'a>, Error> {
+    let coding = match compression::of_body(headers) {
+        Ok(coding) => coding,
+        Err(error) => {
+            discard(headers, body).await;
+            return Err(error);
+        }
+    };
     let announced = announced(headers);
     if announced > options.body_limit {
         discard(headers, body).await;
@@ -72,7 +98,24 @@ pub(super) async fn read<'a>(
     if matches!(collected, Err(Error::TooLarge { .. } | Error::NoRoom(_))) {
         drain(&mut body).await;
     }
-    collected
+    let Collected { bytes, mut _room } = collected?;
+    let Some(coding) = coding else { return Ok(Collected { bytes, _room }) };
+    // How much it is, only its end will tell; a thousand times as much at most.
+    let bytes = aside(bytes.len().saturating_mul(1000), || {
+        compression::decompress(coding, &bytes, options.body_limit, room, &mut _room)
+    })?;
+    Ok(Collected { bytes, _room })
+}
+
+/// What takes longer to read or write than to hand a thread's other connections over, bytes.
+const LARGE: usize = 1 << 20;
+
+/// Runs `work` on `bytes` where it holds up no other connection: tens of MB of JSON take a second.
+pub(super) fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes {
+        LARGE.. => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Reads on for a while and throws away what comes, for a request that is refused before its
@@ -104,11 +147,7 @@ async fn collect<'a>(
         if bytes.len() + data.len() > limit {
             return Err(Error::TooLarge { limit });
         }
-        let permit = room.hold(data.len())?;
-        match &mut held {
-            Some(held) => held.merge(permit),
-            None => held = Some(permit),
-        }
+        room.hold_more(data.len(), &mut held)?;
         bytes.extend_from_slice(&data);
     }
     Ok(Collected { bytes, _room: held })

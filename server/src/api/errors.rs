@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
@@ -33,6 +33,7 @@ fn codes(error: &Error) -> (StatusCode, Code) {
     match error {
         Error::InvalidInput(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument),
         Error::Unauthorized(_) => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
+        Error::Forbidden(_) => (StatusCode::FORBIDDEN, Code::PermissionDenied),
         Error::UnknownModel(_) | Error::UnknownVersion { .. } | Error::UnknownPath(_) => {
             (StatusCode::NOT_FOUND, Code::NotFound)
         }
@@ -81,25 +82,28 @@ fn cut(mut text: String, most: usize) -> String {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let Self(error) = self;
-        let ((status, _), kind) = (codes(&error), error.kind());
-        // The client's own mistakes are the client's to see; the log is for the operator's.
-        if status.is_server_error() {
-            tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
-        }
-        // Not axum's Json: its error path answers in plain text, and the type must be exact.
-        let text = cut(error.to_string(), MAX_TEXT_BYTES);
-        let body = json!({ "error": text }).to_string();
-        let mut response =
-            (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
-        response.headers_mut().insert(KIND, HeaderValue::from_static(kind));
-        if matches!(error, Error::Unauthorized(_)) {
-            let scheme = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
-        }
-        if matches!(error, Error::Overloaded { .. } | Error::NoRoom(_)) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
+        respond(&self.0, |_, text| json!({ "error": text }))
     }
+}
+
+/// An error over HTTP; `body` puts its text in the form that the client reads.
+pub(super) fn respond(error: &Error, body: impl FnOnce(StatusCode, &str) -> Value) -> Response {
+    let ((status, _), kind) = (codes(error), error.kind());
+    // The client's own mistakes are the client's to see; the log is for the operator's.
+    if status.is_server_error() {
+        tracing::warn!(kind, status = status.as_u16(), "{}", one_line(&error.to_string()));
+    }
+    // Not axum's Json: its error path answers in plain text, and the type must be exact.
+    let text = cut(error.to_string(), MAX_TEXT_BYTES);
+    let body = body(status, &text).to_string();
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    response.headers_mut().insert(KIND, HeaderValue::from_static(kind));
+    if matches!(error, Error::Unauthorized(_)) {
+        let scheme = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
+    if matches!(error, Error::Overloaded { .. } | Error::NoRoom(_)) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }

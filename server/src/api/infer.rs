@@ -1,16 +1,20 @@
 //! `POST …/infer`: which of the three wire forms came, and the answer in the form asked for.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::Response;
 
+use super::body::{Collected, aside};
+use super::classification::classify;
+use super::compression::Coding;
 use super::errors::Failed;
 use super::json_write::Written;
 use super::metadata::ModelPath;
-use super::{Api, binary, body, json_read, json_write};
+use super::{Api, binary, body, compression, json_read, json_write};
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked, Revision};
@@ -20,9 +24,6 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// What takes longer to read or write than to hand a thread's other connections over, bytes.
-const LARGE: usize = 1 << 20;
-
 /// A request in no wire form any more, and what its answer must look like.
 pub(super) struct Parsed {
     pub(super) request: InferRequest,
@@ -30,19 +31,35 @@ pub(super) struct Parsed {
     pub(super) form: AnswerForm,
 }
 
-/// Which outputs the client wants as binary.
+/// How the client wants its outputs.
 #[derive(Debug, Default)]
 pub(super) struct AnswerForm {
     /// Where an output says nothing of its own.
     pub(super) binary_by_default: bool,
-    /// An output's own word, by name.
-    pub(super) binary: Vec<(String, bool)>,
+    /// What outputs say for themselves.
+    pub(super) own: Vec<OutputForm>,
+}
+
+#[derive(Debug)]
+pub(super) struct OutputForm {
+    pub(super) name: String,
+    pub(super) binary: Option<bool>,
+    /// As classes instead of values: that many, 0 for values.
+    pub(super) classes: u64,
 }
 
 impl AnswerForm {
+    fn own(&self, output: &str) -> Option<&OutputForm> {
+        self.own.iter().find(|own| own.name == output)
+    }
+
     pub(super) fn is_binary(&self, output: &str) -> bool {
-        let own = self.binary.iter().find(|(name, _)| name == output);
-        own.map_or(self.binary_by_default, |(_, binary)| *binary)
+        let own = self.own(output).and_then(|own| own.binary);
+        own.unwrap_or(self.binary_by_default)
+    }
+
+    pub(super) fn classes(&self, output: &str) -> u64 {
+        self.own(output).map_or(0, |own| own.classes)
     }
 }
 
@@ -52,35 +69,52 @@ pub(super) async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    let inference = api.inference();
+    let Received { model, picked, body: Collected { bytes, _room } } =
+        receive(&api, &path, &headers, body).await?;
+    let revision = picked.revision.clone();
+    let size = bytes.len();
+    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, &revision))?;
+    let mut response =
+        api.answer(&model, picked, request, id.as_deref().unwrap_or_default()).await?;
+    let accepted = compression::accepted(&headers);
+    let size = response.outputs.iter().map(|output| output.data.len()).sum();
+    Ok(aside(size, || {
+        classify(&mut response, &form, &revision)?;
+        answer(&model.name, &revision, id, &form, &response, accepted)
+    })?)
+}
+
+/// A request's model, who answers it, and its whole body.
+pub(super) struct Received<'a> {
+    pub(super) model: Arc<Model>,
+    pub(super) picked: Picked,
+    pub(super) body: Collected<'a>,
+}
+
+/// Finds the model before it reads the body.
+///
+/// # Errors
+/// There is no such model or version, it is not ready, or the body does not arrive.
+pub(super) async fn receive<'a>(
+    api: &'a Api,
+    path: &ModelPath,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Received<'a>, Error> {
     let known = async {
-        let model = inference.repository.model(path.model()?)?;
+        let model = api.inference().repository.model(path.model()?)?;
         let picked = model.pick(path.version()).await?;
         Ok((model, picked))
     };
     let (model, picked) = match known.await {
         Ok(known) => known,
         Err(error) => {
-            body::discard(&headers, body).await;
-            return Err(Failed(error));
+            body::discard(headers, body).await;
+            return Err(error);
         }
     };
-    let body::Collected { bytes, _room } =
-        body::read(&headers, body, api.options(), api.bodies()).await?;
-    let revision = picked.revision.clone();
-    let size = bytes.len();
-    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, &revision))?;
-    let response = inference.answer(&model.name, picked, request).await?;
-    let size = response.outputs.iter().map(|output| output.data.len()).sum();
-    Ok(aside(size, || answer(&model.name, &revision, id, &form, &response))?)
-}
-
-/// Runs `work` on `bytes` where it holds up no other connection: tens of MB of JSON take a second.
-fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    match bytes {
-        LARGE.. => tokio::task::block_in_place(work),
-        _ => work(),
-    }
+    let body = body::read(headers, body, api.options(), api.bodies()).await?;
+    Ok(Received { model, picked, body })
 }
 
 /// Answers one body without HTTP: JSON, or the model's one input as it is.
@@ -98,20 +132,13 @@ pub async fn infer_once(
         true => json_read::parse(&body, &[])?,
         false => binary::parse_raw(body, &revision.contract, false)?,
     };
-    let response = inference.infer(&model.name, &revision, request).await?;
+    let mut response = inference.infer(&model.name, &revision, request).await?;
+    classify(&mut response, &form, &revision)?;
     Ok(json_write::write(&model.name, &revision, id, &form, &response)?.json)
 }
 
 fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
     let contract = &revision.contract;
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        return Err(Error::InvalidInput(format!(
-            "content encoding `{encoding}`: expected a body that is not compressed"
-        )));
-    }
     let mut lengths = headers.get_all(&JSON_LENGTH).iter();
     if let Some(length) = lengths.next() {
         if lengths.next().is_some() {
@@ -153,6 +180,7 @@ fn answer(
     id: Option<String>,
     form: &AnswerForm,
     response: &InferResponse,
+    accepted: Option<Coding>,
 ) -> Result<Response, Error> {
     let Written { json, binary } = json_write::write(model, revision, id, form, response)?;
     let length = HeaderValue::from(json.len());
@@ -161,7 +189,7 @@ fn answer(
     binary.iter().for_each(|tensor| body.extend_from_slice(tensor));
     let media_type =
         if binary.is_empty() { "application/json" } else { "application/octet-stream" };
-    let mut answer = (StatusCode::OK, [(header::CONTENT_TYPE, media_type)], body).into_response();
+    let mut answer = compression::answer(accepted, media_type, body);
     if !binary.is_empty() {
         answer.headers_mut().insert(JSON_LENGTH, length);
     }

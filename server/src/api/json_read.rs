@@ -8,7 +8,8 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use serde_json::Number;
 use serde_json::value::RawValue;
 
-use super::infer::{AnswerForm, Parsed};
+use super::classification;
+use super::infer::{AnswerForm, OutputForm, Parsed};
 use crate::error::Error;
 use crate::infer::InferRequest;
 use crate::tensor::{Datatype, Parameter, Tensor, push_bytes_element};
@@ -75,16 +76,14 @@ pub(super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed, Error> {
     let mut outputs = Vec::with_capacity(body.outputs.len());
     let mut form = AnswerForm::default();
     for OutputBody { name, parameters } in body.outputs {
-        if let Some(binary) = flag(&parameters, "binary_data")
-            .map_err(|reason| invalid(format!("output `{name}`: {reason}")))?
-        {
-            form.binary.push((name.clone().into_owned(), binary));
-        }
-        outputs.push(name.into_owned());
+        let name = name.into_owned();
+        let own = output_form(&name, &parameters);
+        form.own.push(own.map_err(|reason| invalid(format!("output `{name}`: {reason}")))?);
+        outputs.push(name);
     }
     form.binary_by_default =
         flag(&body.parameters, "binary_data_output").map_err(invalid)?.unwrap_or(false);
-    let request = InferRequest { inputs, outputs, parameters: body.parameters.0 };
+    let request = InferRequest { inputs, outputs, parameters: body.parameters.0, timeout: None };
     Ok(Parsed { request, id: body.id.map(Cow::into_owned), form })
 }
 
@@ -258,6 +257,12 @@ impl<'de> Visitor<'de> for Elements<'_> {
     fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
         Err(de::Error::custom(format!("expected {}, got an object", self.datatype)))
     }
+}
+
+fn output_form(name: &str, parameters: &Parameters) -> Result<OutputForm, String> {
+    let binary = flag(parameters, "binary_data")?;
+    let classes = parameters.get("classification").map_or(Ok(0), classification::count)?;
+    Ok(OutputForm { name: name.to_owned(), binary, classes })
 }
 
 fn flag(parameters: &Parameters, name: &str) -> Result<Option<bool>, String> {

@@ -28,7 +28,7 @@ struct OutputTensor<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<BinarySize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Data<'a>>,
+    data: Option<Elements<'a>>,
 }
 
 #[derive(Serialize)]
@@ -61,19 +61,14 @@ pub(super) fn write<'a>(
         if is_binary {
             binary.push(output.data.as_slice());
         } else {
-            check_json(output).map_err(|reason| {
-                Error::InvalidInput(format!(
-                    "output `{}` {reason}, which JSON cannot carry: ask for it with `binary_data`",
-                    output.name
-                ))
-            })?;
+            check_json(output)?;
         }
         outputs.push(OutputTensor {
             name: &output.name,
             datatype: output.datatype.name(),
             shape: &output.shape,
             parameters: is_binary.then_some(BinarySize { binary_data_size: output.data.len() }),
-            data: (!is_binary).then_some(Data(output)),
+            data: (!is_binary).then_some(Elements(output)),
         });
     }
     let body = ResponseBody {
@@ -88,7 +83,20 @@ pub(super) fn write<'a>(
     Ok(Written { json, binary })
 }
 
-fn check_json(output: &Tensor) -> Result<(), String> {
+/// Checks that an output can be written as JSON.
+///
+/// # Errors
+/// It cannot; the text says how to get it.
+pub(super) fn check_json(output: &Tensor) -> Result<(), Error> {
+    json_reason(output).map_err(|reason| {
+        Error::InvalidInput(format!(
+            "output `{}` {reason}, which JSON cannot carry: ask for it with `binary_data`",
+            output.name
+        ))
+    })
+}
+
+fn json_reason(output: &Tensor) -> Result<(), String> {
     let all = |finite: bool| if finite { Ok(()) } else { Err("holds NaN or infinity".to_owned()) };
     match output.datatype {
         Datatype::Fp16 | Datatype::Bf16 => Err(format!("is {}", output.datatype)),
@@ -114,9 +122,9 @@ fn check_json(output: &Tensor) -> Result<(), String> {
 }
 
 /// A tensor's elements as a flat list.
-struct Data<'a>(&'a Tensor);
+pub(super) struct Elements<'a>(pub(super) &'a Tensor);
 
-impl Serialize for Data<'_> {
+impl Serialize for Elements<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Tensor { datatype, data, .. } = self.0;
         macro_rules! numbers {

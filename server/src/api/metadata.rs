@@ -22,7 +22,7 @@ pub(super) const PLATFORM: &str = "wasm_component";
 struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 3],
+    extensions: [&'static str; EXTENSIONS.len()],
 }
 
 pub(super) async fn server() -> Response {

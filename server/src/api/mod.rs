@@ -4,17 +4,23 @@
 mod admin;
 mod binary;
 mod body;
+mod classification;
+mod compression;
 mod errors;
+mod generate;
 mod golden;
 mod grpc;
 mod infer;
 mod json_read;
 mod json_write;
 mod listener;
+mod logging;
 mod metadata;
+mod openai;
 mod reply;
 mod repository;
 mod statistics;
+mod trace;
 
 pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
@@ -22,14 +28,16 @@ pub use infer::infer_once;
 pub use listener::serve;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::{Method, Uri};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use crate::error::Error;
-use crate::infer::Inference;
+use crate::infer::{InferRequest, InferResponse, Inference};
+use crate::repository::{Model, Picked};
 use errors::Failed;
 
 /// What the handlers share.
@@ -40,10 +48,23 @@ struct Shared {
     inference: Arc<Inference>,
     options: ApiOptions,
     bodies: body::Room,
+    traces: trace::Traces,
+    started: u64,
 }
 
 /// The protocol's extensions; only what is complete is named.
-const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "model_configuration", "statistics"];
+const EXTENSIONS: [&str; 10] = [
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "trace",
+];
 
 /// Bounds on what clients send.
 #[derive(Debug, Clone, Copy)]
@@ -52,12 +73,17 @@ pub struct ApiOptions {
     pub body_limit: usize,
     /// A body that takes longer to arrive is given up.
     pub body_timeout: Duration,
+    /// Whether clients may load and unload models and change trace and log settings.
+    pub client_control: bool,
 }
 
 impl Api {
     pub fn new(inference: Arc<Inference>, options: ApiOptions) -> Self {
         let bodies = body::Room::new(options);
-        Self(Arc::new(Shared { inference, options, bodies }))
+        let traces = trace::Traces::new();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let started = since.map_or(0, |since| since.as_secs());
+        Self(Arc::new(Shared { inference, options, bodies, traces, started }))
     }
 
     fn inference(&self) -> &Arc<Inference> {
@@ -70,6 +96,39 @@ impl Api {
 
     fn bodies(&self) -> &body::Room {
         &self.0.bodies
+    }
+
+    fn traces(&self) -> &trace::Traces {
+        &self.0.traces
+    }
+
+    /// Seconds since 1970.
+    fn started(&self) -> u64 {
+        self.0.started
+    }
+
+    /// Checks that clients may change the server.
+    fn check_control(&self, what: &str) -> Result<(), Error> {
+        match self.0.options.client_control {
+            true => Ok(()),
+            false => Err(Error::Forbidden(format!(
+                "clients may not {what} here: the setting client-control is false"
+            ))),
+        }
+    }
+
+    /// Answers one request, and traces it.
+    async fn answer(
+        &self,
+        model: &Model,
+        picked: Picked,
+        request: InferRequest,
+        id: &str,
+    ) -> Result<InferResponse, Error> {
+        let revision = picked.revision.clone();
+        let result = self.inference().answer(&model.name, picked, request).await;
+        self.traces().record(&model.name, &revision.version, id, &result);
+        result
     }
 
     /// All routes.
@@ -85,6 +144,24 @@ impl Api {
             .route("/v2/models/{model}/versions/{version}/stats", get(statistics::one))
             .route("/v2/models/{model}", get(metadata::model))
             .route("/v2/repository/index", post(repository::index))
+            .route("/v2/repository/models/{model}/load", post(repository::load))
+            .route("/v2/repository/models/{model}/unload", post(repository::unload))
+            .route("/v2/logging", get(logging::settings).post(logging::change_settings))
+            .route("/v2/trace/setting", get(trace::server_settings).post(trace::change_server))
+            .route(
+                "/v2/models/{model}/trace/setting",
+                get(trace::model_settings).post(trace::change_model),
+            )
+            .route("/v2/models/{model}/generate", post(generate::generate))
+            .route("/v2/models/{model}/generate_stream", post(generate::generate_stream))
+            .route("/v2/models/{model}/versions/{version}/generate", post(generate::generate))
+            .route(
+                "/v2/models/{model}/versions/{version}/generate_stream",
+                post(generate::generate_stream),
+            )
+            .route("/v1/embeddings", post(openai::embeddings))
+            .route("/v1/models", get(openai::models))
+            .route("/v1/models/{model}", get(openai::model))
             .route("/v2/models/{model}/config", get(repository::config))
             .route("/v2/models/{model}/versions/{version}/config", get(repository::config))
             .route("/v2/models/{model}/ready", get(metadata::model_ready))
@@ -93,13 +170,21 @@ impl Api {
             .route("/v2/models/{model}/versions/{version}/ready", get(metadata::model_ready))
             .route("/v2/models/{model}/versions/{version}/infer", post(infer::infer))
             .merge(grpc::routes(self.clone()))
-            .fallback(async |uri: Uri| Failed(Error::UnknownPath(uri.path().to_owned())))
+            .fallback(async |uri: Uri| {
+                failed(uri.path(), Error::UnknownPath(uri.path().to_owned()))
+            })
             .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-                Failed(Error::WrongMethod {
-                    method: method.to_string(),
-                    path: uri.path().to_owned(),
-                })
+                let (method, path) = (method.to_string(), uri.path().to_owned());
+                failed(uri.path(), Error::WrongMethod { method, path })
             })
             .with_state(self)
+    }
+}
+
+/// An error in the form of the protocol that `path` belongs to.
+fn failed(path: &str, error: Error) -> Response {
+    match path.starts_with("/v1/") {
+        true => openai::Failed(error).into_response(),
+        false => Failed(error).into_response(),
     }
 }

@@ -1,9 +1,12 @@
 //! The protocol's repository index, and a model's configuration.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::Api;
@@ -12,6 +15,7 @@ use super::errors::Failed;
 use super::metadata::{ModelPath, PLATFORM};
 use super::reply::json;
 use super::statistics::versions;
+use crate::error::Error;
 use crate::repository::{State as Loaded, Version};
 use crate::tensor::TensorSpec;
 
@@ -42,10 +46,79 @@ pub(super) async fn index(State(api): State<Api>, body: Body) -> Result<Response
     Ok(json(StatusCode::OK, &entries.collect::<Vec<_>>()))
 }
 
+#[derive(Deserialize, Default)]
+struct ControlRequest {
+    #[serde(default)]
+    parameters: BTreeMap<String, IgnoredAny>,
+}
+
+pub(super) async fn load(
+    State(api): State<Api>,
+    path: ModelPath,
+    body: Body,
+) -> Result<StatusCode, Failed> {
+    let request: ControlRequest = read_small_json(body).await?.unwrap_or_default();
+    load_model(&api, path.model()?, request.parameters.keys()).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn unload(
+    State(api): State<Api>,
+    path: ModelPath,
+    body: Body,
+) -> Result<StatusCode, Failed> {
+    let _: Option<ControlRequest> = read_small_json(body).await?;
+    unload_model(&api, path.model()?)?;
+    Ok(StatusCode::OK)
+}
+
+/// Loads a model's versions that clients may ask for: those with traffic at once, the others
+/// when they are asked.
+///
+/// # Errors
+/// Clients may not; there is no such model; it cannot be loaded; or a parameter asks for
+/// another configuration than its bundle's.
+pub(super) async fn load_model(
+    api: &Api,
+    name: &str,
+    mut parameters: impl Iterator<Item = &String>,
+) -> Result<(), Error> {
+    api.check_control("load models")?;
+    if let Some(parameter) = parameters.find(|name| *name == "config" || name.starts_with("file:"))
+    {
+        return Err(Error::Unsupported(format!(
+            "parameter `{parameter}`: a model is what its bundle says: deploy another bundle"
+        )));
+    }
+    let model = api.inference().repository.model(name)?;
+    for (version, percent, _) in model.versions() {
+        if percent > 0 {
+            version.load().await?;
+        } else {
+            version.allow();
+        }
+    }
+    tracing::info!(model = name, "loaded for a client");
+    Ok(())
+}
+
+/// Unloads all of a model's versions, until it is loaded again.
+///
+/// # Errors
+/// Clients may not, or there is no such model.
+pub(super) fn unload_model(api: &Api, name: &str) -> Result<(), Error> {
+    api.check_control("unload models")?;
+    let model = api.inference().repository.model(name)?;
+    model.versions().iter().for_each(|(version, ..)| version.unload());
+    tracing::info!(model = name, "unloaded for a client");
+    Ok(())
+}
+
 /// A version's state as the protocol has it, and why where it is not ready.
 pub(super) fn state(version: &Version) -> (&'static str, String) {
     match version.state() {
         Loaded::Failed(reason) => ("UNAVAILABLE", reason),
+        Loaded::Unloaded => ("UNAVAILABLE", "unloaded by a client".to_owned()),
         _ if version.is_ready() => ("READY", String::new()),
         Loaded::Cold | Loaded::Loading | Loaded::Ready => ("LOADING", String::new()),
     }

@@ -17,6 +17,9 @@ pub struct Manifest {
     /// The model's version; the next free number at deployment where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// What kind of model it is, for clients that ask by kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
     /// The guest's file; without one the bundle's graph `model` is served as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub component: Option<String>,
@@ -30,6 +33,9 @@ pub struct Manifest {
     /// Files the guest may read while it prepares.
     #[serde(default)]
     pub assets: Vec<String>,
+    /// For outputs whose values stand for classes: the asset with a class's name a line.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Values the guest may read while it prepares.
     #[serde(default)]
     pub settings: BTreeMap<String, Setting>,
@@ -45,6 +51,46 @@ pub struct Manifest {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// A kind of model that has a protocol of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Texts in, a vector each out: see [`Task::check`].
+    TextEmbedding,
+}
+
+impl Task {
+    /// Checks that a model takes and gives what its task is about. `text-embedding`: input `text`
+    /// BYTES \[-1\]; outputs `embedding` FP32 \[-1, D\], and `tokens` INT64 \[-1\], how many
+    /// tokens each text came to.
+    ///
+    /// # Errors
+    /// A text: what was expected and what came.
+    pub fn check(self, contract: &Contract) -> Result<(), String> {
+        let Self::TextEmbedding = self;
+        let is = |specs: &[TensorSpec], name, datatype, is_shape: fn(&[i64]) -> bool| {
+            let is = |spec: &TensorSpec| {
+                spec.name == name && spec.datatype == datatype && is_shape(&spec.shape)
+            };
+            specs.iter().any(is)
+        };
+        let (inputs, outputs) = (&contract.inputs, &contract.outputs);
+        let fits = inputs.len() == 1
+            && is(inputs, "text", Datatype::Bytes, |shape| shape == [-1])
+            && is(
+                outputs,
+                "embedding",
+                Datatype::Fp32,
+                |shape| matches!(shape, [-1, length] if *length > 0),
+            )
+            && is(outputs, "tokens", Datatype::Int64, |shape| shape == [-1]);
+        match fits {
+            true => Ok(()),
+            false => Err("task text-embedding: expected the input `text` BYTES [-1] alone, and the outputs `embedding` FP32 [-1, its length] and `tokens` INT64 [-1]".to_owned()),
+        }
+    }
 }
 
 /// A value under `[settings]`.
@@ -182,6 +228,11 @@ impl Manifest {
         files.into_iter().try_for_each(|(_, file)| check_file(file))?;
         if self.limits.deadline_ms == Some(0) {
             return Err("limits.deadline_ms is 0, expected 1 or more".to_owned());
+        }
+        if let Some((output, file)) =
+            self.labels.iter().find(|(_, file)| !self.assets.contains(file))
+        {
+            return Err(format!("labels.{output} is `{file}`, expected one of the `assets`"));
         }
         let odd = self.tests.iter().find(|test| test.tolerance.is_nan() || test.tolerance < 0.0);
         odd.map_or(Ok(()), |test| {

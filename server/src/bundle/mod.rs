@@ -9,7 +9,8 @@ mod manifest;
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{
-    ContractForm, FileKind, Manifest, ManifestLimits, Setting, SpecForm, check_name, check_version,
+    ContractForm, FileKind, Manifest, ManifestLimits, Setting, SpecForm, Task, check_name,
+    check_version,
 };
 
 use std::collections::BTreeMap;
@@ -48,6 +49,9 @@ pub struct Bundle {
     pub files: BundleFiles,
     pub limits: ManifestLimits,
     pub contract: Option<ContractForm>,
+    pub task: Option<Task>,
+    /// By output, the asset with its classes' names.
+    pub labels: BTreeMap<String, String>,
     pub tests: Vec<Golden>,
 }
 
@@ -103,6 +107,8 @@ impl Bundle {
             files: BundleFiles { assets, settings: manifest.settings.clone() },
             limits: manifest.limits,
             contract: manifest.contract.clone(),
+            task: manifest.task,
+            labels: manifest.labels.clone(),
             tests,
         })
     }

@@ -80,6 +80,16 @@ async fn run(
     let mut interrupted = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let grpc_listener = match config.grpc_listen {
+        None => None,
+        Some(address) => {
+            let listener = TcpListener::bind(address).await;
+            Some(
+                listener
+                    .with_context(|| format!("setting grpc-listen: cannot listen on {address}"))?,
+            )
+        }
+    };
     let admin = match (&deployer, config.deploy.admin_listen) {
         (Some(deployer), Some(address)) => {
             let listener = TcpListener::bind(address).await;
@@ -92,6 +102,9 @@ async fn run(
     };
     let version = env!("CARGO_PKG_VERSION");
     say(&format!("wisp {version} listening on http://{}", listener.local_addr()?));
+    if let Some(listener) = &grpc_listener {
+        say(&format!("gRPC on {}", listener.local_addr()?));
+    }
     if let Some((listener, _)) = &admin {
         say(&format!("admin API on http://{}", listener.local_addr()?));
     }
@@ -111,8 +124,11 @@ async fn run(
         tokio::spawn(crate::watch::watch(folder.clone(), deployer));
     }
 
-    let limits =
-        ApiOptions { body_limit: config.engine.body_limit, body_timeout: config.body_timeout };
+    let limits = ApiOptions {
+        body_limit: config.engine.body_limit,
+        body_timeout: config.body_timeout,
+        client_control: config.client_control,
+    };
     let router = Api::new(inference.clone(), limits).router();
     let unsafe_now = watch_isolation(engine.clone());
     let (stop, stopped) = watch::channel(false);
@@ -137,8 +153,15 @@ async fn run(
             api::serve(listener, router, admin_stopped, Duration::from_secs(5)).await;
         }
     };
+    let grpc_stopped = is_stopped(stopped.clone());
+    let grpc_router = router.clone();
+    let serve_grpc = async {
+        if let Some(listener) = grpc_listener {
+            api::serve(listener, grpc_router, grpc_stopped, drain).await;
+        }
+    };
     let serve = api::serve(listener, router, is_stopped(stopped), drain);
-    let (exit, (), ()) = tokio::join!(stop_on_signal, serve, serve_admin);
+    let (exit, (), (), ()) = tokio::join!(stop_on_signal, serve, serve_grpc, serve_admin);
     // A compute that outlived its request ends at its next node.
     let drained = async {
         while engine.live_sandboxes() > 0 {
@@ -170,7 +193,7 @@ fn table(repository: &Repository) -> String {
         let state = match model.main_version().map(|version| version.state()) {
             Some(State::Ready) => "READY".to_owned(),
             Some(State::Failed(reason)) => format!("FAILED  {reason}"),
-            Some(State::Cold | State::Loading) | None => "LOADING".to_owned(),
+            Some(State::Cold | State::Loading | State::Unloaded) | None => "LOADING".to_owned(),
         };
         table.push_str(&format!("{:width$}  {state}\n", one_line(&model.name)));
     }

@@ -173,6 +173,7 @@ impl Deployer {
                     source: ask.source.clone(),
                     signed_by: signed_by.clone(),
                     watched: ask.watched.clone(),
+                    task: staged.artifact.manifest.task,
                 };
                 record.versions.insert(version.clone(), made);
                 (version, false)
@@ -266,7 +267,7 @@ impl Deployer {
                 )));
             }
             if let Some(version) = repository.version(name, label, record, &self.store) {
-                Handle::current().block_on(version.revision())?;
+                Handle::current().block_on(version.load())?;
                 warm.push(version);
             }
         }

@@ -76,6 +76,7 @@ impl Deployer {
                 State::Loading => ("loading", None),
                 State::Ready => ("ready", None),
                 State::Failed(reason) => ("failed", Some(reason)),
+                State::Unloaded => ("unloaded", None),
             };
             let stored = record.as_ref().and_then(|record| record.versions.get(&version.label));
             VersionView {

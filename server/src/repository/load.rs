@@ -1,12 +1,13 @@
 //! From a bundle's contents to a revision that answers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Bundle, ContractForm};
+use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
 use crate::nn::{Graph, Graphs};
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
@@ -25,6 +26,9 @@ pub struct Revision {
     pub deadline: Duration,
     pub gate: Arc<Gate>,
     pub stats: Arc<Stats>,
+    pub task: Option<Task>,
+    /// The names of an output's classes, by output.
+    pub labels: BTreeMap<String, Vec<String>>,
 }
 
 /// What an engine is made of, in plain values: an examination makes the same one in its own
@@ -121,6 +125,8 @@ pub fn load(
     if let Some(declared) = bundle.contract.clone() {
         compare(&declared.read().map_err(|reason| format!("contract: {reason}"))?, &contract)?;
     }
+    bundle.task.map_or(Ok(()), |task| task.check(&contract))?;
+    let labels = read_labels(bundle, &contract)?;
     let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
     Ok(Arc::new(Revision {
         version: version.to_owned(),
@@ -131,7 +137,26 @@ pub fn load(
         deadline: asked.min(options.deadline),
         gate: Arc::new(Gate::new(options.concurrency, options.queue)),
         stats,
+        task: bundle.task,
+        labels,
     }))
+}
+
+fn read_labels(
+    bundle: &Bundle,
+    contract: &Contract,
+) -> Result<BTreeMap<String, Vec<String>>, String> {
+    let labels = bundle.labels.iter().map(|(output, file)| {
+        if contract.outputs.iter().all(|spec| spec.name != *output) {
+            return Err(format!("labels: the model has no output `{output}`"));
+        }
+        let asset = bundle.files.assets.get(file);
+        let asset = asset.ok_or_else(|| format!("labels: there is no asset `{file}`"))?;
+        let text = str::from_utf8(&asset.bytes)
+            .map_err(|_| format!("labels: asset `{file}` is not UTF-8 text"))?;
+        Ok((output.clone(), text.lines().map(str::to_owned).collect()))
+    });
+    labels.collect()
 }
 
 fn compare(declared: &Contract, found: &Contract) -> Result<(), String> {

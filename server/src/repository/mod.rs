@@ -216,7 +216,7 @@ impl Repository {
                 version.label == label && version.digest() == Some(&stored.digest)
             };
             known.iter().rev().find(same).cloned().unwrap_or_else(|| {
-                let origin = Origin::Stored(stored.digest.clone(), store.clone());
+                let origin = Origin::Stored(stored.digest.clone(), stored.task, store.clone());
                 Version::new(name, label, origin, &self.loader)
             })
         });
@@ -241,11 +241,11 @@ impl Repository {
         record: &ModelRecord,
         store: &Arc<Store>,
     ) -> Option<Arc<Version>> {
-        let digest = &record.versions.get(label)?.digest;
+        let stored = record.versions.get(label)?;
         let served = self.deployed().get(name).and_then(|model| model.serving().version(label));
-        let served = served.filter(|version| version.digest() == Some(digest));
+        let served = served.filter(|version| version.digest() == Some(&stored.digest));
         Some(served.unwrap_or_else(|| {
-            let origin = Origin::Stored(digest.clone(), store.clone());
+            let origin = Origin::Stored(stored.digest.clone(), stored.task, store.clone());
             Version::new(name, label, origin, &self.loader)
         }))
     }

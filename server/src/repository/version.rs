@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::load::{LoadOptions, Revision, load};
-use crate::bundle::SourceFiles;
+use crate::bundle::{SourceFiles, Task};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::stats::Stats;
@@ -35,7 +35,7 @@ pub(super) struct Loader {
 pub(super) enum Origin {
     /// Served from where its developer has it.
     Path(PathBuf),
-    Stored(Digest, Arc<Store>),
+    Stored(Digest, Option<Task>, Arc<Store>),
     /// Listed, never served.
     Nowhere,
 }
@@ -44,7 +44,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Path(path) => write!(formatter, "the bundle at {}", path.display()),
-            Origin::Stored(digest, _) => write!(formatter, "the stored bundle {digest}"),
+            Origin::Stored(digest, ..) => write!(formatter, "the stored bundle {digest}"),
             Origin::Nowhere => write!(formatter, "a bundle that failed"),
         }
     }
@@ -67,6 +67,8 @@ enum Loaded {
     Ready(Arc<Revision>),
     /// With the reason, and when it may be tried again, if ever.
     Failed(String, Option<Instant>),
+    /// Cold, and stays so until it is loaded by name.
+    Unloaded,
 }
 
 /// What an operator sees of a version.
@@ -78,6 +80,8 @@ pub enum State {
     Ready,
     /// With the reason.
     Failed(String),
+    /// By a client; answers nothing until it is loaded again.
+    Unloaded,
 }
 
 impl Version {
@@ -99,6 +103,7 @@ impl Version {
             Loaded::Loading => State::Loading,
             Loaded::Ready(_) => State::Ready,
             Loaded::Failed(reason, _) => State::Failed(reason.clone()),
+            Loaded::Unloaded => State::Unloaded,
         }
     }
 
@@ -108,15 +113,24 @@ impl Version {
         match self.state() {
             State::Ready => true,
             State::Cold => self.digest().is_some(),
-            State::Loading | State::Failed(_) => false,
+            State::Loading | State::Failed(_) | State::Unloaded => false,
         }
     }
 
     /// Its digest, if it is stored.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.origin {
-            Origin::Stored(digest, _) => Some(digest),
+            Origin::Stored(digest, ..) => Some(digest),
             Origin::Path(_) | Origin::Nowhere => None,
+        }
+    }
+
+    /// What kind of model it is, as far as that is known: of a path, once it is loaded.
+    pub fn task(&self) -> Option<Task> {
+        match (&*self.state.borrow(), &self.origin) {
+            (Loaded::Ready(revision), _) => revision.task,
+            (_, Origin::Stored(_, task, _)) => *task,
+            (_, Origin::Path(_) | Origin::Nowhere) => None,
         }
     }
 
@@ -130,13 +144,14 @@ impl Version {
         }
         let mut seen = self.state.subscribe();
         self.wake();
-        let is_settled = |state: &Loaded| matches!(state, Loaded::Ready(_) | Loaded::Failed(..));
+        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Loading);
         let settled = tokio::time::timeout(self.loader.patience, seen.wait_for(is_settled)).await;
         let not_ready = |reason: String| Error::NotReady { model: self.model.clone(), reason };
         match settled {
             Ok(Ok(state)) => match &*state {
                 Loaded::Ready(revision) => Ok(revision.clone()),
                 Loaded::Failed(reason, _) => Err(not_ready(reason.clone())),
+                Loaded::Unloaded => Err(not_ready("it was unloaded by a client".to_owned())),
                 Loaded::Cold | Loaded::Loading => {
                     Err(Error::Internal("a load that is not settled".into()))
                 }
@@ -152,7 +167,7 @@ impl Version {
             let start = match state {
                 Loaded::Cold => true,
                 Loaded::Failed(_, again) => again.is_some_and(|again| Instant::now() >= again),
-                Loaded::Loading | Loaded::Ready(_) => false,
+                Loaded::Loading | Loaded::Ready(_) | Loaded::Unloaded => false,
             };
             if start {
                 *state = Loaded::Loading;
@@ -160,8 +175,44 @@ impl Version {
             start
         });
         if is_mine {
-            tokio::spawn(self.clone().load());
+            tokio::spawn(self.clone().fill());
         }
+    }
+
+    /// The revision, loaded now even if it failed before or was unloaded.
+    ///
+    /// # Errors
+    /// As [`Version::revision`].
+    pub async fn load(self: &Arc<Self>) -> Result<Arc<Revision>, Error> {
+        self.allow();
+        self.revision().await
+    }
+
+    /// Has it be loaded when it is asked for, even if it failed before or was unloaded.
+    pub fn allow(&self) {
+        self.state.send_if_modified(|state| {
+            let again = match state {
+                Loaded::Unloaded => true,
+                Loaded::Failed(..) => !matches!(self.origin, Origin::Nowhere),
+                Loaded::Cold | Loaded::Loading | Loaded::Ready(_) => false,
+            };
+            if again {
+                *state = Loaded::Cold;
+            }
+            again
+        });
+    }
+
+    /// Gives the revision up until it is loaded by name; requests in flight keep theirs. What
+    /// has failed stays so.
+    pub fn unload(&self) {
+        self.state.send_if_modified(|state| match state {
+            Loaded::Failed(..) | Loaded::Unloaded => false,
+            Loaded::Cold | Loaded::Loading | Loaded::Ready(_) => {
+                *state = Loaded::Unloaded;
+                true
+            }
+        });
     }
 
     /// Gives the revision up; requests in flight keep theirs.
@@ -175,7 +226,7 @@ impl Version {
         });
     }
 
-    async fn load(self: Arc<Self>) {
+    async fn fill(self: Arc<Self>) {
         // Never closed.
         let turn = self.loader.turns.clone().acquire_owned().await;
         let started = Instant::now();
@@ -196,7 +247,14 @@ impl Version {
                 Loaded::Failed(reason, again)
             }
         };
-        self.state.send_replace(state);
+        // It may have been unloaded meanwhile.
+        self.state.send_if_modified(|now| {
+            let is_waited_for = matches!(now, Loaded::Loading);
+            if is_waited_for {
+                *now = state;
+            }
+            is_waited_for
+        });
     }
 
     /// A model that the engine cannot stomach must not take the others along: a panic, or a
@@ -222,7 +280,7 @@ impl Version {
             Origin::Path(path) => SourceFiles::open(path)
                 .and_then(|source| source.bundle())
                 .map_err(|error| error.to_string())?,
-            Origin::Stored(digest, store) => {
+            Origin::Stored(digest, _, store) => {
                 store.bundle(digest).map_err(|error| error.to_string())?
             }
             Origin::Nowhere => return Err("it has no bundle".to_owned()),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Task;
 use crate::digest::Digest;
 use crate::error::Error;
 
@@ -58,6 +59,9 @@ pub struct VersionRecord {
     /// The file in the watched folder that it came from.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub watched: Option<String>,
+    /// As its manifest says, so that it can be told without loading it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub task: Option<Task>,
 }
 
 /// A version that is shown a part of the requests, its answers dropped.
@@ -248,6 +252,7 @@ mod tests {
                 source: String::new(),
                 signed_by: None,
                 watched: None,
+                task: None,
             };
             record.versions.insert((*version).to_owned(), made);
         }

@@ -1,21 +1,26 @@
 //! The protocol over gRPC, on the same port as HTTP: the same models, limits and errors.
 
+mod health;
 mod tensors;
+mod views;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use futures_util::{Stream, StreamExt, stream};
 use prost::Message;
 use tonic::codec::CompressionEncoding;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, EXTENSIONS, repository, statistics};
+use super::classification::classify;
+use super::{Api, EXTENSIONS, logging, repository, statistics};
 use crate::error::Error;
-use crate::infer::InferRequest;
 use crate::repository::{Model, Version};
-use crate::tensor::{Contract, Datatype, TensorSpec};
+use crate::tensor::TensorSpec;
+use health::Health;
 use proto::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use tensors::{read_request, write_response};
 
@@ -76,6 +81,7 @@ impl Service {
     async fn answer(
         &self,
         request: proto::ModelInferRequest,
+        timeout: Option<Duration>,
     ) -> Result<proto::ModelInferResponse, Error> {
         let model = self.model(&request.model_name)?;
         let picked = model.pick(some(&request.model_version)).await?;
@@ -86,16 +92,38 @@ impl Service {
             parameter.parameter_choice
                 == Some(proto::infer_parameter::ParameterChoice::BoolParam(true))
         });
-        let request: InferRequest = read_request(request).map_err(Error::InvalidInput)?;
-        let version = picked.revision.version.clone();
-        let response = self.0.inference().answer(&model.name, picked, request).await?;
-        let mut written = write_response(&model.name, version, id, response);
+        let (mut request, form) = read_request(request).map_err(Error::InvalidInput)?;
+        request.timeout = timeout;
+        let revision = picked.revision.clone();
+        let mut response = self.0.answer(&model, picked, request, &id).await?;
+        classify(&mut response, &form, &revision)?;
+        let mut written = write_response(&model.name, revision.version.clone(), id, response);
         if wants_final {
             // Each request here has one response, which is its last.
             written.parameters.insert(FINAL.to_owned(), tensors::boolean(true));
         }
         Ok(written)
     }
+}
+
+/// How long the client waits, as gRPC's header says it: at most eight digits and a unit. What
+/// cannot be read is ignored, as the client watches the clock itself.
+fn timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
 }
 
 const FINAL_WANTED: &str = "triton_enable_empty_final_response";
@@ -170,7 +198,8 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
-        Ok(Response::new(self.answer(request.into_inner()).await?))
+        let timeout = timeout(request.metadata());
+        Ok(Response::new(self.answer(request.into_inner(), timeout).await?))
     }
 
     type ModelStreamInferStream = Answers;
@@ -180,16 +209,20 @@ impl GrpcInferenceService for Service {
         request: Request<Streaming<proto::ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let service = Service(self.0.clone());
+        // The whole stream's.
+        let ends = timeout(request.metadata()).map(|timeout| Instant::now() + timeout);
         // One after the other: answers come in the order of their requests.
-        let answers =
-            stream::unfold((request.into_inner(), service), async |(mut requests, service)| {
+        let answers = stream::unfold(
+            (request.into_inner(), service),
+            move |(mut requests, service): (Streaming<proto::ModelInferRequest>, Self)| async move {
                 let request = match requests.message().await {
                     Ok(None) => return None,
                     Ok(Some(request)) => request,
                     Err(status) => return Some((Err(status), (requests, service))),
                 };
                 let id = request.id.clone();
-                let answer = match service.answer(request).await {
+                let timeout = ends.map(|ends| ends.saturating_duration_since(Instant::now()));
+                let answer = match service.answer(request, timeout).await {
                     Ok(response) => proto::ModelStreamInferResponse {
                         error_message: String::new(),
                         infer_response: Some(response),
@@ -204,7 +237,8 @@ impl GrpcInferenceService for Service {
                     },
                 };
                 Some((Ok(answer), (requests, service)))
-            });
+            },
+        );
         Ok(Response::new(answers.boxed()))
     }
 
@@ -214,7 +248,7 @@ impl GrpcInferenceService for Service {
     ) -> Result<Response<proto::ModelConfigResponse>, Status> {
         let request = request.into_inner();
         let revision = self.version(&request.name, &request.version)?.revision().await?;
-        let config = model_config(&request.name, &revision.contract);
+        let config = views::model_config(&request.name, &revision.contract);
         Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
     }
 
@@ -225,7 +259,7 @@ impl GrpcInferenceService for Service {
         let request = request.into_inner();
         let (name, version) = (some(&request.name), some(&request.version));
         let versions = statistics::versions(&self.0, name, version)?;
-        let model_stats = versions.iter().map(|version| model_statistics(version)).collect();
+        let model_stats = versions.iter().map(|version| views::model_statistics(version)).collect();
         Ok(Response::new(proto::ModelStatisticsResponse { model_stats }))
     }
 
@@ -247,88 +281,54 @@ impl GrpcInferenceService for Service {
         });
         Ok(Response::new(proto::RepositoryIndexResponse { models: models.collect() }))
     }
-}
 
-fn model_config(name: &str, contract: &Contract) -> proto::ModelConfig {
-    let data_type = |datatype: Datatype| tensors::data_type(datatype).into();
-    let inputs = contract.inputs.iter().map(|spec| proto::ModelInput {
-        name: spec.name.clone(),
-        data_type: data_type(spec.datatype),
-        dims: spec.shape.clone(),
-    });
-    let outputs = contract.outputs.iter().map(|spec| proto::ModelOutput {
-        name: spec.name.clone(),
-        data_type: data_type(spec.datatype),
-        dims: spec.shape.clone(),
-    });
-    proto::ModelConfig {
-        name: name.to_owned(),
-        platform: super::metadata::PLATFORM.to_owned(),
-        backend: "wisp".to_owned(),
-        max_batch_size: 0,
-        input: inputs.collect(),
-        output: outputs.collect(),
-    }
-}
-
-fn model_statistics(version: &Version) -> proto::ModelStatistics {
-    let counted = statistics::of_version(version);
-    let duration = |duration: statistics::Duration| {
-        Some(proto::StatisticDuration { count: duration.count, ns: duration.ns })
-    };
-    let spans = counted.inference_stats;
-    let batches = counted.batch_stats.into_iter().map(|batch| proto::InferBatchStatistics {
-        batch_size: batch.batch_size,
-        compute_input: duration(batch.compute_input),
-        compute_infer: duration(batch.compute_infer),
-        compute_output: duration(batch.compute_output),
-    });
-    proto::ModelStatistics {
-        name: counted.name,
-        version: counted.version,
-        last_inference: counted.last_inference,
-        inference_count: counted.inference_count,
-        execution_count: counted.execution_count,
-        inference_stats: Some(proto::InferStatistics {
-            success: duration(spans.success),
-            fail: duration(spans.fail),
-            queue: duration(spans.queue),
-            compute_input: duration(spans.compute_input),
-            compute_infer: duration(spans.compute_infer),
-            compute_output: duration(spans.compute_output),
-            cache_hit: duration(spans.cache_hit),
-            cache_miss: duration(spans.cache_miss),
-        }),
-        batch_stats: batches.collect(),
-    }
-}
-
-/// `grpc.health.v1`: the server as a whole, or a model by its name.
-struct Health(Api);
-
-#[tonic::async_trait]
-impl tonic_health::pb::health_server::Health for Health {
-    async fn check(
+    async fn repository_model_load(
         &self,
-        request: Request<tonic_health::pb::HealthCheckRequest>,
-    ) -> Result<Response<tonic_health::pb::HealthCheckResponse>, Status> {
-        use tonic_health::pb::health_check_response::ServingStatus;
-        let models = &self.0.inference().repository;
-        let is_ready = match request.into_inner().service.as_str() {
-            "" | "inference.GRPCInferenceService" => models.is_settled(),
-            model => models.model(model)?.version(None)?.is_ready(),
+        request: Request<proto::RepositoryModelLoadRequest>,
+    ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
+        let request = request.into_inner();
+        repository::load_model(&self.0, &request.model_name, request.parameters.keys()).await?;
+        Ok(Response::new(proto::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<proto::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
+        repository::unload_model(&self.0, &request.into_inner().model_name)?;
+        Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
+    }
+
+    async fn trace_setting(
+        &self,
+        request: Request<proto::TraceSettingRequest>,
+    ) -> Result<Response<proto::TraceSettingResponse>, Status> {
+        let proto::TraceSettingRequest { settings, model_name } = request.into_inner();
+        let model = some(&model_name).map(|name| self.model(name)).transpose()?;
+        let model = model.as_ref().map(|model| model.name.as_str());
+        let changes = views::trace_changes(settings);
+        let view = match changes.is_empty() {
+            true => self.0.traces().view(model),
+            false => {
+                self.0.check_control("change trace settings")?;
+                self.0.traces().change(model, &changes)?
+            }
         };
-        let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        Ok(Response::new(tonic_health::pb::HealthCheckResponse { status: status.into() }))
+        Ok(Response::new(views::trace_settings(view)))
     }
 
-    type WatchStream = stream::Empty<Result<tonic_health::pb::HealthCheckResponse, Status>>;
-
-    async fn watch(
+    async fn log_settings(
         &self,
-        _: Request<tonic_health::pb::HealthCheckRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        // Clients that get this poll, as the health protocol has it.
-        Err(Status::unimplemented("watching health is not offered: ask again instead"))
+        request: Request<proto::LogSettingsRequest>,
+    ) -> Result<Response<proto::LogSettingsResponse>, Status> {
+        let changes = views::log_changes(request.into_inner().settings)?;
+        let view = match changes.is_empty() {
+            true => logging::view(),
+            false => {
+                self.0.check_control("change log settings")?;
+                logging::change(&changes)?
+            }
+        };
+        Ok(Response::new(views::log_settings(&view)))
     }
 }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::super::classification;
+use super::super::infer::{AnswerForm, OutputForm};
 use super::proto;
 use super::proto::infer_parameter::ParameterChoice;
 use crate::infer::{InferRequest, InferResponse};
@@ -13,7 +15,9 @@ use crate::tensor::{Datatype, Parameter, Tensor, push_bytes_element};
 ///
 /// # Errors
 /// A text: which input is wrong, what was expected and what came.
-pub(super) fn read_request(request: proto::ModelInferRequest) -> Result<InferRequest, String> {
+pub(super) fn read_request(
+    request: proto::ModelInferRequest,
+) -> Result<(InferRequest, AnswerForm), String> {
     let raw = request.raw_input_contents;
     if !raw.is_empty() && raw.len() != request.inputs.len() {
         return Err(format!(
@@ -29,8 +33,20 @@ pub(super) fn read_request(request: proto::ModelInferRequest) -> Result<InferReq
         let tensor = read_input(input, raw.next());
         inputs.push(tensor.map_err(|reason| format!("input `{name}`: {reason}"))?);
     }
-    let outputs = request.outputs.into_iter().map(|output| output.name).collect();
-    Ok(InferRequest { inputs, outputs, parameters: read_parameters(request.parameters) })
+    let mut outputs = Vec::with_capacity(request.outputs.len());
+    let mut form = AnswerForm::default();
+    for proto::model_infer_request::InferRequestedOutputTensor { name, parameters } in
+        request.outputs
+    {
+        let parameters = read_parameters(parameters);
+        let classes = parameters.iter().find(|(name, _)| name == "classification");
+        let classes = classes.map_or(Ok(0), |(_, value)| classification::count(value));
+        let classes = classes.map_err(|reason| format!("output `{name}`: {reason}"))?;
+        form.own.push(OutputForm { name: name.clone(), binary: None, classes });
+        outputs.push(name);
+    }
+    let parameters = read_parameters(request.parameters);
+    Ok((InferRequest { inputs, outputs, parameters, timeout: None }, form))
 }
 
 fn read_input(
