@@ -1,11 +1,14 @@
 //! Black-box tests: a real server on a free port, real guests, real (small) models.
 
 mod archives;
+mod attacks;
 mod bad_bundles;
 mod bad_input;
 mod chaos;
 mod cli;
 mod deployments;
+mod errors;
+mod exactness;
 mod hostile;
 mod layers;
 mod load;

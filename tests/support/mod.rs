@@ -1,5 +1,8 @@
 //! The server under test, and the little HTTP that tests speak to it.
 
+pub mod forms;
+pub mod grpc;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -74,6 +77,26 @@ pub fn hostile_bundle(folder: &Path, name: &str, more: &str) -> PathBuf {
     fs::copy(guest("hostile"), bundle.join("guest.wasm")).expect("the hostile guest is built");
     fs::write(bundle.join("wisp.toml"), format!("component = \"guest.wasm\"\n{more}"))
         .expect("a manifest");
+    bundle
+}
+
+/// Writes the bundle of the reference guest whose manifest is a fixture.
+pub fn reference_bundle(folder: &Path, name: &str) -> PathBuf {
+    let manifest = fixture("models").join(name).join("wisp.toml");
+    write_reference(folder, name, &fs::read_to_string(manifest).expect("a manifest"))
+}
+
+/// Writes a bundle of the reference guest that gives these tensors back: `x y FP32 -1; …`.
+pub fn identity_bundle(folder: &Path, name: &str, tensors: &str) -> PathBuf {
+    let settings = format!("kind = \"identity\"\ntensors = \"{tensors}\"\n");
+    write_reference(folder, name, &format!("component = \"guest.wasm\"\n[settings]\n{settings}"))
+}
+
+fn write_reference(folder: &Path, name: &str, manifest: &str) -> PathBuf {
+    let bundle = folder.join(name);
+    fs::create_dir_all(&bundle).expect("a folder");
+    fs::copy(guest("reference"), bundle.join("guest.wasm")).expect("the reference guest is built");
+    fs::write(bundle.join("wisp.toml"), manifest).expect("a manifest");
     bundle
 }
 
