@@ -84,6 +84,11 @@ impl Tensor {
     /// # Errors
     /// A text that names what was expected and what came.
     pub fn check_length(&self) -> Result<(), String> {
+        // Signed in gRPC and in a contract.
+        if let Some(dimension) = self.shape.iter().position(|&size| i64::try_from(size).is_err()) {
+            let size = self.shape[dimension];
+            return Err(format!("shape[{dimension}]: expected less than 2^63, got {size}"));
+        }
         let Some(elements) = element_count(&self.shape) else {
             return Err(format!("shape {:?} has more elements than can be counted", self.shape));
         };
@@ -113,7 +118,10 @@ impl Tensor {
 
 /// The product of the dimensions, `None` where it does not fit.
 pub fn element_count(shape: &[u64]) -> Option<u64> {
-    shape.iter().try_fold(1u64, |count, &size| count.checked_mul(size))
+    match shape.contains(&0) {
+        true => Some(0),
+        false => shape.iter().try_fold(1u64, |count, &size| count.checked_mul(size)),
+    }
 }
 
 /// The elements of a BYTES tensor's data.
@@ -232,6 +240,8 @@ mod tests {
         assert!(tensor(Datatype::Fp32, &[2], &[0; 7]).check_length().is_err());
         assert!(tensor(Datatype::Fp32, &[1 << 63, 4], &[]).check_length().is_err());
         assert!(tensor(Datatype::Fp64, &[1 << 62], &[]).check_length().is_err());
+        assert_eq!(tensor(Datatype::Fp64, &[1 << 62, 1 << 62, 0], &[]).check_length(), Ok(()));
+        assert!(tensor(Datatype::Fp64, &[0, 1 << 63], &[]).check_length().is_err());
     }
 
     #[test]

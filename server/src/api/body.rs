@@ -24,7 +24,7 @@ pub(super) struct Collected<'a> {
     pub(super) _room: Option<SemaphorePermit<'a>>,
 }
 
-/// The room for all bodies that are held at a time, in KiB: beside them their tensors are held,
+/// The room for all bodies that are held at a time, in bytes: beside them their tensors are held,
 /// and no limit on one body bounds how many come at once.
 pub(super) struct Room(Semaphore);
 
@@ -35,7 +35,7 @@ impl Room {
     }
 
     pub(super) fn with_bytes(bytes: usize) -> Self {
-        Self(Semaphore::new(bytes.div_ceil(1024).min(Semaphore::MAX_PERMITS)))
+        Self(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)))
     }
 
     /// Counts in what came another way than by [`read`].
@@ -43,7 +43,7 @@ impl Room {
     /// # Errors
     /// There is no room for now.
     pub(super) fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Error> {
-        let permits = u32::try_from(bytes.div_ceil(1024)).ok();
+        let permits = u32::try_from(bytes).ok();
         let permit = permits.and_then(|permits| self.0.try_acquire_many(permits).ok());
         permit.ok_or_else(no_room)
     }

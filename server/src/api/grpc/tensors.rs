@@ -62,10 +62,10 @@ fn read_input(
     });
     let shape = shape.collect::<Result<Vec<u64>, _>>()?;
     let data = match (raw, input.contents) {
-        (Some(raw), None) => raw.to_vec(),
-        (Some(_), Some(_)) => {
+        (Some(_), Some(contents)) if contents != proto::InferTensorContents::default() => {
             return Err("it has both `contents` and raw_input_contents".to_owned());
         }
+        (Some(raw), _) => raw.to_vec(),
         (None, Some(contents)) => read_contents(datatype, contents)?,
         (None, None) => Vec::new(),
     };
