@@ -4,7 +4,7 @@
 CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
-.PHONY: demo test conformance chaos guests models registry build lint bench bench-http bench-start \
+.PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
 	bench-deployments reference deny
 
 demo: models guests build
@@ -14,11 +14,19 @@ test: models guests registry lint
 	cargo test $(CARGO_FLAGS)
 	@$(MAKE) --no-print-directory conformance
 
-# Existing clients, as their users call them; after the tests, whose build it uses.
-conformance: models guests build
-	@[ -d target/clients ] || python3 -m venv target/clients
+# Existing clients, as their users call them; after the tests, whose build it uses. With
+# ASK="tritonclient.http embeddings", only those checks.
+conformance: models guests build target/clients
 	@target/clients/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	@target/clients/bin/python tests/conformance.py
+	@PYTHONPATH=tests target/clients/bin/python -m conformance $(ASK)
+
+# The same after KServe's SDK and perf_analyzer are installed, which are large.
+conformance-all: target/clients
+	@tests/install_clients.sh
+	@$(MAKE) --no-print-directory conformance
+
+target/clients:
+	@python3 -m venv target/clients
 
 # Kills a server at a thousand random moments of a deployment; `make test` does two hundred.
 chaos: guests
