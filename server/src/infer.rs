@@ -196,19 +196,15 @@ impl Urgency {
     fn read(parameters: &[(String, Parameter)]) -> Result<Self, String> {
         let mut urgency = Self { level: DEFAULT_LEVEL, timeout: None };
         for (name, value) in parameters {
-            let number = || match value {
-                Parameter::Integer(value) => u64::try_from(*value).ok(),
-                _ => None,
-            };
             let odd = |unit| {
                 format!("parameter `{name}`: expected {unit}, an integer of 0 or more, got {value}")
             };
             match name.as_str() {
-                "priority" => match number().ok_or_else(|| odd("a level"))? {
+                "priority" => match value.as_count().ok_or_else(|| odd("a level"))? {
                     0 => urgency.level = DEFAULT_LEVEL,
                     level => urgency.level = u32::try_from(level).unwrap_or(u32::MAX),
                 },
-                "timeout" => match number().ok_or_else(|| odd("microseconds"))? {
+                "timeout" => match value.as_count().ok_or_else(|| odd("microseconds"))? {
                     0 => urgency.timeout = None,
                     microseconds => urgency.timeout = Some(Duration::from_micros(microseconds)),
                 },

@@ -206,6 +206,20 @@ pub enum Parameter {
     Text(String),
 }
 
+impl Parameter {
+    /// A whole number of 0 or more, however it is written: JSON's 2.0 is 2.
+    pub fn as_count(&self) -> Option<u64> {
+        match self {
+            Parameter::Integer(value) => u64::try_from(*value).ok(),
+            // Below 2^53 a double is exact.
+            Parameter::Number(value) if value.fract() == 0.0 && (0.0..9e15).contains(value) => {
+                Some(*value as u64)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Parameter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

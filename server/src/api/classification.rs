@@ -39,11 +39,7 @@ pub(super) fn classify(
 /// # Errors
 /// A text: what was expected and what came.
 pub(super) fn count(value: &Parameter) -> Result<u64, String> {
-    let count = match value {
-        Parameter::Integer(count) => u64::try_from(*count).ok(),
-        _ => None,
-    };
-    count.ok_or_else(|| {
+    value.as_count().ok_or_else(|| {
         format!("parameter `classification`: expected an integer of 0 or more, got {value}")
     })
 }

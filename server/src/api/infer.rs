@@ -152,6 +152,13 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
     }
     let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     match media_type {
+        // Some clients call their JSON so, having no binary tensors behind it.
+        Some(b"application/octet-stream")
+            if body.trim_ascii_start().starts_with(b"{")
+                && let Ok(parsed) = json_read::parse(&body, &[]) =>
+        {
+            Ok(parsed)
+        }
         Some(media_type) if !may_be_json(media_type) => binary::parse_raw(body, contract, false)
             .map_err(|error| match error {
                 Error::InvalidInput(text) => {

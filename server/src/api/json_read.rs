@@ -139,7 +139,8 @@ fn read_input(input: InputBody<'_>, tensors: &mut &[u8]) -> Result<Tensor, Strin
 
 fn read_shape(shape: &[Number]) -> Result<Vec<u64>, String> {
     let sizes = shape.iter().enumerate().map(|(dimension, size)| {
-        size.as_u64().ok_or_else(|| {
+        let whole = || Parameter::Number(size.as_f64()?).as_count();
+        size.as_u64().or_else(whole).ok_or_else(|| {
             format!("shape[{dimension}]: expected an integer of 0 or more, got {size}")
         })
     });

@@ -15,6 +15,7 @@ use super::errors::Failed;
 use super::reply::json;
 use crate::error::Error;
 use crate::log_levels::LogLevels;
+use crate::tensor::Parameter;
 
 /// Settings as the protocol writes them.
 #[derive(Serialize)]
@@ -115,7 +116,7 @@ pub(super) async fn change_settings(
     let changes = settings.into_iter().map(|(name, value)| {
         let setting = match &value {
             Value::Bool(value) => Some(Setting::Switch(*value)),
-            Value::Number(value) => value.as_u64().map(Setting::Number),
+            Value::Number(value) => count(value).map(Setting::Number),
             Value::String(value) => Some(Setting::Text(value.clone())),
             _ => None,
         };
@@ -126,4 +127,9 @@ pub(super) async fn change_settings(
         Ok((name, setting))
     });
     Ok(json(StatusCode::OK, &change(&changes.collect::<Result<_, Error>>()?)?))
+}
+
+/// A whole number of 0 or more, however it is written: JSON's 2.0 is 2.
+fn count(number: &serde_json::Number) -> Option<u64> {
+    number.as_u64().or_else(|| Parameter::Number(number.as_f64()?).as_count())
 }

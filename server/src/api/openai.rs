@@ -49,26 +49,46 @@ impl IntoResponse for Failed {
                 Error::InvalidInput(_) => None,
                 other => Some(other.kind()),
             };
-            json!({"error": {"message": text, "type": kind, "param": null, "code": code}})
+            json!({"error": {"message": text, "type": kind, "param": field(text), "code": code}})
         })
     }
 }
+
+/// The field of the request that an error's text is about, where it opens with one.
+fn field(text: &str) -> Option<&str> {
+    let (name, _) = text.strip_prefix(UNREADABLE).unwrap_or(text).split_once(':')?;
+    ["model", "input", "encoding_format", "dimensions"].contains(&name).then_some(name)
+}
+
+/// Before what serde says of a body.
+const UNREADABLE: &str = "the body is no embedding request: ";
 
 #[derive(Deserialize)]
 struct EmbeddingRequest {
     model: String,
     input: Inputs,
     #[serde(default)]
-    encoding_format: Option<Encoding>,
+    encoding_format: Option<String>,
     #[serde(default)]
     dimensions: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Encoding {
     Float,
     Base64,
+}
+
+impl Encoding {
+    fn parse(name: Option<&str>) -> Result<Self, Error> {
+        match name {
+            None | Some("float") => Ok(Self::Float),
+            Some("base64") => Ok(Self::Base64),
+            Some(other) => Err(Error::InvalidInput(format!(
+                "encoding_format: expected float or base64, got `{other}`"
+            ))),
+        }
+    }
 }
 
 /// Texts, or texts as lists of tokens: elements of a BYTES tensor.
@@ -115,9 +135,9 @@ pub(super) async fn embeddings(
     let body::Collected { bytes, _room } =
         body::read(&headers, body, api.options(), api.bodies()).await?;
     let read = || serde_json::from_slice(&bytes);
-    let request: EmbeddingRequest = aside(bytes.len(), read).map_err(|error| {
-        Error::InvalidInput(format!("the body is no embedding request: {error}"))
-    })?;
+    let request: EmbeddingRequest = aside(bytes.len(), read)
+        .map_err(|error| Error::InvalidInput(format!("{UNREADABLE}{error}")))?;
+    let encoding = Encoding::parse(request.encoding_format.as_deref())?;
     let model = api.inference().repository.model(&request.model)?;
     let picked = model.pick(None).await?;
     let length = match picked.revision.task {
@@ -131,8 +151,7 @@ pub(super) async fn embeddings(
             length.unwrap_or(0)
         ))));
     }
-    let EmbeddingRequest { input: Inputs { data, count, are_tokens }, encoding_format, .. } =
-        request;
+    let Inputs { data, count, are_tokens } = request.input;
     let shape = vec![count as u64];
     let text = Tensor { name: "text".to_owned(), datatype: Datatype::Bytes, shape, data };
     let request = InferRequest {
@@ -142,7 +161,6 @@ pub(super) async fn embeddings(
         timeout: None,
     };
     let response = api.answer(&model, picked, request, "").await?;
-    let encoding = encoding_format.unwrap_or(Encoding::Float);
     let size = response.outputs.iter().map(|output| output.data.len()).sum();
     let answer = aside(size, || write(&model.name, &response, count, encoding))?;
     Ok(compression::answer(compression::accepted(&headers), "application/json", answer))

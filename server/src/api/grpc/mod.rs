@@ -69,6 +69,12 @@ fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
+/// Of a request to load or unload: KServe's clients send it where Triton's send a repository,
+/// of which there is one here.
+fn model_name<'a>(repository: &'a str, model: &'a str) -> &'a str {
+    if model.is_empty() { repository } else { model }
+}
+
 impl Service {
     fn model(&self, name: &str) -> Result<Arc<Model>, Error> {
         self.0.inference().repository.model(name)
@@ -287,7 +293,8 @@ impl GrpcInferenceService for Service {
         request: Request<proto::RepositoryModelLoadRequest>,
     ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
         let request = request.into_inner();
-        repository::load_model(&self.0, &request.model_name, request.parameters.keys()).await?;
+        let model = model_name(&request.repository_name, &request.model_name);
+        repository::load_model(&self.0, model, request.parameters.keys()).await?;
         Ok(Response::new(proto::RepositoryModelLoadResponse {}))
     }
 
@@ -295,7 +302,9 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<proto::RepositoryModelUnloadRequest>,
     ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
-        repository::unload_model(&self.0, &request.into_inner().model_name)?;
+        let request = request.into_inner();
+        let model = model_name(&request.repository_name, &request.model_name);
+        repository::unload_model(&self.0, model)?;
         Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 
