@@ -9,6 +9,7 @@ mod deployments;
 mod hostile;
 mod layers;
 mod load;
+mod openapi;
 mod photos;
 mod protocol;
 mod registry;

@@ -12,9 +12,11 @@ mod json_read;
 mod json_write;
 mod listener;
 mod metadata;
+mod openapi;
 mod reply;
 mod repository;
 mod statistics;
+mod tensor_schema;
 
 pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
@@ -72,9 +74,11 @@ impl Api {
         &self.0.bodies
     }
 
-    /// All routes.
+    /// All routes; each is in `server.openapi.json`.
     pub fn router(self) -> Router {
         Router::new()
+            .route("/openapi.json", get(openapi::server))
+            .route("/docs", get(openapi::page))
             .route("/v2", get(metadata::server))
             .route("/v2/health/live", get(metadata::live))
             .route("/v2/health/ready", get(metadata::ready))
@@ -88,6 +92,8 @@ impl Api {
             .route("/v2/models/{model}/config", get(repository::config))
             .route("/v2/models/{model}/versions/{version}/config", get(repository::config))
             .route("/v2/models/{model}/ready", get(metadata::model_ready))
+            .route("/v2/models/{model}/openapi.json", get(openapi::model))
+            .route("/v2/models/{model}/versions/{version}/openapi.json", get(openapi::model))
             .route("/v2/models/{model}/infer", post(infer::infer))
             .route("/v2/models/{model}/versions/{version}", get(metadata::model))
             .route("/v2/models/{model}/versions/{version}/ready", get(metadata::model_ready))
