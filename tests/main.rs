@@ -12,6 +12,7 @@ mod exactness;
 mod hostile;
 mod layers;
 mod load;
+mod openapi;
 mod photos;
 mod protocol;
 mod registry;

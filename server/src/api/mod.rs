@@ -17,9 +17,11 @@ mod listener;
 mod logging;
 mod metadata;
 mod openai;
+mod openapi;
 mod reply;
 mod repository;
 mod statistics;
+mod tensor_schema;
 mod trace;
 
 pub use admin::{Admin, AdminOptions};
@@ -131,9 +133,11 @@ impl Api {
         result
     }
 
-    /// All routes.
+    /// All routes; each is in `server.openapi.json`.
     pub fn router(self) -> Router {
         Router::new()
+            .route("/openapi.json", get(openapi::server))
+            .route("/docs", get(openapi::page))
             .route("/v2", get(metadata::server))
             .route("/v2/health/live", get(metadata::live))
             .route("/v2/health/ready", get(metadata::ready))
@@ -165,6 +169,8 @@ impl Api {
             .route("/v2/models/{model}/config", get(repository::config))
             .route("/v2/models/{model}/versions/{version}/config", get(repository::config))
             .route("/v2/models/{model}/ready", get(metadata::model_ready))
+            .route("/v2/models/{model}/openapi.json", get(openapi::model))
+            .route("/v2/models/{model}/versions/{version}/openapi.json", get(openapi::model))
             .route("/v2/models/{model}/infer", post(infer::infer))
             .route("/v2/models/{model}/versions/{version}", get(metadata::model))
             .route("/v2/models/{model}/versions/{version}/ready", get(metadata::model_ready))
