@@ -188,6 +188,10 @@ pub(super) async fn read_small_json<T: DeserializeOwned>(body: Body) -> Result<O
     if body.is_empty() {
         return Ok(None);
     }
+    // serde would take a list for an object's fields.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Error::InvalidInput("the body is a list, expected an object".to_owned()));
+    }
     let read = serde_json::from_slice(&body);
     read.map(Some)
         .map_err(|error| Error::InvalidInput(format!("the body is not what is expected: {error}")))

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{self, aside};
 use super::errors::Failed;
-use super::infer::{Received, receive};
+use super::infer::{Received, receive, timed};
 use super::json_write::{Elements, check_json};
 use super::metadata::ModelPath;
 use super::{Api, compression};
@@ -28,8 +28,10 @@ pub(super) async fn generate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    let answer = run(&api, &path, &headers, body).await?;
-    Ok(compression::answer(compression::accepted(&headers), "application/json", answer))
+    let (response, answer) = run(&api, &path, &headers, body).await?;
+    let accepted = compression::accepted(&headers);
+    let answer = aside(answer.len(), || compression::answer(accepted, "application/json", answer));
+    Ok(timed(&response, answer))
 }
 
 /// As a stream of events, of which there is one: a guest answers once.
@@ -39,11 +41,11 @@ pub(super) async fn generate_stream(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    let answer = run(&api, &path, &headers, body).await?;
+    let (response, answer) = run(&api, &path, &headers, body).await?;
     let event = [b"data: ", &answer[..], b"\n\n"].concat();
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    Ok((StatusCode::OK, headers, event).into_response())
+    Ok(timed(&response, (StatusCode::OK, headers, event).into_response()))
 }
 
 async fn run(
@@ -51,7 +53,7 @@ async fn run(
     path: &ModelPath,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Vec<u8>, Failed> {
+) -> Result<(InferResponse, Vec<u8>), Failed> {
     let Received { model, picked, body: body::Collected { bytes, _room } } =
         receive(api, path, headers, body).await?;
     let revision = picked.revision.clone();
@@ -66,7 +68,8 @@ async fn run(
     let (request, id) = aside(bytes.len(), || read(&bytes, spec))?;
     let response = api.answer(&model, picked, request, id.as_deref().unwrap_or_default()).await?;
     let size = response.outputs.iter().map(|output| output.data.len()).sum();
-    Ok(aside(size, || write(&model.name, &revision, id, &response))?)
+    let written = aside(size, || write(&model.name, &revision, id, &response))?;
+    Ok((response, written))
 }
 
 /// The one input, if it is one text.

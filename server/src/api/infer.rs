@@ -200,8 +200,13 @@ fn answer(
     if !binary.is_empty() {
         answer.headers_mut().insert(JSON_LENGTH, length);
     }
+    Ok(timed(response, answer))
+}
+
+/// Says in the answer's head where the request's time went.
+pub(super) fn timed(response: &InferResponse, mut answer: Response) -> Response {
     answer.headers_mut().insert(SERVER_TIMING, server_timing(response));
-    Ok(answer)
+    answer
 }
 
 /// Milliseconds, as <https://www.w3.org/TR/server-timing/> has them.

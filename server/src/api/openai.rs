@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::body::{self, aside};
 use super::errors;
+use super::infer::timed;
 use super::metadata::ModelPath;
 use super::reply::json;
 use super::{Api, compression};
@@ -134,6 +135,10 @@ pub(super) async fn embeddings(
 ) -> Result<Response, Failed> {
     let body::Collected { bytes, _room } =
         body::read(&headers, body, api.options(), api.bodies()).await?;
+    // serde would take a list for an object's fields.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Failed(Error::InvalidInput(format!("{UNREADABLE}it is a list"))));
+    }
     let read = || serde_json::from_slice(&bytes);
     let request: EmbeddingRequest = aside(bytes.len(), read)
         .map_err(|error| Error::InvalidInput(format!("{UNREADABLE}{error}")))?;
@@ -162,8 +167,12 @@ pub(super) async fn embeddings(
     };
     let response = api.answer(&model, picked, request, "").await?;
     let size = response.outputs.iter().map(|output| output.data.len()).sum();
-    let answer = aside(size, || write(&model.name, &response, count, encoding))?;
-    Ok(compression::answer(compression::accepted(&headers), "application/json", answer))
+    let accepted = compression::accepted(&headers);
+    let answer = aside(size, || {
+        let answer = write(&model.name, &response, count, encoding)?;
+        Ok::<_, Error>(compression::answer(accepted, "application/json", answer))
+    });
+    Ok(timed(&response, answer?))
 }
 
 fn no_embedding(model: &Model) -> Error {
@@ -244,7 +253,11 @@ pub(super) async fn models(State(api): State<Api>) -> Response {
     json(StatusCode::OK, &ModelList { object: "list", data })
 }
 
-pub(super) async fn model(State(api): State<Api>, path: ModelPath) -> Result<Response, Failed> {
+pub(super) async fn model(
+    State(api): State<Api>,
+    path: Result<ModelPath, errors::Failed>,
+) -> Result<Response, Failed> {
+    let path = path.map_err(|errors::Failed(error)| error)?;
     let name = path.model()?;
     let model = api.inference().repository.model(name)?;
     let entry = entry(&api, &model).ok_or_else(|| Error::UnknownModel(name.to_owned()))?;
@@ -347,10 +360,19 @@ impl<'de> Deserialize<'de> for Entry {
                 token.map(Entry::Token).map_err(|_| E::custom("input: a token is below 2^32"))
             }
 
+            // A whole number, however it is written.
+            fn visit_f64<E: de::Error>(self, token: f64) -> Result<Entry, E> {
+                let whole = Parameter::Number(token).as_count();
+                self.visit_u64(whole.ok_or_else(|| E::custom("input: a token is a whole number"))?)
+            }
+
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entry, A::Error> {
                 let mut tokens = Vec::new();
-                while let Some(token) = list.next_element()? {
-                    tokens.push(token);
+                while let Some(entry) = list.next_element()? {
+                    match entry {
+                        Entry::Token(token) => tokens.push(token),
+                        _ => return Err(de::Error::custom("input: expected tokens in a list")),
+                    }
                 }
                 Ok(Entry::Tokens(tokens))
             }

@@ -11,10 +11,12 @@ use serde_json::{Map, Value, json};
 
 use super::Api;
 use super::errors::Failed;
+use super::generate::text_input;
 use super::metadata::ModelPath;
 use super::reply::json;
 use super::tensor_schema::{any_of, elements, fits_json, input, list, output, requested_output};
-use crate::tensor::{Contract, Datatype, TensorSpec};
+use crate::bundle::Task;
+use crate::tensor::{Contract, Datatype};
 
 const PAGE: &str = include_str!("docs.html");
 
@@ -55,7 +57,7 @@ pub(super) async fn model(State(api): State<Api>, path: ModelPath) -> Result<Res
         version: &revision.version,
         is_fixed: path.version().is_some(),
         contract: &revision.contract,
-        embeds: false,
+        embeds: revision.task == Some(Task::TextEmbedding),
     };
     Ok(json(StatusCode::OK, &document(&subject)))
 }
@@ -137,13 +139,6 @@ fn paths(subject: &Subject<'_>) -> Value {
         keep("/v1/embeddings", "/v1/embeddings".to_owned());
     }
     paths.into()
-}
-
-/// The one input, if it is one text.
-fn text_input(contract: &Contract) -> Option<&TensorSpec> {
-    let [spec] = &contract.inputs[..] else { return None };
-    let is_one = spec.shape.iter().all(|&size| size < 0 || size == 1);
-    (spec.datatype == Datatype::Bytes && is_one).then_some(spec)
 }
 
 fn infer_body(contract: &Contract) -> Value {

@@ -19,6 +19,7 @@ use super::metadata::ModelPath;
 use super::reply::json;
 use crate::error::{Error, one_line};
 use crate::infer::InferResponse;
+use crate::tensor::Parameter;
 
 /// Settings by name, as clients write them; `None` puts one back.
 pub(super) type Changes = BTreeMap<String, Option<Vec<String>>>;
@@ -187,7 +188,9 @@ impl Choice {
         ) -> Result<Option<T>, Error> {
             let Some(value) = value else { return Ok(None) };
             let number = match value {
-                [text] => text.parse().ok().filter(|number| *number >= least),
+                [text] if !text.starts_with('+') => {
+                    text.parse().ok().filter(|number| *number >= least)
+                }
                 _ => None,
             };
             number.map(Some).ok_or_else(|| odd(name, expected, value))
@@ -293,7 +296,10 @@ fn texts(name: &str, value: Value) -> Result<Option<Vec<String>>, Error> {
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(vec![text])),
-        Value::Number(number) => Ok(Some(vec![number.to_string()])),
+        Value::Number(number) => {
+            let whole = number.as_f64().and_then(|number| Parameter::Number(number).as_count());
+            Ok(Some(vec![whole.map_or_else(|| number.to_string(), |whole| whole.to_string())]))
+        }
         Value::Array(values) => {
             let texts = values.into_iter().map(|value| match value {
                 Value::String(text) => Ok(text),
