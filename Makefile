@@ -35,9 +35,9 @@ chaos: guests
 # Components are rebuilt only when a guest has changed: cargo decides.
 guests:
 	@guests/build.sh
-	@for model in imagenet digits; do \
-	  cmp -s target/guests/classify.wasm models/$$model/guest.wasm || \
-	  cp target/guests/classify.wasm models/$$model/guest.wasm; done
+	@for pair in imagenet:classify digits:classify minilm:embed; do \
+	  built=target/guests/$${pair#*:}.wasm; placed=models/$${pair%:*}/guest.wasm; \
+	  cmp -s $$built $$placed || cp $$built $$placed; done
 
 models:
 	@python3 models/fetch.py

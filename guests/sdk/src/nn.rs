@@ -22,6 +22,11 @@ impl Value {
         Self::new(shape, TensorType::Fp32, le_bytes(values))
     }
 
+    /// A tensor of 64-bit integers.
+    pub fn int64(shape: &[u32], values: &[i64]) -> Self {
+        Self::new(shape, TensorType::I64, le_bytes(values))
+    }
+
     /// The sizes of its dimensions.
     pub fn shape(&self) -> Vec<u32> {
         self.0.dimensions()

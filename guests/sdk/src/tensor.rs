@@ -50,6 +50,12 @@ impl Tensor {
         Self { name: name.into(), datatype: Datatype::Int32, shape: shape.to_vec(), data }
     }
 
+    /// A tensor of 64-bit integers; `values` is row-major and as long as `shape` says.
+    pub fn int64(name: impl Into<String>, shape: &[u64], values: &[i64]) -> Self {
+        let data = le_bytes(values).to_vec();
+        Self { name: name.into(), datatype: Datatype::Int64, shape: shape.to_vec(), data }
+    }
+
     /// A one-dimensional tensor of byte strings.
     pub fn bytes<T: AsRef<[u8]>>(name: impl Into<String>, elements: &[T]) -> Self {
         let mut data = Vec::new();
@@ -120,6 +126,7 @@ pub(crate) trait Plain: Copy {}
 
 impl Plain for f32 {}
 impl Plain for i32 {}
+impl Plain for i64 {}
 
 /// The bytes of numbers, as they lie in memory: Wasm is little-endian.
 pub(crate) fn le_bytes<T: Plain>(values: &[T]) -> &[u8] {
@@ -162,24 +169,40 @@ impl Request {
     /// # Errors
     /// The parameter is there and is not a positive integer.
     pub fn positive(&self, name: &str, default: usize) -> Result<usize, Error> {
-        match self.parameters.iter().find(|(given, _)| given == name) {
+        match self.parameter(name) {
             None => Ok(default),
-            Some((_, Parameter::Integer(value))) if *value > 0 => {
+            Some(Parameter::Integer(value)) if *value > 0 => {
                 Ok(usize::try_from(*value).unwrap_or(usize::MAX))
             }
-            Some((_, other)) => {
-                let came = match other {
-                    Parameter::Boolean(value) => value.to_string(),
-                    Parameter::Integer(value) => value.to_string(),
-                    Parameter::Number(value) => value.to_string(),
-                    Parameter::Text(value) => format!("{value:?}"),
-                };
-                Err(Error::InvalidInput(format!(
-                    "parameter `{name}`: expected a positive integer, got {came}"
-                )))
-            }
+            Some(other) => Err(refused(name, "a positive integer", other)),
         }
     }
+
+    /// A parameter that is true or false, or `default` where it is not given.
+    ///
+    /// # Errors
+    /// The parameter is there and is not a boolean.
+    pub fn boolean(&self, name: &str, default: bool) -> Result<bool, Error> {
+        match self.parameter(name) {
+            None => Ok(default),
+            Some(Parameter::Boolean(value)) => Ok(*value),
+            Some(other) => Err(refused(name, "true or false", other)),
+        }
+    }
+
+    fn parameter(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.iter().find(|(given, _)| given == name).map(|(_, value)| value)
+    }
+}
+
+fn refused(name: &str, expected: &str, parameter: &Parameter) -> Error {
+    let came = match parameter {
+        Parameter::Boolean(value) => value.to_string(),
+        Parameter::Integer(value) => value.to_string(),
+        Parameter::Number(value) => value.to_string(),
+        Parameter::Text(value) => format!("{value:?}"),
+    };
+    Error::InvalidInput(format!("parameter `{name}`: expected {expected}, got {came}"))
 }
 
 impl<const N: usize> From<[Tensor; N]> for Response {
@@ -211,5 +234,17 @@ mod tests {
         let mut data = vec![0u8];
         data.extend([1.5f32, -2.0].iter().flat_map(|value| value.to_le_bytes()));
         assert_eq!(*fp32_from_le(&data[1..]), [1.5, -2.0]);
+    }
+    #[test]
+    fn a_parameter_of_another_type_is_refused() {
+        let parameters = vec![
+            ("on".to_owned(), Parameter::Boolean(true)),
+            ("many".to_owned(), Parameter::Text("true".to_owned())),
+        ];
+        let request = Request { inputs: Vec::new(), outputs: Vec::new(), parameters };
+        assert!(request.boolean("on", false).unwrap());
+        assert!(!request.boolean("off", false).unwrap());
+        let Err(Error::InvalidInput(text)) = request.boolean("many", false) else { panic!() };
+        assert_eq!(text, "parameter `many`: expected true or false, got \"true\"");
     }
 }
