@@ -9,6 +9,7 @@ mod cli;
 mod deployments;
 mod errors;
 mod exactness;
+mod extensions;
 mod hostile;
 mod layers;
 mod load;

@@ -11,6 +11,7 @@ DOCUMENTS = {
     "server": ("/openapi.json", ["--exclude-checks=positive_data_acceptance"]),
     "model": ("/v2/models/add/openapi.json", []),
 }
+CONFIG = Path(__file__).parent.parent / "schemathesis.toml"
 OPTIONS = [
     "--seed=1",
     "--max-examples=10",
@@ -31,7 +32,7 @@ def checks(url):
 
 def fuzz(url, path, options):
     program = Path(sys.executable).parent / "schemathesis"
-    command = [program, "run", f"http://{url}{path}", "--url", f"http://{url}", *OPTIONS, *options]
+    command = [program, "--config-file", CONFIG, "run", f"http://{url}{path}", "--url", f"http://{url}", *OPTIONS, *options]
     # Where it is run it leaves what it remembers of failures.
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=folder)

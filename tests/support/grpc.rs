@@ -29,10 +29,14 @@ pub struct Grpc {
 
 impl Grpc {
     pub fn connect(server: &Server) -> Self {
+        Self::connect_to(server.address())
+    }
+
+    pub fn connect_to(address: &str) -> Self {
         // With a thread of its own: a server that stops asks idle connections to close.
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let address = server.address().to_owned();
+        let address = address.to_owned();
         let sender = runtime.block_on(async {
             let stream = TcpStream::connect(&address).await.expect("it listens");
             let connected = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;

@@ -2,7 +2,7 @@
 //! one tensor's bytes.
 
 use super::infer::{AnswerForm, Parsed};
-use super::json_read;
+use super::json;
 use crate::error::Error;
 use crate::infer::InferRequest;
 use crate::tensor::{Contract, Datatype, Tensor, TensorSpec, push_bytes_element};
@@ -25,7 +25,7 @@ pub(super) fn json_length(header: &[u8], body_length: usize) -> Result<usize, Er
 /// Parses JSON of `json_length` bytes and the tensors behind it.
 pub(super) fn parse(body: &[u8], json_length: usize) -> Result<Parsed, Error> {
     let (json, tensors) = body.split_at(json_length);
-    json_read::parse(json, tensors)
+    json::parse(json, tensors)
 }
 
 /// Takes the whole body as the data of the model's one input. Its shape follows from its

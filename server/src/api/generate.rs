@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::body::{self, aside};
 use super::errors::Failed;
 use super::infer::{Received, receive, timed};
-use super::json_write::{Elements, check_json};
+use super::json::{Elements, check_json};
 use super::metadata::ModelPath;
 use super::{Api, compression};
 use crate::error::Error;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::infer::Parsed;
-use super::{binary, json_read};
+use super::{binary, json};
 use crate::bundle::Golden;
 use crate::compare::differences;
 use crate::infer::Inference;
@@ -20,11 +20,11 @@ pub async fn check_golden(
     golden: &Golden,
 ) -> Result<f64, String> {
     let parsed = match golden.is_json {
-        true => json_read::parse(&golden.input, &[]),
+        true => json::parse(&golden.input, &[]),
         false => binary::parse_raw(golden.input.to_vec(), &revision.contract, false),
     };
     let Parsed { mut request, .. } = parsed.map_err(|error| format!("its input: {error}"))?;
-    let expected = json_read::parse_answer(&golden.expect);
+    let expected = json::parse_answer(&golden.expect);
     let expected = expected.map_err(|reason| format!("its expected answer: {reason}"))?;
     if expected.is_empty() {
         return Err("its expected answer has no outputs to compare".to_owned());

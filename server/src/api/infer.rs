@@ -12,9 +12,9 @@ use super::body::{Collected, aside};
 use super::classification::classify;
 use super::compression::Coding;
 use super::errors::Failed;
-use super::json_write::Written;
+use super::json::Written;
 use super::metadata::ModelPath;
-use super::{Api, binary, body, compression, json_read, json_write};
+use super::{Api, binary, body, compression, json};
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked, Revision};
@@ -129,12 +129,12 @@ pub async fn infer_once(
 ) -> Result<Vec<u8>, Error> {
     let Picked { revision, shadow: _ } = model.pick(None).await?;
     let Parsed { request, id, form } = match is_json {
-        true => json_read::parse(&body, &[])?,
+        true => json::parse(&body, &[])?,
         false => binary::parse_raw(body, &revision.contract, false)?,
     };
     let mut response = inference.infer(&model.name, &revision, request).await?;
     classify(&mut response, &form, &revision)?;
-    Ok(json_write::write(&model.name, &revision, id, &form, &response)?.json)
+    Ok(json::write(&model.name, &revision, id, &form, &response)?.json)
 }
 
 fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Parsed, Error> {
@@ -155,7 +155,7 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
         // Some clients call their JSON so, having no binary tensors behind it.
         Some(b"application/octet-stream")
             if body.trim_ascii_start().starts_with(b"{")
-                && let Ok(parsed) = json_read::parse(&body, &[]) =>
+                && let Ok(parsed) = json::parse(&body, &[]) =>
         {
             Ok(parsed)
         }
@@ -169,7 +169,7 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
                 }
                 other => other,
             }),
-        _ => json_read::parse(&body, &[]),
+        _ => json::parse(&body, &[]),
     }
 }
 
@@ -189,7 +189,7 @@ fn answer(
     response: &InferResponse,
     accepted: Option<Coding>,
 ) -> Result<Response, Error> {
-    let Written { json, binary } = json_write::write(model, revision, id, form, response)?;
+    let Written { json, binary } = json::write(model, revision, id, form, response)?;
     let length = HeaderValue::from(json.len());
     let mut body = json;
     body.reserve_exact(binary.iter().map(|tensor| tensor.len()).sum());
