@@ -40,7 +40,7 @@ fn unknown_things() {
     insta::assert_snapshot!(server.get("/v2/models/add/versions/7").error(404, "unknown-version"), @"model `add` has no version `7`, it has 1");
     insta::assert_snapshot!(server.get("/v2/models/%ff").error(400, "invalid-input"), @"Invalid URL: Invalid UTF-8 in `model`");
     let gzip = [("content-encoding", "gzip")];
-    insta::assert_snapshot!(server.post("/v2/models/add/infer", &gzip, b"x").error(400, "invalid-input"), @"content encoding `gzip`: expected a body that is not compressed");
+    insta::assert_snapshot!(server.post("/v2/models/add/infer", &gzip, b"x").error(400, "invalid-input"), @"the body is damaged gzip: unexpected end of file");
     insta::assert_snapshot!(server.get("/v2/nope").error(404, "unknown-path"), @"nothing is served at `/v2/nope`");
     insta::assert_snapshot!(server.get("/v2/models/add/infer").error(405, "wrong-method"), @"method GET is not allowed at `/v2/models/add/infer`");
     insta::assert_snapshot!(server.post("/v2", &[], b"").error(405, "wrong-method"), @"method POST is not allowed at `/v2`");
@@ -94,7 +94,7 @@ fn wrong_shapes() {
     insta::assert_snapshot!(refused(&server, json!([a(json!([4]), json!([1, 2, 3, 4]))])), @"input `a`: expected shape [1, 4], got [4]");
     insta::assert_snapshot!(refused(&server, json!([a(json!([1, -4]), json!([1, 2, 3, 4]))])), @"input `a`: shape[1]: expected an integer of 0 or more, got -4");
     insta::assert_snapshot!(refused(&server, json!([a(json!([1, 4.5]), json!([1, 2, 3, 4]))])), @"input `a`: shape[1]: expected an integer of 0 or more, got 4.5");
-    insta::assert_snapshot!(refused(&server, json!([a(json!([1, 0]), json!([]))])), @"input `a`: dimension 1 is 0, expected 1 or more");
+    insta::assert_snapshot!(refused(&server, json!([a(json!([1, 0]), json!([]))])), @"input `a`: expected shape [1, 4], got [1, 0]");
     let scale = |shape: Value| {
         let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": [1, 2, 3, 4]});
         server.infer("scale", &json!({"inputs": [input]})).error(400, "invalid-input")
@@ -103,7 +103,7 @@ fn wrong_shapes() {
     insta::assert_snapshot!(scale(json!([1u64 << 61, 4])), @"input `x`: shape [2305843009213693952, 4] of FP32 asks for more than 2^64 bytes, got 16");
     insta::assert_snapshot!(scale(json!([1u64 << 40, 4])), @"input `x`: shape [1099511627776, 4] of FP32 asks for 17592186044416 bytes, got 16");
     insta::assert_snapshot!(scale(json!([1e30, 4])), @"input `x`: shape[0]: expected an integer of 0 or more, got 1e+30");
-    insta::assert_snapshot!(scale(json!([0, 4])), @"input `x`: dimension 0 is 0, expected 1 or more");
+    insta::assert_snapshot!(scale(json!([0, 4])), @"input `x`: shape [0, 4] of FP32 asks for 0 bytes, got 16");
 }
 
 #[test]

@@ -68,7 +68,14 @@ fn requests_that_are_wrong() {
     // A message may be larger than a body by its names and numbers.
     let status = refused(&client, &x("echo", "FP32", &[1 << 19], &vec![0; 2 << 20]));
     table += &line(&reply, status);
-    insta::assert_snapshot!(table, @"");
+    insta::assert_snapshot!(table, @r#"
+    400 invalid-input InvalidArgument {"error":"input `x`: shape [2] of FP32 asks for 8 bytes, got 4"}
+    404 unknown-model NotFound {"error":"unknown model `nobody`"}
+    404 unknown-version NotFound {"error":"model `echo` has no version `7`, it has 1"}
+    404 unknown-path Unimplemented {"error":"nothing is served at `/v2/nothing`"}
+    405 wrong-method - {"error":"method GET is not allowed at `/v2/models/echo/infer`"}
+    413 too-large OutOfRange {"error":"the body has more than 1048576 bytes, the limit here"}
+    "#);
 }
 
 #[test]
@@ -87,7 +94,15 @@ fn models_and_servers_that_fail() {
     }
     table += &both(&client, &x("gather", "INT64", &[1], &7i64.to_le_bytes()));
     table += &both(&client, &Infer { model: "broken".to_owned(), ..order("behave") });
-    insta::assert_snapshot!(table, @"");
+    insta::assert_snapshot!(table, @r#"
+    500 guest-trap Internal {"error":"the guest of model `hostile` trapped: wasm trap: wasm `unreachable` instruction executed"}
+    500 guest-memory Internal {"error":"the guest of model `hostile` needs more than its 64 MiB of memory"}
+    500 guest-failed Internal {"error":"the guest of model `hostile` failed: it was told to fail"}
+    501 unsupported Unimplemented {"error":"it was told not to"}
+    504 deadline DeadlineExceeded {"error":"model `hostile` did not answer within 200ms"}
+    500 compute Internal {"error":"the graph of model `gather` failed: the engine panicked: index out of bounds: the len is 3 but the index is 7"}
+    503 not-ready Unavailable {"error":"model `broken` is not ready: guest: `prepare` failed: it was told to fail"}
+    "#);
 }
 
 /// One runs, one waits: the next is refused.
@@ -106,7 +121,7 @@ fn overload() {
         }
         both(&client, &order("behave"))
     });
-    insta::assert_snapshot!(table, @"");
+    insta::assert_snapshot!(table, @r#"503 overloaded ResourceExhausted {"error":"model `hostile` is overloaded: 1 requests wait already"}"#);
 }
 
 /// Bodies that never end take up the room for all bodies.
@@ -135,7 +150,7 @@ fn no_room_for_another_body() {
         }
     };
     assert_eq!(reply.header("retry-after"), Some("1"));
-    insta::assert_snapshot!(line(&reply, refused(&client, &infer)), @"");
+    insta::assert_snapshot!(line(&reply, refused(&client, &infer)), @r#"503 no-room ResourceExhausted {"error":"no room for now: too many large bodies are held at a time"}"#);
     drop(held);
 }
 
@@ -153,7 +168,12 @@ fn a_body_that_breaks_off() {
             .any(|start| line.starts_with(start))
     };
     let kept: Vec<&str> = answer.lines().filter(kept).collect();
-    insta::assert_snapshot!(kept.join("\n"), @"");
+    insta::assert_snapshot!(kept.join("\n"), @r#"
+    HTTP/1.1 408 Request Timeout
+    content-type: application/json
+    wisp-error: body-lost
+    {"error":"the body did not arrive: it took longer than 100ms"}
+    "#);
 }
 
 /// What `--client-control` alone allows, and what the admin API's token does.
@@ -173,7 +193,10 @@ fn what_a_client_may_not() {
     assert_eq!(status.code(), Code::PermissionDenied);
     let mut table = line(&reply, Some(status));
     table += &line(&unauthorized(scratch().path()), None);
-    insta::assert_snapshot!(table, @"");
+    insta::assert_snapshot!(table, @r#"
+    403 forbidden PermissionDenied {"error":"clients may not unload models here: the setting client-control is false"}
+    401 unauthorized - {"error":"expected the admin token in the header `Authorization: Bearer …`"}
+    "#);
 }
 
 fn unauthorized(folder: &Path) -> Reply {

@@ -86,7 +86,7 @@ fn a_client_shortens_its_deadline() {
     let text = ask(json!({"priority": "high"})).error(400, "invalid-input");
     insta::assert_snapshot!(text, @r#"parameter `priority`: expected a level, an integer of 0 or more, got "high""#);
     let text = ask(json!({"timeout": {}})).error(400, "invalid-input");
-    insta::assert_snapshot!(text, @"");
+    insta::assert_snapshot!(text, @"the body is not an inference request: parameter `timeout`: expected a string, a number or a boolean at line 1 column 92");
 
     let grpc = Grpc::connect(&server);
     let input = proto::model_infer_request::InferInputTensor {
@@ -193,7 +193,7 @@ fn a_text_is_generated_from() {
     insta::assert_snapshot!(String::from_utf8_lossy(&stream.body), @r#"data: {"model_name":"text","model_version":"1","text_output":"a"}"#);
     insta::assert_snapshot!(ask(json!({})).error(400, "invalid-input"), @"text_input is missing: expected a string");
     insta::assert_snapshot!(ask(json!({"text_input": ["a"]})).error(400, "invalid-input"), @"text_input: expected a string, got a list");
-    insta::assert_snapshot!(ask(json!([])).error(400, "invalid-input"), @"");
+    insta::assert_snapshot!(ask(json!([])).error(400, "invalid-input"), @"the body is no JSON object: invalid type: sequence, expected a map at line 1 column 0");
     let other = post(&server, "/v2/models/add/generate_stream", &json!({"text_input": "a"}));
     insta::assert_snapshot!(other.error(501, "unsupported"), @"model `add` cannot generate: expected one BYTES input of one element, it takes `a` FP32 [1, 4], `b` FP32 [1, 4]");
 }
@@ -266,5 +266,19 @@ fn sentences_become_vectors() {
     ] {
         errors += &format!("{} {}\n", reply.status, reply.json()["error"]);
     }
-    insta::assert_snapshot!(errors, @"");
+    insta::assert_snapshot!(errors, @r#"
+    404 {"code":"model_not_found","message":"unknown model `nobody`","param":null,"type":"invalid_request_error"}
+    400 {"code":null,"message":"model `add` is not for text embedding","param":null,"type":"invalid_request_error"}
+    400 {"code":null,"message":"the body is no embedding request: input: text 0 is empty at line 1 column 11","param":"input","type":"invalid_request_error"}
+    400 {"code":null,"message":"the body is no embedding request: input: expected texts only, or tokens only at line 1 column 16","param":"input","type":"invalid_request_error"}
+    400 {"code":null,"message":"input `text`: element 0 has token id 30522, expected ids below 30522","param":null,"type":"invalid_request_error"}
+    400 {"code":null,"message":"dimensions: model `minilm` gives 384 of them, got 100","param":"dimensions","type":"invalid_request_error"}
+    400 {"code":null,"message":"encoding_format: expected float or base64, got `morse`","param":"encoding_format","type":"invalid_request_error"}
+    400 {"code":null,"message":"the body is no embedding request: missing field `input` at line 1 column 18","param":null,"type":"invalid_request_error"}
+    400 {"code":null,"message":"the body is no embedding request: it is a list","param":null,"type":"invalid_request_error"}
+    404 {"code":"model_not_found","message":"unknown model `add`","param":null,"type":"invalid_request_error"}
+    400 {"code":null,"message":"Invalid URL: Invalid UTF-8 in `model`","param":null,"type":"invalid_request_error"}
+    404 {"code":"unknown-path","message":"nothing is served at `/v1/files`","param":null,"type":"invalid_request_error"}
+    405 {"code":"wrong-method","message":"method GET is not allowed at `/v1/embeddings`","param":null,"type":"invalid_request_error"}
+    "#);
 }

@@ -48,8 +48,15 @@ fn server_and_health() {
     {
       "extensions": [
         "binary_tensor_data",
+        "classification",
+        "generate",
+        "logging",
         "model_configuration",
-        "statistics"
+        "model_repository",
+        "parameters",
+        "schedule_policy",
+        "statistics",
+        "trace"
       ],
       "name": "wisp",
       "version": "0.1.0"

@@ -62,21 +62,25 @@ fn json_ten_thousand_deep() {
                 ("a deep id", format!(r#"{{"inputs":[],"id":{deep}}}"#)),
                 ("a deep body", deep.clone()),
                 ("a deep body that breaks off", deep[..deep.len() / 2].to_owned()),
+                (
+                    "a deep field that nobody knows",
+                    format!(r#"{{"unknown":{deep},"inputs":[{{{x},"shape":[1,1],"data":[1]}}]}}"#),
+                ),
+                (
+                    "a deep parameter",
+                    format!(
+                        r#"{{"parameters":{{"p":{deep}}},"inputs":[{{{x},"shape":[1,1],"data":[1]}}]}}"#
+                    ),
+                ),
+                (
+                    "a deep parameter of an input",
+                    format!(
+                        r#"{{"inputs":[{{{x},"shape":[1,1],"parameters":{{"p":{deep}}},"data":[1]}}]}}"#
+                    ),
+                ),
             ]
             .map(|(attack, body)| (attack, vec![], body.into_bytes(), BAD_REQUEST)),
         );
-        // Nobody's fields: they are passed over, at any depth.
-        for body in [
-            format!(r#"{{"unknown":{deep},"inputs":[{{{x},"shape":[1,1],"data":[1]}}]}}"#),
-            format!(
-                r#"{{"parameters":{{"p":{deep}}},"inputs":[{{{x},"shape":[1,1],"data":[1]}}]}}"#
-            ),
-            format!(
-                r#"{{"inputs":[{{{x},"shape":[1,1],"parameters":{{"p":{deep}}},"data":[1]}}]}}"#
-            ),
-        ] {
-            assert_eq!(client.server.post(PATH, &[], body.as_bytes()).floats("y"), [1.0]);
-        }
     }
 }
 

@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_was_compressed_comes_back() {
-        let room = Room::with_bytes(1 << 20);
+        let room = Room::with_bytes(16 << 20);
         let body: Vec<u8> = (0..100_000u32).flat_map(|value| (value % 251).to_le_bytes()).collect();
         for coding in [Coding::Gzip, Coding::Deflate] {
             let compressed = compress(coding, &body).expect("memory");

@@ -26,6 +26,7 @@ mod trace;
 pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
 pub use infer::infer_once;
+pub use json::{read_inputs, write_elements};
 pub use listener::serve;
 
 use std::sync::Arc;

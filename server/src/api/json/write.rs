@@ -103,7 +103,7 @@ fn reopen(json: &mut Vec<u8>, field: &str) {
     json.extend_from_slice(b"\":");
 }
 
-fn push_data(json: &mut Vec<u8>, output: &Tensor) -> Result<(), Error> {
+pub(super) fn push_data(json: &mut Vec<u8>, output: &Tensor) -> Result<(), Error> {
     if output.datatype != Datatype::Fp32 {
         return push(json, &Elements(output));
     }
