@@ -107,12 +107,13 @@ fn read(body: &[u8], spec: &TensorSpec) -> Result<(InferRequest, Option<String>)
         }
     };
     let parameters = parameters.into_iter().chain(fields);
-    let parameters = parameters.filter_map(|(name, value)| Some((name, parameter(value)?)));
+    let parameters = parameters
+        .filter_map(|(name, value)| Some(parameter(&name, value)?.map(|value| (name, value))))
+        .collect::<Result<Vec<_>, Error>>()?;
     let mut data = Vec::with_capacity(text.len() + 4);
     push_bytes_element(&mut data, text.as_bytes()).map_err(invalid)?;
     let shape = vec![1; spec.shape.len()];
     let input = Tensor { name: spec.name.clone(), datatype: Datatype::Bytes, shape, data };
-    let parameters = parameters.collect();
     Ok((InferRequest { inputs: vec![input], parameters, ..InferRequest::default() }, id))
 }
 
@@ -127,15 +128,22 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// What is no string, number or boolean is ignored: clients send some of their own.
-fn parameter(value: Value) -> Option<Parameter> {
+/// What is no string, number or boolean is ignored, but for those that mean something here:
+/// clients send some of their own.
+fn parameter(name: &str, value: Value) -> Option<Result<Parameter, Error>> {
     match value {
-        Value::Bool(value) => Some(Parameter::Boolean(value)),
-        Value::String(value) => Some(Parameter::Text(value)),
+        Value::Bool(value) => Some(Ok(Parameter::Boolean(value))),
+        Value::String(value) => Some(Ok(Parameter::Text(value))),
         Value::Number(value) => match value.as_i64() {
-            Some(integer) => Some(Parameter::Integer(integer)),
-            None => value.as_f64().map(Parameter::Number),
+            Some(integer) => Some(Ok(Parameter::Integer(integer))),
+            None => value.as_f64().map(|number| Ok(Parameter::Number(number))),
         },
+        Value::Array(_) | Value::Object(_) if matches!(name, "priority" | "timeout") => {
+            let kind = kind(&value);
+            let reason =
+                format!("parameter `{name}`: expected an integer of 0 or more, got {kind}");
+            Some(Err(Error::InvalidInput(reason)))
+        }
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }

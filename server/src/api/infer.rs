@@ -18,6 +18,7 @@ use super::{Api, binary, body, compression, json};
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked, Revision};
+use crate::tensor::{Contract, Datatype};
 
 /// The length of the JSON in front of binary tensors (the binary tensor data extension).
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -155,9 +156,9 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
         // Some clients call their JSON so, having no binary tensors behind it.
         Some(b"application/octet-stream")
             if body.trim_ascii_start().starts_with(b"{")
-                && let Ok(parsed) = json::parse(&body, &[]) =>
+                && let Some(parsed) = parse_unnamed_json(&body, contract) =>
         {
-            Ok(parsed)
+            parsed
         }
         Some(media_type) if !may_be_json(media_type) => binary::parse_raw(body, contract, false)
             .map_err(|error| match error {
@@ -171,6 +172,19 @@ fn parse(headers: &HeaderMap, body: Vec<u8>, revision: &Revision) -> Result<Pars
             }),
         _ => json::parse(&body, &[]),
     }
+}
+
+/// A request in JSON that does not say so; `None` where the body is rather a tensor's bytes.
+fn parse_unnamed_json(body: &[u8], contract: &Contract) -> Option<Result<Parsed, Error>> {
+    let parsed = json::parse(body, &[]);
+    let opens_so = |field: &str| {
+        let first = body.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+        first.is_some_and(|first| first.starts_with(format!("\"{field}\"").as_bytes()))
+    };
+    // A text may look like a request; numbers hardly do.
+    let has_text = contract.inputs.iter().any(|spec| spec.datatype == Datatype::Bytes);
+    let is_meant = !has_text && ["id", "inputs", "outputs", "parameters"].into_iter().any(opens_so);
+    (parsed.is_ok() || is_meant).then_some(parsed)
 }
 
 /// Clients of the protocol often send no content type, and curl sends a form's: both mean JSON.
