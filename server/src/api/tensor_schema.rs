@@ -142,8 +142,9 @@ fn element(datatype: Datatype) -> Value {
         Datatype::Int32 => integer(i32::MIN, i32::MAX),
         Datatype::Int64 => integer(i64::MIN, i64::MAX),
         Datatype::Fp32 => {
-            // As it is written: the shortest form is a little beyond the value.
-            json!({"type": "number", "minimum": -3.4028235e38, "maximum": 3.4028235e38})
+            // Half an ulp beyond the largest: what is beyond rounds to infinity.
+            let bound = f64::from(f32::MAX) + 2f64.powi(103);
+            json!({"type": "number", "minimum": -bound, "maximum": bound})
         }
         Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp64 => {
             json!({"type": "number", "minimum": f64::MIN, "maximum": f64::MAX})
