@@ -365,9 +365,15 @@ fn statistics_and_metrics_count_the_same() {
         "wisp_request_failures_total{model=\"add\",version=\"1\",kind=\"invalid-input\"} 1",
         "request_predict_seconds_bucket{model_name=\"add\",model_version=\"1\",le=\"+Inf\"} 3",
         "request_predict_seconds_count{model_name=\"add\",model_version=\"1\"} 3",
+        "wisp_waiting_requests{model=\"add\",version=\"1\"} 0",
         "wisp_live_sandboxes 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    for name in ["sandbox_start", "guest", "compute"] {
+        let metric = format!("wisp_{name}_seconds_total{{model=\"add\",version=\"1\"}} ");
+        let seconds = text.lines().find_map(|line| line.strip_prefix(&metric)?.parse().ok());
+        assert!(seconds.is_some_and(|seconds: f64| seconds > 0.0 && seconds < 60.0), "{text}");
     }
     server.get("/v2/models/nobody/stats").error(404, "unknown-model");
 }

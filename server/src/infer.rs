@@ -130,6 +130,8 @@ impl Inference {
                 graphs: (timings.guest + timings.compute)
                     .saturating_sub(timings.before + timings.after),
                 after: timings.after,
+                guest: timings.guest,
+                compute: timings.compute,
             }),
             Err(error) => pending.failed(error.kind()),
         }

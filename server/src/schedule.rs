@@ -190,6 +190,11 @@ impl Gate {
         }
     }
 
+    /// Requests that wait for their turn now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     async fn enter(&self, level: u32, deadline: Instant) -> Result<Turn, Refused> {
         if let Some(turn) = self.turns.try_take() {
             return Ok(turn);

@@ -28,6 +28,10 @@ pub struct Stats {
     pub graphs: Histogram,
     /// The guest after its last graph.
     pub after: Histogram,
+    /// The guest's own work, all of it.
+    pub guest: Span,
+    /// The graphs' work, without the guest's in between.
+    pub compute: Span,
     /// Requests that wait or run.
     pub pending: AtomicU64,
     /// When the last answer was given, ms since 1970; 0 before the first.
@@ -90,6 +94,8 @@ pub struct Phases {
     pub before: Duration,
     pub graphs: Duration,
     pub after: Duration,
+    pub guest: Duration,
+    pub compute: Duration,
 }
 
 impl Stats {
@@ -128,6 +134,8 @@ impl Pending<'_> {
         stats.before.add(phases.before);
         stats.graphs.add(phases.graphs);
         stats.after.add(phases.after);
+        stats.guest.add(phases.guest);
+        stats.compute.add(phases.compute);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         stats.last_ms.store(now.as_millis() as u64, Ordering::Relaxed);
     }
@@ -155,8 +163,15 @@ mod tests {
     fn every_request_is_counted_once() {
         let stats = Stats::default();
         let took = Duration::from_millis(3);
-        let phases =
-            Phases { queue: took, sandbox: took, before: took, graphs: took * 10, after: took };
+        let phases = Phases {
+            queue: took,
+            sandbox: took,
+            before: took,
+            graphs: took * 10,
+            after: took,
+            guest: took * 2,
+            compute: took * 10,
+        };
         stats.enter().succeeded(phases);
         stats.enter().failed("deadline");
         drop(stats.enter());

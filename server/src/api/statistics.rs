@@ -141,7 +141,7 @@ fn us(ns: u64) -> f64 {
     (ns / 1000) as f64
 }
 
-const METRICS: [Metric; 9] = [
+const METRICS: [Metric; 13] = [
     ("nv_inference_request_success", "counter", "Requests answered", |version| {
         version.stats.success.count() as f64
     }),
@@ -175,7 +175,23 @@ const METRICS: [Metric; 9] = [
         "The guest after its graphs",
         |version| us(version.stats.after.span.ns()),
     ),
+    ("wisp_waiting_requests", "gauge", "Requests that wait for their turn", |version| {
+        version.waiting() as f64
+    }),
+    ("wisp_sandbox_start_seconds_total", "counter", "Making sandboxes", |version| {
+        seconds(&version.stats.sandbox)
+    }),
+    ("wisp_guest_seconds_total", "counter", "Guests' own work", |version| {
+        seconds(&version.stats.guest)
+    }),
+    ("wisp_compute_seconds_total", "counter", "Graphs' work", |version| {
+        seconds(&version.stats.compute)
+    }),
 ];
+
+fn seconds(span: &Span) -> f64 {
+    span.ns() as f64 / 1e9
+}
 
 /// A histogram: its name, meaning, and where it is.
 type Spread = (&'static str, &'static str, fn(&Version) -> &Histogram);
@@ -238,13 +254,6 @@ fn exposition(versions: &[Arc<Version>], live: usize) -> String {
                 "{name}{{model=\"{model}\",version=\"{label}\",kind=\"{kind}\"}} {count}"
             ));
         }
-    }
-    let name = "wisp_sandbox_start_seconds_total";
-    line(format_args!("# HELP {name} Making sandboxes\n# TYPE {name} counter"));
-    for version in versions {
-        let (model, label) = (&version.model, &version.label);
-        let seconds = version.stats.sandbox.ns() as f64 / 1e9;
-        line(format_args!("{name}{{model=\"{model}\",version=\"{label}\"}} {seconds}"));
     }
     for (name, help, histogram) in HISTOGRAMS {
         line(format_args!("# HELP {name} {help}\n# TYPE {name} histogram"));

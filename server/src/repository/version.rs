@@ -117,6 +117,14 @@ impl Version {
         }
     }
 
+    /// Requests that wait for their turn now.
+    pub fn waiting(&self) -> usize {
+        match &*self.state.borrow() {
+            Loaded::Ready(revision) => revision.gate.waiting(),
+            _ => 0,
+        }
+    }
+
     /// Its digest, if it is stored.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.origin {
