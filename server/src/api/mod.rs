@@ -1,5 +1,5 @@
 //! The Open Inference Protocol over HTTP. Only this room names axum, hyper and JSON; it turns
-//! wire forms into [`InferRequest`](crate::infer::InferRequest)s and back, and decides nothing.
+//! wire forms into [`InferRequest`]s and back, and decides nothing.
 
 mod admin;
 mod binary;
