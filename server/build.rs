@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("inference.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
         .build_client(false)
+        .codec_path("super::super::codec::CheckedCodec")
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .compile_fds(descriptors)?;
     Ok(())

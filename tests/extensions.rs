@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::thread;
 
 use flate2::Compression;
 use flate2::read::{GzDecoder, ZlibDecoder};
@@ -9,7 +11,9 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::{Value, json};
 
 use crate::support::grpc::{Grpc, proto};
-use crate::support::{Reply, Server, add_request, fixture, identity_bundle, model, scratch};
+use crate::support::{
+    Reply, Server, add_request, fixture, identity_bundle, model, scratch, succeeded, wisp,
+};
 
 fn add() -> Vec<std::path::PathBuf> {
     vec![fixture("models/add.onnx")]
@@ -110,6 +114,65 @@ fn a_client_shortens_its_deadline() {
 }
 
 #[test]
+fn the_first_priority_goes_first() {
+    let flags = ["--concurrency", "1"];
+    let server = Server::start_with(&[fixture("models/matmul_slow.onnx")], &flags);
+    let ask = |id: &str, priority: u32| {
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1], "data": [3]});
+        let parameters = json!({"priority": priority});
+        let body = json!({"id": id, "inputs": [x], "parameters": parameters});
+        assert_eq!(server.infer("matmul_slow", &body).floats("y"), [3.0]);
+    };
+    let waiting = || {
+        let text = String::from_utf8(server.get("/metrics").body).expect("UTF-8");
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| {
+            line.strip_prefix("wisp_waiting_requests{model=\"matmul_slow\",version=\"1\"} ")
+        });
+        value.expect("a metric").parse::<usize>().expect("a number")
+    };
+    let answered = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let send = |id: &'static str, priority| {
+            let (ask, answered) = (&ask, &answered);
+            scope.spawn(move || {
+                ask(id, priority);
+                answered.lock().expect("no holder panics").push(id);
+            });
+        };
+        // The first few keep the model busy until the last two wait.
+        for (expected, id) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            send(id, 2);
+            while answered.lock().expect("no holder panics").is_empty() && waiting() < expected {
+                thread::yield_now();
+            }
+        }
+        let before = waiting();
+        send("last", 9);
+        while waiting() == before && before > 0 {
+            thread::yield_now();
+        }
+        send("first", 1);
+    });
+    let answered = answered.into_inner().expect("no holder panics");
+    let place = |id| answered.iter().position(|other| *other == id).expect("answered");
+    assert!(place("first") < place("last"), "{answered:?}");
+    assert_eq!(place("last"), 5, "{answered:?}");
+}
+
+#[test]
+fn pages_of_other_sites_change_nothing() {
+    let server = Server::start_with(&add(), &["--client-control", "true"]);
+    let own = format!("http://{}", server.address());
+    for (origin, status) in [("https://evil.example", 403), ("null", 403), (own.as_str(), 200)] {
+        for path in ["/v2/logging", "/v2/trace/setting", "/v2/repository/models/add/unload"] {
+            let reply = server.post(path, &[("origin", origin)], b"{}");
+            assert_eq!(reply.status, status, "{origin} {path}");
+        }
+    }
+}
+
+#[test]
 fn clients_load_and_unload_where_they_may() {
     let server = Server::start_with(&add(), &["--client-control", "true"]);
     let control =
@@ -192,8 +255,12 @@ fn a_text_is_generated_from() {
     assert_eq!(stream.header("content-type"), Some("text/event-stream"));
     insta::assert_snapshot!(String::from_utf8_lossy(&stream.body), @r#"data: {"model_name":"text","model_version":"1","text_output":"a"}"#);
     insta::assert_snapshot!(ask(json!({})).error(400, "invalid-input"), @"text_input is missing: expected a string");
-    insta::assert_snapshot!(ask(json!({"text_input": ["a"]})).error(400, "invalid-input"), @"text_input: expected a string, got a list");
-    insta::assert_snapshot!(ask(json!([])).error(400, "invalid-input"), @"the body is no JSON object: invalid type: sequence, expected a map at line 1 column 0");
+    let twice = ask(json!({"text_input": "a", "in": "b"}));
+    insta::assert_snapshot!(twice.error(400, "invalid-input"), @"text_input came twice, once as `in`");
+    let many: serde_json::Map<_, _> = (0..2000).map(|n| (n.to_string(), json!(0))).collect();
+    assert!(ask(json!({"text_input": "a", "parameters": many})).status == 400);
+    insta::assert_snapshot!(ask(json!({"text_input": ["a"]})).error(400, "invalid-input"), @"the body is no request to generate: text_input: expected a string, got a list at line 1 column 20");
+    insta::assert_snapshot!(ask(json!([])).error(400, "invalid-input"), @"the body is no request to generate: invalid type: sequence, expected an object at line 1 column 2");
     let other = post(&server, "/v2/models/add/generate_stream", &json!({"text_input": "a"}));
     insta::assert_snapshot!(other.error(501, "unsupported"), @"model `add` cannot generate: expected one BYTES input of one element, it takes `a` FP32 [1, 4], `b` FP32 [1, 4]");
 }
@@ -208,6 +275,13 @@ fn grpc_has_an_address_of_its_own_where_it_is_given_one() {
             grpc.call::<proto::ServerLiveResponse>("ServerLive", &proto::ServerLiveRequest {});
         assert!(live.expect("an answer").live);
     }
+}
+
+#[test]
+fn minilm_gives_the_reference_s_vectors() {
+    let checked = wisp().arg("check").arg(model("minilm")).output().expect("wisp runs");
+    let report = succeeded(&checked);
+    assert!(report.contains("golden/sentences.json: passed"), "{report}");
 }
 
 /// Cosine of the angle between two vectors of length 1.

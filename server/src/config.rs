@@ -23,7 +23,8 @@ pub struct RawSettings {
     /// Address to listen on [default: 127.0.0.1:8000]; port 0 takes a free one
     #[arg(long, env = "WISP_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Address to listen on for gRPC alone, or `none`; `listen` speaks it too [default: none]
+    /// Another address to listen on, for gRPC clients, or `none`: both speak the same
+    /// [default: none]
     #[arg(long, env = "WISP_GRPC_LISTEN", value_name = "ADDRESS")]
     grpc_listen: Option<String>,
     /// Whether clients of the protocol may load and unload models, and change trace and log
@@ -208,7 +209,8 @@ impl Config {
         let log = pick!(log, "log", default_log.to_owned());
         let log_format = pick!(log_format, "log-format", LogFormat::Text);
 
-        check("body-limit-mib", body_limit_mib, 1, 4095)?;
+        // A body and what it decompresses to are counted together, in 32 bits.
+        check("body-limit-mib", body_limit_mib, 1, 2047)?;
         check("body-timeout-ms", body_timeout_ms as usize, 1, 3_600_000)?;
         check("deadline-ms", deadline_ms as usize, 1, 3_600_000)?;
         check("memory-mib", memory_mib, 1, 4096)?;

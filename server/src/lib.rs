@@ -25,7 +25,7 @@ pub mod stats;
 pub mod store;
 pub mod telemetry;
 pub mod tensor;
-pub mod turns;
+mod turns;
 pub mod watch;
 
 use std::sync::Arc;

@@ -14,6 +14,11 @@ use tonic::{Code, Status};
 
 use super::Server;
 
+/// Where the generated services look for theirs, which is the server's own.
+mod codec {
+    pub use tonic_prost::ProstCodec as CheckedCodec;
+}
+
 /// What the server's build made of its inference.proto.
 #[expect(clippy::allow_attributes, clippy::enum_variant_names, reason = "generated")]
 pub mod proto {

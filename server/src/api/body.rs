@@ -14,6 +14,9 @@ use crate::error::Error;
 /// Trusted for one allocation ahead of the bytes: a client that lies gains no more than this.
 const ALLOCATE_AHEAD: usize = 1 << 20;
 
+/// Bodies up to this are not counted.
+const SMALL_BYTES: usize = 64 << 10;
+
 /// Of a body that nobody wants, what is read and thrown away at most.
 const DISCARD: usize = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,6 +49,23 @@ impl Room {
         let permits = u32::try_from(bytes).ok();
         let permit = permits.and_then(|permits| self.0.try_acquire_many(permits).ok());
         permit.ok_or_else(no_room)
+    }
+
+    /// Counts in what is missing to a body of `bytes` so far, of which `held` are; how many it
+    /// were. Whoever holds them gives them back.
+    ///
+    /// # Errors
+    /// There is no room for now.
+    pub(super) fn hold_up_to(&self, bytes: usize, held: usize) -> Result<usize, Error> {
+        if bytes <= SMALL_BYTES {
+            return Ok(0);
+        }
+        self.hold(bytes - held)?.forget();
+        Ok(bytes - held)
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.add_permits(bytes);
     }
 
     /// Adds to what is `held`.
@@ -100,7 +120,7 @@ pub(super) async fn read<'a>(
     }
     let Collected { bytes, mut _room } = collected?;
     let Some(coding) = coding else { return Ok(Collected { bytes, _room }) };
-    // How much it is, only its end will tell; a thousand times as much at most.
+    // How much it is, only its end will tell; some thousand times as much at most.
     let bytes = aside(bytes.len().saturating_mul(1000), || {
         compression::decompress(coding, &bytes, options.body_limit, room, &mut _room)
     })?;
@@ -147,7 +167,11 @@ async fn collect<'a>(
         if bytes.len() + data.len() > limit {
             return Err(Error::TooLarge { limit });
         }
-        room.hold_more(data.len(), &mut held)?;
+        // A small one always fits, however slow large ones hold all the room.
+        let uncounted = if held.is_none() { bytes.len() } else { 0 };
+        if bytes.len() + data.len() > SMALL_BYTES {
+            room.hold_more(uncounted + data.len(), &mut held)?;
+        }
         bytes.extend_from_slice(&data);
     }
     Ok(Collected { bytes, _room: held })

@@ -34,6 +34,9 @@ pub(super) fn classify(
     Ok(())
 }
 
+/// Each is a text of its own: more than this is no classification any more.
+const MOST_CLASSES: u64 = 100_000;
+
 /// Reads the parameter `classification`; 0 asks for none.
 ///
 /// # Errors
@@ -56,6 +59,10 @@ fn top(tensor: &Tensor, classes: usize, labels: &[String]) -> Result<Tensor, Str
     let elements = tensor.data.len() / size;
     let row = elements.checked_div(batch.unwrap_or(1) as usize).unwrap_or(0);
     let classes = classes.min(row);
+    let all = classes as u64 * batch.unwrap_or(1);
+    if all > MOST_CLASSES {
+        return Err(format!("expected at most {MOST_CLASSES} classes, {all} are asked for"));
+    }
     let mut rows = Rows { data: &tensor.data, row, classes, labels, written: Vec::new() };
     match tensor.datatype {
         Datatype::Bool => rows.write(|[byte]| byte),
@@ -94,7 +101,14 @@ impl Rows<'_> {
         let values: Vec<T> = self.data.as_chunks().0.iter().map(|bytes| read(*bytes)).collect();
         for row in values.chunks(self.row.max(1)) {
             let mut order: Vec<usize> = (0..row.len()).collect();
-            order.sort_by(|&one, &other| largest_first(&row[one], &row[other]));
+            let rank = |&one: &usize, &other: &usize| {
+                largest_first(&row[one], &row[other]).then(one.cmp(&other))
+            };
+            // All of a long row need not be in order for its first few.
+            if (1..row.len()).contains(&self.classes) {
+                order.select_nth_unstable_by(self.classes - 1, rank);
+            }
+            order[..self.classes].sort_unstable_by(rank);
             for &index in &order[..self.classes] {
                 let value = &row[index];
                 let element = match self.labels.get(index) {

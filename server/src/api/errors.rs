@@ -72,7 +72,7 @@ impl From<Error> for Status {
 }
 
 /// Texts repeat what the client sent.
-fn cut(mut text: String, most: usize) -> String {
+pub(super) fn cut(mut text: String, most: usize) -> String {
     if text.len() > most {
         text.truncate(text.floor_char_boundary(most));
         text.push('…');

@@ -1,11 +1,16 @@
 //! The protocol's generate extension: a text in, plain JSON out, for models of one text.
 
+use std::fmt;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::body::{self, aside};
 use super::errors::Failed;
@@ -79,37 +84,31 @@ pub(super) fn text_input(contract: &Contract) -> Option<&TensorSpec> {
     (spec.datatype == Datatype::Bytes && is_one).then_some(spec)
 }
 
+/// Fields as they are kept: what is ignored is read over, so that it takes no memory.
+#[derive(Default)]
+struct Fields {
+    id: Option<String>,
+    /// By the extension's name or the input's own.
+    texts: Vec<String>,
+    parameters: Vec<(String, Parameter)>,
+}
+
+/// Each is held as a name and a value, twenty times its text and more.
+const MOST_PARAMETERS: usize = 1000;
+
 fn read(body: &[u8], spec: &TensorSpec) -> Result<(InferRequest, Option<String>), Error> {
     let invalid = Error::InvalidInput;
-    let mut fields: Map<String, Value> = serde_json::from_slice(body)
-        .map_err(|error| invalid(format!("the body is no JSON object: {error}")))?;
-    let id = match fields.remove("id") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(id)) => Some(id),
-        Some(Value::Number(id)) => Some(id.to_string()),
-        Some(other) => return Err(invalid(format!("id: expected a string, got {other}"))),
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let fields = Object { input: &spec.name, are_parameters: false };
+    let fields = fields.deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
+    let Fields { id, texts, parameters } =
+        fields.map_err(|error| invalid(format!("the body is no request to generate: {error}")))?;
+    let [text] = &texts[..] else {
+        return Err(invalid(match texts.len() {
+            0 => format!("{TEXT_INPUT} is missing: expected a string"),
+            _ => format!("{TEXT_INPUT} came twice, once as `{}`", spec.name),
+        }));
     };
-    let named = fields.remove(&spec.name);
-    let text = match named.or_else(|| fields.remove(TEXT_INPUT)) {
-        Some(Value::String(text)) => text,
-        Some(other) => {
-            let kind = kind(&other);
-            return Err(invalid(format!("{TEXT_INPUT}: expected a string, got {kind}")));
-        }
-        None => return Err(invalid(format!("{TEXT_INPUT} is missing: expected a string"))),
-    };
-    let parameters = match fields.remove("parameters") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(parameters)) => parameters,
-        Some(other) => {
-            let kind = kind(&other);
-            return Err(invalid(format!("parameters: expected an object, got {kind}")));
-        }
-    };
-    let parameters = parameters.into_iter().chain(fields);
-    let parameters = parameters
-        .filter_map(|(name, value)| Some(parameter(&name, value)?.map(|value| (name, value))))
-        .collect::<Result<Vec<_>, Error>>()?;
     let mut data = Vec::with_capacity(text.len() + 4);
     push_bytes_element(&mut data, text.as_bytes()).map_err(invalid)?;
     let shape = vec![1; spec.shape.len()];
@@ -117,34 +116,162 @@ fn read(body: &[u8], spec: &TensorSpec) -> Result<(InferRequest, Option<String>)
     Ok((InferRequest { inputs: vec![input], parameters, ..InferRequest::default() }, id))
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+/// The body, or the `parameters` in it.
+#[derive(Clone, Copy)]
+struct Object<'a> {
+    input: &'a str,
+    are_parameters: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = Fields;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
-/// What is no string, number or boolean is ignored, but for those that mean something here:
-/// clients send some of their own.
-fn parameter(name: &str, value: Value) -> Option<Result<Parameter, Error>> {
-    match value {
-        Value::Bool(value) => Some(Ok(Parameter::Boolean(value))),
-        Value::String(value) => Some(Ok(Parameter::Text(value))),
-        Value::Number(value) => match value.as_i64() {
-            Some(integer) => Some(Ok(Parameter::Integer(integer))),
-            None => value.as_f64().map(|number| Ok(Parameter::Number(number))),
-        },
-        Value::Array(_) | Value::Object(_) if matches!(name, "priority" | "timeout") => {
-            let kind = kind(&value);
-            let reason =
-                format!("parameter `{name}`: expected an integer of 0 or more, got {kind}");
-            Some(Err(Error::InvalidInput(reason)))
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = Fields;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    /// `parameters` may be null.
+    fn visit_unit<E: de::Error>(self) -> Result<Fields, E> {
+        match self.are_parameters {
+            true => Ok(Fields::default()),
+            false => Err(E::invalid_type(de::Unexpected::Unit, &self)),
         }
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(name) = map.next_key::<String>()? {
+            let is_text = name == TEXT_INPUT || name == self.input;
+            match name.as_str() {
+                _ if self.are_parameters => fields.keep(name, map.next_value()?)?,
+                _ if is_text => match map.next_value()? {
+                    Scalar::Kept(Parameter::Text(text)) => fields.texts.push(text),
+                    other => {
+                        let reason = format!("{TEXT_INPUT}: expected a string, got {other}");
+                        return Err(de::Error::custom(reason));
+                    }
+                },
+                "id" => fields.id = map.next_value::<Scalar>()?.id().map_err(de::Error::custom)?,
+                "parameters" => {
+                    let more = map.next_value_seed(Self { are_parameters: true, ..self })?;
+                    fields.parameters.extend(more.parameters);
+                }
+                _ => fields.keep(name, map.next_value()?)?,
+            }
+        }
+        Ok(fields)
+    }
+}
+
+impl Fields {
+    /// What is no string, number or boolean is ignored, but for those that mean something here:
+    /// clients send some of their own.
+    fn keep<E: de::Error>(&mut self, name: String, value: Scalar) -> Result<(), E> {
+        match value {
+            Scalar::Kept(_) if self.parameters.len() == MOST_PARAMETERS => {
+                Err(E::custom(format!("more than {MOST_PARAMETERS} parameters")))
+            }
+            Scalar::Kept(value) => {
+                self.parameters.push((name, value));
+                Ok(())
+            }
+            Scalar::List | Scalar::Object if matches!(&*name, "priority" | "timeout") => {
+                Err(E::custom(format!("parameter `{name}`: expected an integer, got {value}")))
+            }
+            Scalar::Null | Scalar::List | Scalar::Object => Ok(()),
+        }
+    }
+}
+
+enum Scalar {
+    Kept(Parameter),
+    Null,
+    List,
+    Object,
+}
+
+impl Scalar {
+    fn id(self) -> Result<Option<String>, String> {
+        match self {
+            Self::Null => Ok(None),
+            Self::Kept(Parameter::Text(id)) => Ok(Some(id)),
+            Self::Kept(number @ (Parameter::Integer(_) | Parameter::Number(_))) => {
+                Ok(Some(number.to_string()))
+            }
+            other => Err(format!("id: expected a string, got {other}")),
+        }
+    }
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Kept(Parameter::Boolean(_)) => "a boolean",
+            Self::Kept(Parameter::Integer(_) | Parameter::Number(_)) => "a number",
+            Self::Kept(Parameter::Text(_)) => "a string",
+            Self::Null => "null",
+            Self::List => "a list",
+            Self::Object => "an object",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar::Kept(Parameter::Boolean(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+        Ok(Scalar::Kept(Parameter::Integer(value)))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+        let integer = i64::try_from(value).map(Parameter::Integer);
+        Ok(Scalar::Kept(integer.unwrap_or(Parameter::Number(value as f64))))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+        Ok(Scalar::Kept(Parameter::Number(value)))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
+        Ok(Scalar::Kept(Parameter::Text(value.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Scalar, E> {
+        Ok(Scalar::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Scalar, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Scalar::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Scalar::Object)
     }
 }
 

@@ -78,8 +78,9 @@ pub(super) async fn infer(
     let mut response =
         api.answer(&model, picked, request, id.as_deref().unwrap_or_default()).await?;
     let accepted = compression::accepted(&headers);
-    let size = response.outputs.iter().map(|output| output.data.len()).sum();
-    Ok(aside(size, || {
+    let size: usize = response.outputs.iter().map(|output| output.data.len()).sum();
+    // To compress takes several times as long as to write.
+    Ok(aside(if accepted.is_some() { size * 8 } else { size }, || {
         classify(&mut response, &form, &revision)?;
         answer(&model.name, &revision, id, &form, &response, accepted)
     })?)

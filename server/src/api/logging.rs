@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
@@ -109,10 +109,11 @@ pub(super) async fn settings() -> Response {
 
 pub(super) async fn change_settings(
     State(api): State<Api>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
     let settings: BTreeMap<String, Value> = read_small_json(body).await?.unwrap_or_default();
-    api.check_control("change log settings")?;
+    api.check_control_from(&headers, "change log settings")?;
     let changes = settings.into_iter().map(|(name, value)| {
         let setting = match &value {
             Value::Bool(value) => Some(Setting::Switch(*value)),

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
@@ -68,7 +68,7 @@ const EXTENSIONS: [&str; 10] = [
     "trace",
 ];
 
-/// Bounds on what clients send.
+/// Bounds on what clients send and do.
 #[derive(Debug, Clone, Copy)]
 pub struct ApiOptions {
     /// A longer body is refused.
@@ -116,6 +116,19 @@ impl Api {
             false => Err(Error::Forbidden(format!(
                 "clients may not {what} here: the setting client-control is false"
             ))),
+        }
+    }
+
+    /// Checks that clients may change the server, and that no page of another site, which a
+    /// browser shows, asks for it.
+    fn check_control_from(&self, headers: &HeaderMap, what: &str) -> Result<(), Error> {
+        self.check_control(what)?;
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let site = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        match site.is_some_and(|(_, site)| Some(site) == host) {
+            true => Ok(()),
+            false => Err(Error::Forbidden(format!("pages of other sites may not {what} here"))),
         }
     }
 

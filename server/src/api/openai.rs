@@ -215,7 +215,13 @@ fn write(
         };
         Ok(Embedding { object: "embedding", index, embedding })
     });
-    let used: i64 = tokens.data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).sum();
+    let used: i64 = tokens
+        .data
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| i64::from_le_bytes(*bytes))
+        .fold(0, i64::saturating_add);
     let list = EmbeddingList {
         object: "list",
         data: rows.collect::<Result<_, Error>>()?,

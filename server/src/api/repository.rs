@@ -1,10 +1,10 @@
-//! The protocol's repository index, and a model's configuration.
+//! The protocol's repository: its index, loading and unloading, a model's configuration.
 
 use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -49,31 +49,34 @@ pub(super) async fn index(State(api): State<Api>, body: Body) -> Result<Response
 #[derive(Deserialize, Default)]
 struct ControlRequest {
     #[serde(default)]
-    parameters: BTreeMap<String, IgnoredAny>,
+    parameters: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 pub(super) async fn load(
     State(api): State<Api>,
     path: ModelPath,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Failed> {
     let request: ControlRequest = read_small_json(body).await?.unwrap_or_default();
-    load_model(&api, path.model()?, request.parameters.keys()).await?;
+    api.check_control_from(&headers, "load models")?;
+    load_model(&api, path.model()?, request.parameters.unwrap_or_default().keys()).await?;
     Ok(StatusCode::OK)
 }
 
 pub(super) async fn unload(
     State(api): State<Api>,
     path: ModelPath,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Failed> {
     let _: Option<ControlRequest> = read_small_json(body).await?;
+    api.check_control_from(&headers, "unload models")?;
     unload_model(&api, path.model()?)?;
     Ok(StatusCode::OK)
 }
 
-/// Loads a model's versions that clients may ask for: those with traffic at once, the others
-/// when they are asked.
+/// Loads a model's versions: those with traffic at once, the others when they are asked.
 ///
 /// # Errors
 /// Clients may not; there is no such model; it cannot be loaded; or a parameter asks for
@@ -91,13 +94,14 @@ pub(super) async fn load_model(
         )));
     }
     let model = api.inference().repository.model(name)?;
-    for (version, percent, _) in model.versions() {
-        if percent > 0 {
-            version.load().await?;
-        } else {
-            version.allow();
-        }
+    let versions = model.versions();
+    versions.iter().for_each(|(version, ..)| version.allow());
+    let mut outcome = model.version(None).map(drop);
+    for (version, ..) in versions.iter().filter(|(_, percent, _)| *percent > 0) {
+        let loaded = version.load().await.map(drop);
+        outcome = outcome.and(loaded);
     }
+    outcome?;
     tracing::info!(model = name, "loaded for a client");
     Ok(())
 }

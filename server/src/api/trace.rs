@@ -7,14 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Api;
 use super::body::read_small_json;
-use super::errors::Failed;
+use super::errors::{Failed, cut};
 use super::metadata::ModelPath;
 use super::reply::json;
 use crate::error::{Error, one_line};
@@ -35,7 +35,7 @@ pub(super) struct Traces {
 struct Settings {
     server: Choice,
     models: BTreeMap<String, Choice>,
-    /// Requests of each model since tracing began.
+    /// Requests of each model while it was traced.
     seen: BTreeMap<String, u64>,
 }
 
@@ -64,6 +64,9 @@ pub(super) struct View {
 
 const DEFAULT_RATE: u32 = 1000;
 const ENDLESS: i64 = -1;
+
+/// Of a request's id in the log.
+const MAX_ID_BYTES: usize = 256;
 
 impl Traces {
     pub(super) fn new() -> Self {
@@ -116,7 +119,7 @@ impl Traces {
         if !self.on.load(Ordering::Relaxed) || !self.lock().take(model) {
             return;
         }
-        let id = one_line(id);
+        let id = one_line(&cut(id.to_owned(), MAX_ID_BYTES));
         match result {
             Ok(InferResponse { queue, timings, .. }) => tracing::info!(
                 target: "wisp::trace",
@@ -255,8 +258,12 @@ pub(super) async fn server_settings(State(api): State<Api>) -> Response {
     json(StatusCode::OK, &api.traces().view(None))
 }
 
-pub(super) async fn change_server(State(api): State<Api>, body: Body) -> Result<Response, Failed> {
-    change(&api, None, body).await
+pub(super) async fn change_server(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failed> {
+    change(&api, None, &headers, body).await
 }
 
 pub(super) async fn model_settings(
@@ -270,15 +277,21 @@ pub(super) async fn model_settings(
 pub(super) async fn change_model(
     State(api): State<Api>,
     path: ModelPath,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
     let model = api.inference().repository.model(path.model()?)?;
-    change(&api, Some(&model.name), body).await
+    change(&api, Some(&model.name), &headers, body).await
 }
 
-async fn change(api: &Api, model: Option<&str>, body: Body) -> Result<Response, Failed> {
+async fn change(
+    api: &Api,
+    model: Option<&str>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Failed> {
     let settings: BTreeMap<String, Value> = read_small_json(body).await?.unwrap_or_default();
-    api.check_control("change trace settings")?;
+    api.check_control_from(headers, "change trace settings")?;
     let changes = settings.into_iter().map(|(name, value)| {
         let texts = texts(&name, value)?;
         Ok((name, texts))

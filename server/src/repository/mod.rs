@@ -9,7 +9,7 @@ pub use version::{State, Version};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub struct Repository {
     listed: Vec<Arc<Model>>,
     by_path: HashMap<String, Arc<Model>>,
     deployed: RwLock<BTreeMap<String, Arc<Model>>>,
+    settled: AtomicBool,
 }
 
 /// Where bundles are served from.
@@ -99,6 +100,7 @@ impl Repository {
             listed: Vec::new(),
             by_path: HashMap::new(),
             deployed: RwLock::default(),
+            settled: AtomicBool::new(false),
         };
         for Place { path, failed } in places {
             if failed.is_some() {
@@ -174,11 +176,15 @@ impl Repository {
         self.loader.options.engine.live_sandboxes()
     }
 
-    /// Whether nothing that was given at the start is still loading.
+    /// Whether all that was given at the start has been loaded, or has failed to. It stays so.
     pub fn is_settled(&self) -> bool {
+        if self.settled.load(Ordering::Relaxed) {
+            return true;
+        }
         let unsettled = |state| matches!(state, State::Cold | State::Loading);
         let mut versions = self.listed.iter().filter_map(|model| model.main_version());
-        !versions.any(|version| unsettled(version.state()))
+        let is_settled = !versions.any(|version| unsettled(version.state()));
+        self.settled.fetch_or(is_settled, Ordering::Relaxed) | is_settled
     }
 
     fn deployed(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Model>>> {

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,12 +59,14 @@ pub struct Version {
     pub stats: Arc<Stats>,
     loader: Arc<Loader>,
     state: watch::Sender<Loaded>,
+    loads: AtomicU64,
 }
 
 #[derive(Clone)]
 enum Loaded {
     Cold,
-    Loading,
+    /// With the number of the load, as one may be given up and another begun.
+    Loading(u64),
     Ready(Arc<Revision>),
     /// With the reason, and when it may be tried again, if ever.
     Failed(String, Option<Instant>),
@@ -89,7 +92,8 @@ impl Version {
         let (model, label) = (model.to_owned(), label.to_owned());
         let state = watch::Sender::new(Loaded::Cold);
         let stats = Arc::default();
-        Arc::new(Self { model, label, origin, stats, loader: loader.clone(), state })
+        let (loader, loads) = (loader.clone(), AtomicU64::new(0));
+        Arc::new(Self { model, label, origin, stats, loader, state, loads })
     }
 
     /// Has it fail for good.
@@ -100,7 +104,7 @@ impl Version {
     pub fn state(&self) -> State {
         match &*self.state.borrow() {
             Loaded::Cold => State::Cold,
-            Loaded::Loading => State::Loading,
+            Loaded::Loading(_) => State::Loading,
             Loaded::Ready(_) => State::Ready,
             Loaded::Failed(reason, _) => State::Failed(reason.clone()),
             Loaded::Unloaded => State::Unloaded,
@@ -152,7 +156,7 @@ impl Version {
         }
         let mut seen = self.state.subscribe();
         self.wake();
-        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Loading);
+        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Loading(_));
         let settled = tokio::time::timeout(self.loader.patience, seen.wait_for(is_settled)).await;
         let not_ready = |reason: String| Error::NotReady { model: self.model.clone(), reason };
         match settled {
@@ -160,7 +164,7 @@ impl Version {
                 Loaded::Ready(revision) => Ok(revision.clone()),
                 Loaded::Failed(reason, _) => Err(not_ready(reason.clone())),
                 Loaded::Unloaded => Err(not_ready("it was unloaded by a client".to_owned())),
-                Loaded::Cold | Loaded::Loading => {
+                Loaded::Cold | Loaded::Loading(_) => {
                     Err(Error::Internal("a load that is not settled".into()))
                 }
             },
@@ -171,19 +175,20 @@ impl Version {
 
     /// Starts loading where nobody has yet.
     pub(super) fn wake(self: &Arc<Self>) {
+        let number = self.loads.fetch_add(1, Ordering::Relaxed);
         let is_mine = self.state.send_if_modified(|state| {
             let start = match state {
                 Loaded::Cold => true,
                 Loaded::Failed(_, again) => again.is_some_and(|again| Instant::now() >= again),
-                Loaded::Loading | Loaded::Ready(_) | Loaded::Unloaded => false,
+                Loaded::Loading(_) | Loaded::Ready(_) | Loaded::Unloaded => false,
             };
             if start {
-                *state = Loaded::Loading;
+                *state = Loaded::Loading(number);
             }
             start
         });
         if is_mine {
-            tokio::spawn(self.clone().fill());
+            tokio::spawn(self.clone().fill(number));
         }
     }
 
@@ -202,7 +207,7 @@ impl Version {
             let again = match state {
                 Loaded::Unloaded => true,
                 Loaded::Failed(..) => !matches!(self.origin, Origin::Nowhere),
-                Loaded::Cold | Loaded::Loading | Loaded::Ready(_) => false,
+                Loaded::Cold | Loaded::Loading(_) | Loaded::Ready(_) => false,
             };
             if again {
                 *state = Loaded::Cold;
@@ -212,11 +217,11 @@ impl Version {
     }
 
     /// Gives the revision up until it is loaded by name; requests in flight keep theirs. What
-    /// has failed stays so.
+    /// has failed for good stays so.
     pub fn unload(&self) {
         self.state.send_if_modified(|state| match state {
-            Loaded::Failed(..) | Loaded::Unloaded => false,
-            Loaded::Cold | Loaded::Loading | Loaded::Ready(_) => {
+            Loaded::Failed(_, None) | Loaded::Unloaded => false,
+            Loaded::Cold | Loaded::Loading(_) | Loaded::Ready(_) | Loaded::Failed(..) => {
                 *state = Loaded::Unloaded;
                 true
             }
@@ -234,9 +239,13 @@ impl Version {
         });
     }
 
-    async fn fill(self: Arc<Self>) {
+    async fn fill(self: Arc<Self>, number: u64) {
         // Never closed.
         let turn = self.loader.turns.clone().acquire_owned().await;
+        // It may have been unloaded while it waited, and loaded by another.
+        if !matches!(&*self.state.borrow(), Loaded::Loading(waited) if *waited == number) {
+            return;
+        }
         let started = Instant::now();
         let outcome = self.load_on_thread().await;
         drop(turn);
@@ -257,7 +266,7 @@ impl Version {
         };
         // It may have been unloaded meanwhile.
         self.state.send_if_modified(|now| {
-            let is_waited_for = matches!(now, Loaded::Loading);
+            let is_waited_for = matches!(now, Loaded::Loading(waited) if *waited == number);
             if is_waited_for {
                 *now = state;
             }

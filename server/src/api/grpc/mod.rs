@@ -1,6 +1,8 @@
 //! The protocol over gRPC, on the same port as HTTP: the same models, limits and errors.
 
+mod codec;
 mod health;
+mod incoming;
 mod tensors;
 mod views;
 
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::middleware::map_request_with_state;
 use futures_util::{Stream, StreamExt, stream};
 use prost::Message;
 use tonic::codec::CompressionEncoding;
@@ -42,6 +45,7 @@ const OVERHEAD_BYTES: usize = 1 << 20;
 pub(super) fn routes(api: Api) -> Router<Api> {
     let limit = api.options().body_limit + OVERHEAD_BYTES;
     let health = Health(api.clone());
+    let watched = map_request_with_state(api.clone(), incoming::watch);
     let inference = GrpcInferenceServiceServer::new(Service(api))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(usize::MAX)
@@ -60,6 +64,7 @@ pub(super) fn routes(api: Api) -> Router<Api> {
         .route_service("/grpc.health.v1.Health/{method}", health)
         .route_service("/grpc.reflection.v1.ServerReflection/{method}", v1)
         .route_service("/grpc.reflection.v1alpha.ServerReflection/{method}", v1alpha)
+        .layer(watched)
 }
 
 struct Service(Api);
@@ -89,11 +94,11 @@ impl Service {
         request: proto::ModelInferRequest,
         timeout: Option<Duration>,
     ) -> Result<proto::ModelInferResponse, Error> {
+        // Held as long as what it stands for, raw or typed.
+        let _room = self.0.bodies().hold(request.encoded_len())?;
         let model = self.model(&request.model_name)?;
         let picked = model.pick(some(&request.model_version)).await?;
         let id = request.id.clone();
-        // Held as long as what it stands for, raw or typed.
-        let _room = self.0.bodies().hold(request.encoded_len())?;
         let wants_final = request.parameters.get(FINAL_WANTED).is_some_and(|parameter| {
             parameter.parameter_choice
                 == Some(proto::infer_parameter::ParameterChoice::BoolParam(true))
@@ -235,7 +240,7 @@ impl GrpcInferenceService for Service {
                     },
                     // With its id, so that the client knows whose error it is.
                     Err(error) => proto::ModelStreamInferResponse {
-                        error_message: error.to_string(),
+                        error_message: Status::from(error).message().to_owned(),
                         infer_response: Some(proto::ModelInferResponse {
                             id,
                             ..Default::default()

@@ -13,6 +13,9 @@ const KNOWN: [&str; 6] = [
     "timeout",
 ];
 
+/// Each is held as a name and a value, twenty times its text and more.
+const MOST: usize = 1000;
+
 /// Parameters are strings, numbers and booleans; anything else is skipped as it is read, so
 /// that it takes no memory.
 #[derive(Default)]
@@ -32,6 +35,9 @@ impl Parameters {
             // As good as left out.
             if cursor.takes_word("null") {
                 return Ok(());
+            }
+            if parameters.0.len() == MOST {
+                return Err(cursor.error(format_args!("more than {MOST} parameters")));
             }
             match read_parameter(cursor)? {
                 Some(value) => parameters.0.push((name.to_owned(), value)),
