@@ -103,6 +103,10 @@ fn models_and_servers_that_fail() {
     500 compute Internal {"error":"the graph of model `gather` failed: the engine panicked: index out of bounds: the len is 3 but the index is 7"}
     503 not-ready Unavailable {"error":"model `broken` is not ready: guest: `prepare` failed: it was told to fail"}
     "#);
+    let metrics = String::from_utf8(client.server.get("/metrics").body).expect("UTF-8");
+    // Once in each protocol.
+    let traps = "wisp_guest_traps_total{model=\"hostile\",version=\"1\",trap=\"unreachable\"} 2";
+    assert!(metrics.lines().any(|line| line == traps), "{metrics}");
 }
 
 /// One runs, one waits: the next is refused.

@@ -34,7 +34,7 @@ pub enum Error {
     Deadline { model: String, deadline: Duration },
     /// The guest broke off: it trapped.
     #[error("the guest of model `{model}` trapped: {reason}")]
-    GuestTrap { model: String, reason: String },
+    GuestTrap { model: String, kind: &'static str, reason: String },
     #[error("the guest of model `{model}` needs more than its {limit_mib} MiB of memory")]
     GuestMemory { model: String, limit_mib: usize },
     /// The guest answered with its own internal error, or with what its contract forbids.
@@ -82,6 +82,14 @@ pub fn one_line(text: &str) -> String {
 }
 
 impl Error {
+    /// The kind of trap it was, if it was one.
+    pub fn trap(&self) -> Option<&'static str> {
+        match self {
+            Error::GuestTrap { kind, .. } => Some(kind),
+            _ => None,
+        }
+    }
+
     /// A short name of the variant for headers, logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self {

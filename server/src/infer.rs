@@ -133,7 +133,7 @@ impl Inference {
                 guest: timings.guest,
                 compute: timings.compute,
             }),
-            Err(error) => pending.failed(error.kind()),
+            Err(error) => pending.failed(error.kind(), error.trap()),
         }
         result
     }
@@ -341,6 +341,6 @@ fn explain(
         (Fault::NoRoom, _) => {
             Error::NoRoom("all instances of the sandbox pool are in use".to_owned())
         }
-        (Fault::Trap(reason), _) => Error::GuestTrap { model, reason },
+        (Fault::Trap { kind, reason }, _) => Error::GuestTrap { model, kind, reason },
     }
 }

@@ -37,6 +37,7 @@ pub struct Stats {
     /// When the last answer was given, ms since 1970; 0 before the first.
     pub last_ms: AtomicU64,
     failures: Mutex<BTreeMap<&'static str, u64>>,
+    traps: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// How often, and how long in all.
@@ -110,6 +111,11 @@ impl Stats {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many trapped, by the trap's kind.
+    pub fn traps(&self) -> BTreeMap<&'static str, u64> {
+        self.traps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn fail(&self, kind: &'static str, took: Duration) {
         self.failure.add(took);
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,8 +146,13 @@ impl Pending<'_> {
         stats.last_ms.store(now.as_millis() as u64, Ordering::Relaxed);
     }
 
-    pub fn failed(mut self, kind: &'static str) {
+    /// `trap` is the kind of trap, if it was one.
+    pub fn failed(mut self, kind: &'static str, trap: Option<&'static str>) {
         self.settled = true;
+        if let Some(trap) = trap {
+            let mut traps = self.stats.traps.lock().unwrap_or_else(PoisonError::into_inner);
+            *traps.entry(trap).or_default() += 1;
+        }
         self.stats.fail(kind, self.began.elapsed());
     }
 }
@@ -173,7 +184,7 @@ mod tests {
             compute: took * 10,
         };
         stats.enter().succeeded(phases);
-        stats.enter().failed("deadline");
+        stats.enter().failed("deadline", None);
         drop(stats.enter());
         assert_eq!((stats.success.count(), stats.failure.count()), (1, 2));
         assert_eq!(stats.failures(), BTreeMap::from([("cancelled", 1), ("deadline", 1)]));

@@ -255,6 +255,16 @@ fn exposition(versions: &[Arc<Version>], live: usize) -> String {
             ));
         }
     }
+    let name = "wisp_guest_traps_total";
+    line(format_args!("# HELP {name} Guests that trapped, by the trap\n# TYPE {name} counter"));
+    for version in versions {
+        let (model, label) = (&version.model, &version.label);
+        for (trap, count) in version.stats.traps() {
+            line(format_args!(
+                "{name}{{model=\"{model}\",version=\"{label}\",trap=\"{trap}\"}} {count}"
+            ));
+        }
+    }
     for (name, help, histogram) in HISTOGRAMS {
         line(format_args!("# HELP {name} {help}\n# TYPE {name} histogram"));
         for version in versions {

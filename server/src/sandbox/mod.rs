@@ -21,7 +21,7 @@ pub use pool::{PoolOptions, PoolReport};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::{PoolConcurrencyLimitError, Store};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::nn::Run;
 use crate::tensor::{Parameter, Tensor};
@@ -74,7 +74,11 @@ pub enum Fault {
     Unsupported(String),
     Internal(String),
     /// The guest broke off.
-    Trap(String),
+    Trap {
+        /// A short name, of few.
+        kind: &'static str,
+        reason: String,
+    },
     /// A memory or table, or what it holds in tensors, grew past its limit, and the guest did
     /// not survive that.
     Memory,
@@ -166,6 +170,22 @@ impl Sandbox {
         if error.is::<PoolConcurrencyLimitError>() {
             return Fault::NoRoom;
         }
-        Fault::Trap(guest::root_cause(error))
+        Fault::Trap { kind: trap_kind(error), reason: guest::root_cause(error) }
+    }
+}
+
+fn trap_kind(error: &wasmtime::Error) -> &'static str {
+    match error.downcast_ref() {
+        Some(Trap::UnreachableCodeReached) => "unreachable",
+        Some(Trap::MemoryOutOfBounds) => "memory-out-of-bounds",
+        Some(Trap::StackOverflow) => "stack-overflow",
+        Some(Trap::IntegerDivisionByZero) => "division-by-zero",
+        Some(Trap::IntegerOverflow | Trap::BadConversionToInteger) => "integer-overflow",
+        Some(Trap::TableOutOfBounds | Trap::IndirectCallToNull | Trap::BadSignature) => {
+            "bad-indirect-call"
+        }
+        Some(_) => "other",
+        // The host broke a call off: what it was asked for is not to be had.
+        None => "host-call",
     }
 }
