@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tract_onnx::prelude::*;
 use wisp::api::{read_inputs, write_elements};
 use wisp::bundle::BundleFiles;
-use wisp::nn::{Graph, Graphs, Run};
+use wisp::nn::{Graphs, Run};
 use wisp::sandbox::{
     Code, Engine, Guest, Limits, PoolOptions, Prepared, Request, Sandbox, Snapshot, Timings,
 };

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
+use wisp_engine::Failure;
 
 use crate::compare::differences;
 use crate::error::Error;
-use crate::nn::{Failure, Run};
+use crate::nn::Run;
 use crate::repository::{Picked, Repository, Revision, Shadow};
 use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
 use crate::schedule::{Refused, Scheduler};

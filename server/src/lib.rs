@@ -24,9 +24,10 @@ pub mod signature;
 pub mod stats;
 pub mod store;
 pub mod telemetry;
-pub mod tensor;
 mod turns;
 pub mod watch;
+
+pub use wisp_engine::tensor;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,16 +1,14 @@
-//! wasi-nn served by tract: the graphs of one bundle, shared by all its sandboxes. Only this
-//! room names tract. It knows nothing of requests, guests or wire forms: a sandbox hands it a
-//! [`Run`], which says until when it may compute and is told how long it did.
+//! wasi-nn served by the engines: the graphs of one bundle, shared by all its sandboxes. It
+//! knows nothing of requests, guests or wire forms: a sandbox hands it a [`Run`], which says
+//! until when it may compute and is told how long it did.
 
-mod graph;
-mod plans;
 mod wasi;
-
-pub use graph::{Graph, GraphError};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use wisp_engine::{Failure, Graph};
 
 /// The graphs of one bundle by the names its manifest gives them.
 #[derive(Debug, Default)]
@@ -44,17 +42,6 @@ struct Seen {
     span: Option<(Instant, Instant)>,
 }
 
-/// Why a compute failed. The guest sees wasi-nn's one line; this is what the host knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// The tensors are not what the graph takes.
-    Refused(String),
-    /// The graph broke while it ran.
-    Failed(String),
-    /// The deadline passed, or the client has gone.
-    Stopped,
-}
-
 impl Run {
     pub fn until(deadline: Instant) -> Arc<Self> {
         Arc::new(Self {
@@ -80,7 +67,7 @@ impl Run {
         Duration::from_nanos(self.compute_ns.load(Ordering::Relaxed))
     }
 
-    /// The last failure, if any.
+    /// The last failure, if any. The guest sees wasi-nn's one line; this is what the host knows.
     pub fn failure(&self) -> Option<Failure> {
         self.seen().failure.clone()
     }

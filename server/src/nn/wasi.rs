@@ -1,18 +1,19 @@
 //! The seam to `wasmtime-wasi-nn`: a registry of one bundle's graphs for one request, and an
 //! execution context that checks a guest's tensors before the engine sees them.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use tract_onnx::prelude::{DatumType, IntoTValue, TValue, TVec, Tensor as TractTensor};
 use wasmtime_wasi_nn::backend::{
     BackendError, BackendExecutionContext, BackendGraph, Id, NamedTensor,
 };
 use wasmtime_wasi_nn::wit::{TensorType, WasiNnCtx};
 use wasmtime_wasi_nn::{ExecutionContext, Graph as WasiGraph, GraphRegistry, Tensor};
+use wisp_engine::{Failure, Graph};
 
-use super::{Failure, Graph, Graphs, Run};
-use crate::tensor::{Datatype, TensorSpec};
+use super::{Graphs, Run};
+use crate::tensor::{Datatype, Value};
 
 impl Graphs {
     /// What one sandbox sees of wasi-nn: these graphs by name, under `run`, and no backend
@@ -88,7 +89,7 @@ impl BackendExecutionContext for BoundGraph {
 impl BoundGraph {
     fn run_named(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, Failure> {
         let contract = self.graph.contract();
-        let mut ordered = TVec::new();
+        let mut ordered = Vec::with_capacity(contract.inputs.len());
         for spec in &contract.inputs {
             let mut named = inputs.iter().filter(|input| input.name == spec.name);
             let (Some(input), None) = (named.next(), named.next()) else {
@@ -98,80 +99,46 @@ impl BoundGraph {
                     spec.name
                 )));
             };
-            ordered.push(to_tract(spec, &input.tensor).map_err(Failure::Refused)?);
+            ordered.push(to_value(&input.tensor));
         }
         if let Some(extra) =
             inputs.iter().find(|input| contract.inputs.iter().all(|spec| spec.name != input.name))
         {
             return Err(Failure::Refused(format!("the graph has no input `{}`", extra.name)));
         }
-        let outputs = self.graph.run(ordered, &self.run)?;
-        let named = contract.outputs.iter().zip(&outputs).map(|(spec, value)| {
-            Ok(NamedTensor { name: spec.name.clone(), tensor: from_tract(spec, value)? })
+        let outputs = self.graph.run(&mut ordered, &|| self.run.is_over())?;
+        let named = contract.outputs.iter().zip(outputs).map(|(spec, value)| {
+            let tensor = to_wasi(value)
+                .map_err(|reason| Failure::Failed(format!("graph output `{}`: {reason}", spec.name)))?;
+            Ok(NamedTensor { name: spec.name.clone(), tensor })
         });
-        named.collect::<Result<_, _>>().map_err(Failure::Failed)
+        named.collect()
     }
 }
 
-/// Copies a guest's tensor for the engine, once its dims × type are seen to be its length.
-fn to_tract(spec: &TensorSpec, tensor: &Tensor) -> Result<TValue, String> {
-    let name = &spec.name;
-    if datatype_of(tensor.ty) != spec.datatype {
-        return Err(format!(
-            "graph input `{name}` is {}, got {}",
-            spec.datatype,
-            datatype_of(tensor.ty)
-        ));
+fn to_value(tensor: &Tensor) -> Value<'_> {
+    Value {
+        datatype: datatype_of(tensor.ty),
+        shape: tensor.dimensions.iter().map(|&size| size as usize).collect(),
+        data: Cow::Borrowed(&tensor.data),
     }
-    let Some((datum, size)) = datum_of(tensor.ty) else {
-        return Err(format!("graph input `{name}`: the engine has no {}", datatype_of(tensor.ty)));
-    };
-    let dims: TVec<usize> = tensor.dimensions.iter().map(|&size| size as usize).collect();
-    let expected = dims.iter().try_fold(size, |bytes: usize, &dim| bytes.checked_mul(dim));
-    if expected != Some(tensor.data.len()) {
-        return Err(format!(
-            "graph input `{name}`: {dims:?} of {} does not make {} bytes",
-            spec.datatype,
-            tensor.data.len()
-        ));
-    }
-    // wasi-nn writes a scalar as [1].
-    let scalar = spec.shape.is_empty() && dims[..] == [1];
-    let shape: &[usize] = if scalar { &[] } else { &dims };
-    let sizes_fit = spec.shape.len() == shape.len()
-        && spec.shape.iter().zip(shape).all(|(&want, &got)| want < 0 || want as usize == got);
-    if !sizes_fit {
-        return Err(format!("graph input `{name}` has shape {:?}, got {dims:?}", spec.shape));
-    }
-    // SAFETY: `data` is exactly shape × size bytes, and every bit pattern is a value of these
-    // number types.
-    let copied = unsafe { TractTensor::from_raw_dt(datum, shape, &tensor.data) };
-    copied.map(IntoTValue::into_tvalue).map_err(|error| format!("graph input `{name}`: {error}"))
 }
 
-fn from_tract(spec: &TensorSpec, value: &TValue) -> Result<Tensor, String> {
-    let cannot = |why: String| format!("graph output `{}`: {why}", spec.name);
-    let cast;
-    let value: &TractTensor = if value.datum_type() == DatumType::TDim {
-        cast = value.cast_to_dt(DatumType::I64).map_err(|error| cannot(error.to_string()))?;
-        &cast
-    } else {
-        value
-    };
-    let ty = match value.datum_type().unquantized() {
-        DatumType::F16 => TensorType::Fp16,
-        DatumType::F32 => TensorType::Fp32,
-        DatumType::F64 => TensorType::Fp64,
-        DatumType::U8 => TensorType::U8,
-        DatumType::I32 => TensorType::I32,
-        DatumType::I64 => TensorType::I64,
-        other => return Err(cannot(format!("wasi-nn cannot carry {other:?}"))),
+fn to_wasi(value: Value<'_>) -> Result<Tensor, String> {
+    let ty = match value.datatype {
+        Datatype::Fp16 => TensorType::Fp16,
+        Datatype::Bf16 => TensorType::Bf16,
+        Datatype::Fp32 => TensorType::Fp32,
+        Datatype::Fp64 => TensorType::Fp64,
+        Datatype::Uint8 => TensorType::U8,
+        Datatype::Int32 => TensorType::I32,
+        Datatype::Int64 => TensorType::I64,
+        other => return Err(format!("wasi-nn cannot carry {other}")),
     };
     let dimensions: Result<Vec<u32>, _> =
-        value.shape().iter().map(|&size| u32::try_from(size)).collect();
-    let dimensions = dimensions.map_err(|error| cannot(error.to_string()))?;
-    let plain = value.try_as_plain_ram().map_err(|error| cannot(error.to_string()))?;
-    Ok(Tensor { dimensions, ty, data: plain.as_bytes().to_vec() })
+        value.shape.iter().map(|&size| u32::try_from(size)).collect();
+    let dimensions = dimensions.map_err(|error| error.to_string())?;
+    Ok(Tensor { dimensions, ty, data: value.data.into_owned() })
 }
 
 fn datatype_of(ty: TensorType) -> Datatype {
@@ -184,16 +151,4 @@ fn datatype_of(ty: TensorType) -> Datatype {
         TensorType::I32 => Datatype::Int32,
         TensorType::I64 => Datatype::Int64,
     }
-}
-
-fn datum_of(ty: TensorType) -> Option<(DatumType, usize)> {
-    Some(match ty {
-        TensorType::Fp16 => (DatumType::F16, 2),
-        TensorType::Fp32 => (DatumType::F32, 4),
-        TensorType::Fp64 => (DatumType::F64, 8),
-        TensorType::U8 => (DatumType::U8, 1),
-        TensorType::I32 => (DatumType::I32, 4),
-        TensorType::I64 => (DatumType::I64, 8),
-        TensorType::Bf16 => return None,
-    })
 }

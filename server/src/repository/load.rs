@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use wisp_engine::Graph;
 
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
-use crate::nn::{Graph, Graphs};
+use crate::nn::Graphs;
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
 use crate::schedule::Gate;
 use crate::stats::Stats;

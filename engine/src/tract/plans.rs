@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 
-use super::graph::chain;
+use super::chain;
 
 pub(super) type Plan = Arc<TypedRunnableModel>;
 

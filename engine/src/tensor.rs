@@ -1,6 +1,7 @@
-//! Tensors as every room of the server knows them: named, typed, shaped, little-endian bytes.
-//! No wire form, no engine and no Wasm type may appear here.
+//! Tensors as engines and every room of the server know them: typed, shaped, little-endian
+//! bytes. No wire form, no engine's and no Wasm type may appear here.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The element types of the Open Inference Protocol.
@@ -113,6 +114,42 @@ impl Tensor {
             self.datatype,
             self.data.len()
         ))
+    }
+}
+
+/// A tensor on its way into or out of a graph, row-major, without a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value<'a> {
+    pub datatype: Datatype,
+    pub shape: Vec<usize>,
+    /// As [`Tensor::data`].
+    pub data: Cow<'a, [u8]>,
+}
+
+impl Value<'_> {
+    /// How many elements the shape asks for; `None` where they cannot be counted.
+    pub fn elements(&self) -> Option<usize> {
+        match self.shape.contains(&0) {
+            true => Some(0),
+            false => self.shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size)),
+        }
+    }
+
+    /// Checks that `data` is as long as shape × datatype say.
+    ///
+    /// # Errors
+    /// A text that names what was expected and what came.
+    pub fn check_length(&self) -> Result<(), String> {
+        let wrong = || {
+            let (shape, datatype, length) = (&self.shape, self.datatype, self.data.len());
+            format!("{shape:?} of {datatype} does not make {length} bytes")
+        };
+        let elements = self.elements().ok_or_else(wrong)?;
+        let fits = match self.datatype.size() {
+            Some(size) => elements.checked_mul(size) == Some(self.data.len()),
+            None => count_bytes_elements(&self.data)? == elements as u64,
+        };
+        if fits { Ok(()) } else { Err(wrong()) }
     }
 }
 

@@ -1,0 +1,120 @@
+//! One ONNX graph: what it takes and gives, and the engine's session that runs it.
+
+use std::fmt;
+
+use tract_onnx::pb;
+
+use crate::guard::guarded;
+use crate::tensor::{Contract, TensorSpec, Value};
+use crate::{contract, tract};
+
+/// Why a file is not a graph that can be served; for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(pub(crate) String);
+
+/// Why a run gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The tensors are not what the graph takes.
+    Refused(String),
+    /// The graph broke while it ran.
+    Failed(String),
+    /// The caller said so.
+    Stopped,
+}
+
+/// An engine's prepared form of a graph. Any number of threads may run it at a time; no state
+/// is left from one run to another.
+pub trait Session: fmt::Debug + Send + Sync {
+    /// Runs it on values in the order of the graph's inputs, whose datatypes, ranks, fixed sizes
+    /// and lengths have been checked. Returns values in the order of its outputs. `is_over` is
+    /// asked between operators, where the engine can.
+    ///
+    /// # Errors
+    /// The values do not fit, the engine failed, or `is_over` said so.
+    fn run(
+        &self,
+        inputs: &[Value<'_>],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Vec<Value<'static>>, Failure>;
+}
+
+/// A graph, parsed and optimised once, run by any number of sandboxes at a time.
+#[derive(Debug)]
+pub struct Graph {
+    contract: Contract,
+    session: Box<dyn Session>,
+}
+
+impl Graph {
+    /// Parses and optimises the bytes of an ONNX file. Weights in other files are refused:
+    /// a bundle's graphs are whole.
+    ///
+    /// # Errors
+    /// Not ONNX, no inputs or outputs, an operator or type that the engine lacks.
+    pub fn load(onnx: &[u8]) -> Result<Self, LoadError> {
+        guarded(|| Self::parse(onnx)).unwrap_or_else(|panic| {
+            Err(LoadError(format!("the engine panicked while it read the graph: {panic}")))
+        })
+    }
+
+    fn parse(onnx: &[u8]) -> Result<Self, LoadError> {
+        let proto = tract::read(onnx)?;
+        let mut contract = contract::read(graph_of(&proto)?)?;
+        let (session, outputs) = tract::load(&proto)?;
+        contract::fill_in(&mut contract.outputs, &outputs)?;
+        Ok(Self { contract, session: Box::new(session) })
+    }
+
+    /// Its inputs and outputs, named, in the file's order; -1 where a size is free.
+    pub fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    /// Runs the graph on values in the order of its inputs, until `is_over` says so.
+    ///
+    /// # Errors
+    /// The values do not fit the graph, the engine failed or panicked, or `is_over` said so.
+    pub fn run(
+        &self,
+        inputs: &mut [Value<'_>],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Vec<Value<'static>>, Failure> {
+        let specs = &self.contract.inputs;
+        if inputs.len() != specs.len() {
+            let (wanted, came) = (specs.len(), inputs.len());
+            return Err(Failure::Refused(format!("the graph has {wanted} inputs, got {came}")));
+        }
+        for (spec, value) in specs.iter().zip(inputs.iter_mut()) {
+            fit(spec, value).map_err(Failure::Refused)?;
+        }
+        guarded(|| self.session.run(inputs, is_over)).unwrap_or_else(|panic| {
+            Err(Failure::Failed(format!("the engine panicked: {panic}")))
+        })
+    }
+}
+
+fn graph_of(proto: &pb::ModelProto) -> Result<&pb::GraphProto, LoadError> {
+    proto.graph.as_ref().ok_or_else(|| LoadError("not an ONNX file: it holds no graph".into()))
+}
+
+/// Checks a value against what the graph takes. A scalar may come as \[1\], as wasi-nn writes it.
+fn fit(spec: &TensorSpec, value: &mut Value<'_>) -> Result<(), String> {
+    let name = &spec.name;
+    if value.datatype != spec.datatype {
+        return Err(format!("graph input `{name}` is {}, got {}", spec.datatype, value.datatype));
+    }
+    value.check_length().map_err(|reason| format!("graph input `{name}`: {reason}"))?;
+    if spec.shape.is_empty() && value.shape == [1] {
+        value.shape.clear();
+    }
+    let fits = spec.shape.len() == value.shape.len()
+        && spec.shape.iter().zip(&value.shape).all(|(&want, &got)| want < 0 || want as usize == got);
+    match fits {
+        true => Ok(()),
+        false => {
+            Err(format!("graph input `{name}` has shape {:?}, got {:?}", spec.shape, value.shape))
+        }
+    }
+}

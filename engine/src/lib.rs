@@ -1,0 +1,13 @@
+//! ONNX graphs on CPUs: one [`Graph`], run by one of several engines behind [`Session`].
+//!
+//! Nothing here knows of requests, guests, bundles or Wasm: a graph's bytes and tensors come in,
+//! tensors go out, and who calls says when to stop. Each engine has its room and only that room
+//! names its library.
+
+mod contract;
+mod graph;
+mod guard;
+pub mod tensor;
+mod tract;
+
+pub use graph::{Failure, Graph, LoadError, Session};

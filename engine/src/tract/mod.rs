@@ -1,0 +1,91 @@
+//! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
+//! messages that all of the crate reads.
+
+mod plans;
+mod values;
+
+use tract_onnx::pb;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::plan::{SimpleState, eval};
+
+use crate::contract::Inferred;
+use crate::graph::{Failure, LoadError, Session};
+use crate::tensor::Value;
+use plans::{Plan, Plans};
+
+/// Reads the bytes of an ONNX file.
+///
+/// # Errors
+/// They are not ONNX.
+pub(crate) fn read(mut onnx: &[u8]) -> Result<pb::ModelProto, LoadError> {
+    let read = framework().proto_model_for_read(&mut onnx);
+    read.map_err(|error| LoadError(format!("not an ONNX file: {}", chain(&error))))
+}
+
+/// Builds and optimises a graph, and says what is known of its outputs.
+///
+/// # Errors
+/// An operator, a type or a combination that tract lacks.
+pub(crate) fn load(proto: &pb::ModelProto) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+    let model = framework().model_for_proto_model(proto);
+    let model = model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
+    let (plans, outputs) = Plans::new(model).map_err(LoadError)?;
+    let inferred = outputs.iter().map(|fact| Inferred {
+        datatype: values::datatype_of(fact.datum_type),
+        shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
+    });
+    Ok((TractSession { plans }, inferred.collect()))
+}
+
+fn framework() -> tract_onnx::Onnx {
+    // The types that intermediate tensors claim to have are often wrong about symbolic sizes
+    // ("impossible to unify Sym(batch) with Val(1)"); tract infers them anyway.
+    tract_onnx::onnx().with_ignore_value_info(true)
+}
+
+#[derive(Debug)]
+pub(crate) struct TractSession {
+    plans: Plans,
+}
+
+impl Session for TractSession {
+    fn run(
+        &self,
+        inputs: &[Value<'_>],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Vec<Value<'static>>, Failure> {
+        let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
+        let inputs = inputs.map_err(Failure::Refused)?;
+        let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
+        let outputs = run_plan(&plan, inputs, is_over)?;
+        let outputs = outputs.iter().map(|value| values::from_tract(value));
+        outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
+    }
+}
+
+fn run_plan(
+    plan: &Plan,
+    inputs: TVec<TValue>,
+    is_over: &dyn Fn() -> bool,
+) -> Result<TVec<TValue>, Failure> {
+    let failed = |error: TractError| Failure::Failed(chain(&error));
+    let mut stopped = false;
+    let mut state = SimpleState::new(plan).map_err(failed)?;
+    let outputs = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
+        if is_over() {
+            stopped = true;
+            return Err(TractError::msg("stopped"));
+        }
+        eval(context, op_state, node, inputs)
+    });
+    match outputs {
+        Ok(outputs) => Ok(outputs),
+        Err(_) if stopped => Err(Failure::Stopped),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &TractError) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
