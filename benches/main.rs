@@ -3,6 +3,7 @@
 //! Each benchmark runs on one thread, as a request does. CPU time is what these figures are
 //! about; on a quiet machine wall time is that.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
@@ -12,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
-use tract_onnx::prelude::*;
 use wisp::api::{read_inputs, write_elements};
 use wisp::bundle::BundleFiles;
 use wisp::nn::{Graphs, Run};
 use wisp::sandbox::{
     Code, Engine, Guest, Limits, PoolOptions, Prepared, Request, Sandbox, Snapshot, Timings,
 };
-use wisp::tensor::{Datatype, Parameter, Tensor, push_bytes_element};
+use wisp::tensor::{Datatype, Parameter, Tensor, Value, push_bytes_element};
+use wisp_engine::Graph;
 
 /// As the binary has it.
 #[global_allocator]
@@ -239,12 +240,7 @@ fn graphs(criterion: &mut Criterion) {
     let path = "models/imagenet/efficientnet-lite0.onnx";
     let bench = Bench::new();
     let guest = bench.guest("tensor", &[("model", path)], "");
-    let mut onnx = &read(path)[..];
-    let plan = tract_onnx::onnx()
-        .with_ignore_value_info(true)
-        .model_for_read(&mut onnx)
-        .and_then(|model| model.into_optimized()?.into_runnable())
-        .expect("a plan");
+    let graph = Graph::load(&read(path)).expect("a graph");
     let values = vec![0.5f32; 3 * 224 * 224];
     let mut group = criterion.benchmark_group("EfficientNet-Lite0 from a tensor");
     group.sample_size(30).measurement_time(Duration::from_secs(15));
@@ -255,9 +251,10 @@ fn graphs(criterion: &mut Criterion) {
     });
     group.bench_function("native", |b| {
         b.iter(|| {
-            let input = tract_onnx::prelude::Tensor::from_shape(&[1, 3, 224, 224], &values)
-                .expect("a tensor");
-            black_box(plan.run(tvec!(input.into())).expect("an answer"))
+            let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let (datatype, shape) = (Datatype::Fp32, vec![1, 3, 224, 224]);
+            let input = Value { datatype, shape, data: Cow::Owned(data) };
+            black_box(graph.run(&mut [input], &|| false).expect("an answer"))
         });
     });
     group.finish();
