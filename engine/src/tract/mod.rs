@@ -1,6 +1,7 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod operators;
 mod plans;
 mod values;
 
@@ -40,7 +41,9 @@ pub(crate) fn load(proto: &pb::ModelProto) -> Result<(TractSession, Vec<Inferred
 fn framework() -> tract_onnx::Onnx {
     // The types that intermediate tensors claim to have are often wrong about symbolic sizes
     // ("impossible to unify Sym(batch) with Val(1)"); tract infers them anyway.
-    tract_onnx::onnx().with_ignore_value_info(true)
+    let mut framework = tract_onnx::onnx().with_ignore_value_info(true);
+    operators::register(&mut framework.op_register);
+    framework
 }
 
 #[derive(Debug)]
