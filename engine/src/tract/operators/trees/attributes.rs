@@ -1,7 +1,5 @@
 //! The attributes of the three operators as one [`Ensemble`].
 
-use std::collections::HashSet;
-
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
@@ -35,29 +33,17 @@ pub(super) fn read_lists(
     let missing = missing_marks(node, count)?;
 
     let mut ensemble = Ensemble { outputs, ..Ensemble::default() };
-    let mut places = HashMap::with_capacity(count);
-    for (place, (&tree, &id)) in tree_ids.iter().zip(node_ids).enumerate() {
-        let is_new = places.insert((tree, id), place as u32).is_none();
-        ensure!(is_new, "node {id} of tree {tree} is there twice");
-    }
-    let mut seen = HashSet::new();
-    for (place, &tree) in tree_ids.iter().enumerate() {
-        if place == 0 || tree_ids[place - 1] != tree {
-            ensure!(seen.insert(tree), "the nodes of tree {tree} do not stand together");
-            ensemble.roots.push(place as u32);
-        }
-    }
-    let (mut weights, are_doubles) = read_weights(context, node, prefix, &places, outputs)?;
+    let places = Places::new(tree_ids, node_ids)?;
+    ensemble.roots.extend(places.starts.values());
+    ensemble.roots.sort_unstable();
+    let (spans, are_doubles) = read_weights(context, node, prefix, &places, &mut ensemble)?;
     for place in 0..count {
         let test = test_of(&modes[place])?;
         let (first, second) = if test == Test::Leaf {
-            let start = ensemble.weights.len();
-            ensemble.weights.append(&mut weights[place]);
-            (start as u32, ensemble.weights.len() as u32)
+            (spans[place], spans[place + 1])
         } else {
             let child = |id: i64| {
-                let child = places.get(&(tree_ids[place], id)).copied();
-                child.with_context(|| format!("tree {} has no node {id}", tree_ids[place]))
+                places.find(tree_ids[place], id)
             };
             (child(first_ids[place])?, child(second_ids[place])?)
         };
@@ -76,30 +62,88 @@ pub(super) fn read_lists(
     Ok((ensemble.checked()?, are_doubles || thresholds.are_doubles))
 }
 
-/// Each node's weights, and whether they are doubles.
+/// Where the nodes of each tree stand: mostly in the order of their ids, so that a search is
+/// rarely needed.
+struct Places<'a> {
+    node_ids: &'a [i64],
+    tree_ids: &'a [i64],
+    starts: HashMap<i64, u32>,
+    astray: HashMap<(i64, i64), u32>,
+}
+
+impl<'a> Places<'a> {
+    /// # Errors
+    /// A tree in pieces, or a node that is there twice.
+    fn new(tree_ids: &'a [i64], node_ids: &'a [i64]) -> TractResult<Self> {
+        let (starts, astray) = (HashMap::new(), HashMap::new());
+        let mut places = Self { node_ids, tree_ids, starts, astray };
+        for (place, &tree) in tree_ids.iter().enumerate() {
+            if place == 0 || tree_ids[place - 1] != tree {
+                let is_new = places.starts.insert(tree, place as u32).is_none();
+                ensure!(is_new, "the nodes of tree {tree} do not stand together");
+            }
+        }
+        for (place, (&tree, &id)) in tree_ids.iter().zip(node_ids).enumerate() {
+            if places.in_order(tree, id) != Some(place as u32) {
+                let is_new = places.find(tree, id).is_err();
+                ensure!(is_new, "node {id} of tree {tree} is there twice");
+                places.astray.insert((tree, id), place as u32);
+            }
+        }
+        Ok(places)
+    }
+
+    /// The place as many steps from the tree's start as the id says, if that is the node.
+    fn in_order(&self, tree: i64, id: i64) -> Option<u32> {
+        let start = *self.starts.get(&tree)?;
+        let place = u32::try_from(id).ok()?.checked_add(start)?;
+        let found = (self.tree_ids.get(place as usize)?, self.node_ids.get(place as usize)?);
+        (found == (&tree, &id)).then_some(place)
+    }
+
+    /// # Errors
+    /// No such node.
+    fn find(&self, tree: i64, id: i64) -> TractResult<u32> {
+        let place = self.in_order(tree, id).or_else(|| self.astray.get(&(tree, id)).copied());
+        place.with_context(|| format!("tree {tree} has no node {id}"))
+    }
+}
+
+/// Puts the weights in the order of their nodes, and says where each node's start; and whether
+/// they are doubles.
 fn read_weights(
     context: &ParsingContext,
     node: &NodeProto,
     prefix: &str,
-    places: &HashMap<(i64, i64), u32>,
-    outputs: usize,
-) -> TractResult<(Vec<Vec<Weight>>, bool)> {
+    places: &Places,
+    ensemble: &mut Ensemble,
+) -> TractResult<(Vec<u32>, bool)> {
     let name = |suffix: &str| format!("{prefix}_{suffix}");
     let ids = integers(node, &name("ids"))?;
     let listed = |suffix: &str| of_length(integers(node, &name(suffix))?, ids.len(), &name(suffix));
     let (node_ids, tree_ids) = (listed("nodeids")?, listed("treeids")?);
     let Numbers { values, are_doubles } = numbers(context, node, &name("weights"))?;
     of_length(&values, ids.len(), &name("weights"))?;
-    let mut weights = vec![Vec::new(); places.len()];
-    for (index, &id) in ids.iter().enumerate() {
-        let (tree, node) = (tree_ids[index], node_ids[index]);
-        let place = places.get(&(tree, node));
-        let place = *place.with_context(|| format!("tree {tree} has no node {node}"))?;
-        let output = u32::try_from(id).ok().filter(|&output| (output as usize) < outputs);
-        let output = output.with_context(|| format!("output {id} of {outputs}"))?;
-        weights[place as usize].push(Weight { output, value: values[index] });
+    let owners = tree_ids.iter().zip(node_ids).map(|(&tree, &id)| places.find(tree, id));
+    let owners: Vec<u32> = owners.collect::<TractResult<_>>()?;
+
+    let mut spans = vec![0u32; places.node_ids.len() + 1];
+    owners.iter().for_each(|&owner| spans[owner as usize + 1] += 1);
+    let mut total = 0;
+    for span in &mut spans {
+        total += *span;
+        *span = total;
     }
-    Ok((weights, are_doubles))
+    let mut next = spans.clone();
+    ensemble.weights = vec![Weight { output: 0, value: 0.0 }; ids.len()];
+    for ((&id, &value), &owner) in ids.iter().zip(&values).zip(&owners) {
+        let output = u32::try_from(id).ok().filter(|&id| (id as usize) < ensemble.outputs);
+        let output = output.with_context(|| format!("output {id} of {}", ensemble.outputs))?;
+        let place = &mut next[owner as usize];
+        ensemble.weights[*place as usize] = Weight { output, value };
+        *place += 1;
+    }
+    Ok((spans, are_doubles))
 }
 
 /// Reads the attributes of ai.onnx.ml 5's TreeEnsemble.

@@ -309,6 +309,11 @@ impl Kernel for Trees {
         // One column stands for a free number of them, when a graph is planned for the first time.
         let enough = columns.to_usize().map_or(true, |columns| columns >= needed || columns == 1);
         ensure!(enough, "expected {needed} features or more, got {columns}");
+        // The first request need not wait for what planning can do.
+        match input.datum == DatumType::F64 || self.are_doubles {
+            true => _ = self.double.get_or_init(|| Forest::new(&self.ensemble)),
+            false => _ = self.single.get_or_init(|| Forest::new(&self.ensemble)),
+        }
         let datum = if self.keeps_type { input.datum } else { DatumType::F32 };
         let scores = Form::new(datum, [rows.clone(), self.ensemble.outputs.to_dim()]);
         Ok(match &self.classes {
