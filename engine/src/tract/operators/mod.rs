@@ -4,6 +4,7 @@
 
 mod attention;
 mod attributes;
+mod branches;
 mod kernel;
 mod linear;
 mod mapping;
@@ -19,6 +20,7 @@ use tract_onnx::model::OnnxOpRegister;
 /// only, not at its domain.
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     attention::register(operators);
+    branches::register(operators);
     linear::register(operators);
     mapping::register(operators);
     numeric::register(operators);
