@@ -155,11 +155,8 @@ impl InferenceOp for If {
                     (Ok(otherwise), Ok(then)) => {
                         otherwise.iter().zip(&then).map(|(a, b)| what_both_say(a, b)).collect()
                     }
-                    // A branch that these inputs contradict is not to be taken with them.
-                    (Ok(only), Err(_)) | (Err(_), Ok(only)) => {
-                        only.into_iter().map(InferenceFact::without_value).collect()
-                    }
-                    (Err(error), Err(_)) => return Err(error),
+                    // Not to be taken with these inputs, or not understood without their sizes.
+                    _ => TVec::new(),
                 }
             }
         };

@@ -129,7 +129,7 @@ pub(super) fn logistic<T: Real>(score: T) -> T {
 pub(super) fn probit<T: Real>(score: T) -> T {
     let x = 2.0 * score.to_f64() - 1.0;
     let log = ((1.0 - x) * (1.0 + x)).ln();
-    let half = 2.0 / (3.14159 * 0.147) + 0.5 * log;
+    let half = 2.0 / (std::f64::consts::PI * 0.147) + 0.5 * log;
     let root = (-half + (half * half - log / 0.147).sqrt()).sqrt();
     T::from_f64(std::f64::consts::SQRT_2 * if x < 0.0 { -root } else { root })
 }

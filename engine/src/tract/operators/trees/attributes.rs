@@ -42,9 +42,7 @@ pub(super) fn read_lists(
         let (first, second) = if test == Test::Leaf {
             (spans[place], spans[place + 1])
         } else {
-            let child = |id: i64| {
-                places.find(tree_ids[place], id)
-            };
+            let child = |id: i64| places.find(tree_ids[place], id);
             (child(first_ids[place])?, child(second_ids[place])?)
         };
         ensemble.nodes.push(Node {
