@@ -1,6 +1,7 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod fuse;
 mod plans;
 mod values;
 
@@ -70,8 +71,8 @@ fn run_plan(
 ) -> Result<TVec<TValue>, Failure> {
     let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
-    let mut state = SimpleState::new(plan).map_err(failed)?;
-    let outputs = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
+    let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
+    let outputs = state.run_plan_with_eval(plan.pick(inputs), |context, op_state, node, inputs| {
         if is_over() {
             stopped = true;
             return Err(TractError::msg("stopped"));
