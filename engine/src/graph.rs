@@ -6,7 +6,7 @@ use tract_onnx::pb;
 
 use crate::guard::guarded;
 use crate::tensor::{Contract, TensorSpec, Value};
-use crate::{contract, tract};
+use crate::{EngineKind, contract, rten, tract};
 
 /// Why a file is not a graph that can be served; for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -48,23 +48,27 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Parses and optimises the bytes of an ONNX file. Weights in other files are refused:
-    /// a bundle's graphs are whole.
+    /// Parses and optimises the bytes of an ONNX file for an engine. Weights in other files are
+    /// refused: a bundle's graphs are whole.
     ///
     /// # Errors
     /// Not ONNX, no inputs or outputs, an operator or type that the engine lacks.
-    pub fn load(onnx: &[u8]) -> Result<Self, LoadError> {
-        guarded(|| Self::parse(onnx)).unwrap_or_else(|panic| {
+    pub fn load(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
+        guarded(|| Self::parse(onnx, engine)).unwrap_or_else(|panic| {
             Err(LoadError(format!("the engine panicked while it read the graph: {panic}")))
         })
     }
 
-    fn parse(onnx: &[u8]) -> Result<Self, LoadError> {
+    fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
         let proto = tract::read(onnx)?;
         let mut contract = contract::read(graph_of(&proto)?)?;
-        let (session, outputs) = tract::load(&proto)?;
+        let (session, outputs): (Box<dyn Session>, _) = match engine {
+            EngineKind::Tract => boxed(tract::load(&proto)?),
+            EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
+            EngineKind::OnnxRuntime => return Err(LoadError("not there yet".into())),
+        };
         contract::fill_in(&mut contract.outputs, &outputs)?;
-        Ok(Self { contract, session: Box::new(session) })
+        Ok(Self { contract, session })
     }
 
     /// Its inputs and outputs, named, in the file's order; -1 where a size is free.
@@ -89,10 +93,13 @@ impl Graph {
         for (spec, value) in specs.iter().zip(inputs.iter_mut()) {
             fit(spec, value).map_err(Failure::Refused)?;
         }
-        guarded(|| self.session.run(inputs, is_over)).unwrap_or_else(|panic| {
-            Err(Failure::Failed(format!("the engine panicked: {panic}")))
-        })
+        guarded(|| self.session.run(inputs, is_over))
+            .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
     }
+}
+
+fn boxed<S: Session + 'static, T>((session, rest): (S, T)) -> (Box<dyn Session>, T) {
+    (Box::new(session), rest)
 }
 
 fn graph_of(proto: &pb::ModelProto) -> Result<&pb::GraphProto, LoadError> {
@@ -110,7 +117,11 @@ fn fit(spec: &TensorSpec, value: &mut Value<'_>) -> Result<(), String> {
         value.shape.clear();
     }
     let fits = spec.shape.len() == value.shape.len()
-        && spec.shape.iter().zip(&value.shape).all(|(&want, &got)| want < 0 || want as usize == got);
+        && spec
+            .shape
+            .iter()
+            .zip(&value.shape)
+            .all(|(&want, &got)| want < 0 || want as usize == got);
     match fits {
         true => Ok(()),
         false => {

@@ -7,7 +7,10 @@
 mod contract;
 mod graph;
 mod guard;
+mod kind;
+mod rten;
 pub mod tensor;
 mod tract;
 
 pub use graph::{Failure, Graph, LoadError, Session};
+pub use kind::EngineKind;
