@@ -86,7 +86,7 @@ impl Session for RtenSession {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let inputs = self
             .inputs
