@@ -26,13 +26,19 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value as Json, json};
 use tract_onnx::pb::{self, TensorProto};
 use wisp_engine::tensor::{Datatype, TensorSpec, Value, bytes_elements, push_bytes_element};
-use wisp_engine::{EngineKind, Failure, Graph};
+use wisp_engine::{EngineKind, Failure, Graph, OnnxRuntime};
 
 /// As the server has it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    if let Some(path) = std::env::var_os("WISP_ONNXRUNTIME") {
+        // SAFETY: whoever set it says that it is ONNX Runtime.
+        let opened = unsafe { OnnxRuntime::open(Path::new(&path)) };
+        let version = opened.expect("WISP_ONNXRUNTIME: a library that opens").version();
+        eprintln!("ONNX Runtime {version}");
+    }
     let mut probe = Probe::default();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("lines of text");

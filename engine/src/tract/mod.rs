@@ -53,7 +53,7 @@ impl Session for TractSession {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
         let inputs = inputs.map_err(Failure::Refused)?;
@@ -67,7 +67,7 @@ impl Session for TractSession {
 fn run_plan(
     plan: &Plan,
     inputs: TVec<TValue>,
-    is_over: &dyn Fn() -> bool,
+    is_over: &(dyn Fn() -> bool + Sync),
 ) -> Result<TVec<TValue>, Failure> {
     let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
