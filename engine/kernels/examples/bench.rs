@@ -48,7 +48,8 @@ fn job(line: &str, level: Level) -> Option<Job> {
             let mflop = (2 * n[0] * n[4] * k * h * w) as f64 / 1e6;
             let run = Box::new(move || {
                 let e = Epilogue { bias: Some(&bias), activation, ..Epilogue::default() };
-                conv.run(level, n[0], [n[2], n[3]], &input, &mut out, &e, &mut scratch).expect("sizes fit");
+                conv.run(level, n[0], [n[2], n[3]], &input, &mut out, &e, &mut scratch)
+                    .expect("sizes fit");
             });
             Some(Job { name, mflop, best: f64::MAX, run })
         }
@@ -70,9 +71,11 @@ fn job(line: &str, level: Level) -> Option<Job> {
             let mut scratch = Scratch::default();
             let run = Box::new(move || {
                 for i in 0..batch {
-                    let (a, b) = (View::rows(&a[i * m * k..], k), View::rows(&b[i * k * cols..], cols));
+                    let (a, b) =
+                        (View::rows(&a[i * m * k..], k), View::rows(&b[i * k * cols..], cols));
                     let c = &mut out[i * m * cols..][..m * cols];
-                    product(level, (m, k, cols), a, b, c, &Epilogue::default(), &mut scratch).expect("sizes fit");
+                    product(level, (m, k, cols), a, b, c, &Epilogue::default(), &mut scratch)
+                        .expect("sizes fit");
                 }
             });
             Some(Job { name, mflop: (2 * batch * m * k * cols) as f64 / 1e6, best: f64::MAX, run })

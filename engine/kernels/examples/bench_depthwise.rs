@@ -43,7 +43,16 @@ fn layers() -> Vec<Layer> {
     ] {
         let (low, high) = ((kernel - stride) / 2, (kernel - stride).div_ceil(2));
         let pads = [low, low, high, high];
-        all.push(Layer { net: "lite0", times, channels, h: side, w: side, kernel, strides: [stride; 2], pads });
+        all.push(Layer {
+            net: "lite0",
+            times,
+            channels,
+            h: side,
+            w: side,
+            kernel,
+            strides: [stride; 2],
+            pads,
+        });
     }
     for (times, channels, h, w, stride) in [
         (1, 32, 240, 320, 1),
@@ -57,7 +66,16 @@ fn layers() -> Vec<Layer> {
         (1, 576, 30, 40, 2),
         (3, 960, 15, 20, 1),
     ] {
-        all.push(Layer { net: "centerface", times, channels, h, w, kernel: 3, strides: [stride; 2], pads: [1; 4] });
+        all.push(Layer {
+            net: "centerface",
+            times,
+            channels,
+            h,
+            w,
+            kernel: 3,
+            strides: [stride; 2],
+            pads: [1; 4],
+        });
     }
     for (channels, h, w, kernel, strides) in [
         (32, 24, 160, 3, [1, 1]),
@@ -72,7 +90,16 @@ fn layers() -> Vec<Layer> {
         (32, 48, 320, 5, [1, 1]),
         (32, 48, 320, 5, [2, 2]),
     ] {
-        all.push(Layer { net: "ppocr", times: 1, channels, h, w, kernel, strides, pads: [kernel / 2; 4] });
+        all.push(Layer {
+            net: "ppocr",
+            times: 1,
+            channels,
+            h,
+            w,
+            kernel,
+            strides,
+            pads: [kernel / 2; 4],
+        });
     }
     all
 }
@@ -103,17 +130,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut other = match arguments.first() {
         Some(python) => {
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ort_depthwise.py");
-            let child = Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let child = Command::new(python)
+                .arg(script)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
             let (ask, answer) = (child.stdin.ok_or("no stdin")?, child.stdout.ok_or("no stdout")?);
             Some((ask, BufReader::new(answer).lines()))
         }
         None => None,
     };
     let mut totals: Vec<(&str, [f64; 3])> = Vec::new();
-    println!("net        layer                          µs   GB/s GFLOP/s |   alone µs ratio |  in net µs ratio");
+    println!(
+        "net        layer                          µs   GB/s GFLOP/s |   alone µs ratio |  in net µs ratio"
+    );
     for Layer { net, times, channels, h, w, kernel, strides, pads } in layers() {
         let window = Window { kernel: [kernel; 2], strides, dilations: [1, 1], pads };
-        let weights = (0..channels * kernel * kernel).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
+        let weights =
+            (0..channels * kernel * kernel).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect();
         let op = Depthwise::new(channels, 1, window, weights)?;
         let shape = [1, channels, h, w];
         let x: Vec<f32> = (0..channels * h * w).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
@@ -130,7 +164,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             if let Some((ask, answer)) = &mut other {
                 let [top, left, bottom, right] = pads;
                 let [sy, sx] = strides;
-                writeln!(ask, "{time_ms} {channels} {h} {w} {kernel} {sy} {sx} {top} {left} {bottom} {right}")?;
+                writeln!(
+                    ask,
+                    "{time_ms} {channels} {h} {w} {kernel} {sy} {sx} {top} {left} {bottom} {right}"
+                )?;
                 let line = answer.next().ok_or("the other side has ended")??;
                 let mut words = line.split(' ').map(str::parse::<f64>);
                 alone.push(words.next().ok_or("no answer")??);
@@ -150,7 +187,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut times_taken = [seconds, 0.0, 0.0];
         if other.is_some() {
             let (alone, in_net) = (median(alone), median(in_net));
-            print!(" | {:9.1} {:.2} | {:9.1} {:.2}", alone * 1e6, seconds / alone, in_net * 1e6, seconds / in_net);
+            print!(
+                " | {:9.1} {:.2} | {:9.1} {:.2}",
+                alone * 1e6,
+                seconds / alone,
+                in_net * 1e6,
+                seconds / in_net
+            );
             times_taken = [seconds, alone, in_net];
         }
         println!();

@@ -6,8 +6,8 @@
 use crate::direct::{Offsets, Seen, direct, room};
 use crate::epilogue::Epilogue;
 use crate::gemm::{Left, spread};
-use crate::rows::rows;
 use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
+use crate::rows::rows;
 use crate::simd::Level;
 
 /// Planes of at most this many values go through `direct`: wider ones fill vectors well, and turning the sums over
@@ -42,8 +42,12 @@ impl Geometry {
     /// size is zero or too large.
     pub fn output(&self, image: [usize; 2]) -> Option<[usize; 2]> {
         let side = |axis: usize| {
-            let reach = self.kernel[axis].checked_sub(1)?.checked_mul(self.dilations[axis])?.checked_add(1)?;
-            let padded = image[axis].checked_add(self.pads[axis])?.checked_add(self.pads[axis + 2])?;
+            let reach = self.kernel[axis]
+                .checked_sub(1)?
+                .checked_mul(self.dilations[axis])?
+                .checked_add(1)?;
+            let padded =
+                image[axis].checked_add(self.pads[axis])?.checked_add(self.pads[axis + 2])?;
             padded.checked_sub(reach)?.checked_div(self.strides[axis])?.checked_add(1)
         };
         Some([side(0)?, side(1)?])
@@ -54,7 +58,10 @@ impl Geometry {
     }
 
     fn check(&self) -> Result<(), ShapeError> {
-        ensure(self.groups > 0 && self.outputs % self.groups == 0 && self.inputs % self.groups == 0, "groups")?;
+        ensure(
+            self.groups > 0 && self.outputs % self.groups == 0 && self.inputs % self.groups == 0,
+            "groups",
+        )?;
         ensure(!self.kernel.contains(&0) && !self.strides.contains(&0), "kernel or strides")
     }
 }
@@ -79,7 +86,8 @@ impl Conv2d {
         let k = k.ok_or(ShapeError("kernel"))?;
         ensure(outputs.checked_mul(k) == Some(weights.len()), "weights")?;
         let each = outputs / groups;
-        let pack = |group: usize| Packed::new(each, k, &weights[group * each * k..][..each * k], (k, 1));
+        let pack =
+            |group: usize| Packed::new(each, k, &weights[group * each * k..][..each * k], (k, 1));
         Ok(Conv2d { geometry, weights: (0..groups).map(pack).collect::<Result<_, _>>()? })
     }
 
@@ -110,13 +118,17 @@ impl Conv2d {
         scratch: &mut Scratch,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
-        let [height, width] = g.output(image).ok_or(ShapeError("image is smaller than the kernel"))?;
+        let [height, width] =
+            g.output(image).ok_or(ShapeError("image is smaller than the kernel"))?;
         ensure(!image.contains(&0), "image is empty")?;
         let plane = size(&image).ok_or(ShapeError("image"))?;
         ensure(size(&[batch, g.inputs, image[0], image[1]]) == Some(input.len()), "input")?;
         ensure(size(&[batch, g.outputs, height, width]) == Some(output.len()), "output")?;
         ensure(epilogue.bias.is_none_or(|bias| bias.len() == g.outputs), "bias")?;
-        ensure(epilogue.residual.is_none_or(|residual| residual.len() == output.len()), "residual")?;
+        ensure(
+            epilogue.residual.is_none_or(|residual| residual.len() == output.len()),
+            "residual",
+        )?;
         if output.is_empty() {
             return Ok(());
         }
@@ -155,7 +167,10 @@ impl Conv2d {
         let g = &self.geometry;
         let inputs = g.inputs / g.groups;
         let padded = [image[0] + g.pads[0] + g.pads[2], image[1] + g.pads[1] + g.pads[3]];
-        ensure(size(&[inputs, padded[0], padded[1]]).is_some_and(|s| s <= u32::MAX as usize), "image is too large")?;
+        ensure(
+            size(&[inputs, padded[0], padded[1]]).is_some_and(|s| s <= u32::MAX as usize),
+            "image is too large",
+        )?;
         // An image that must be copied anyway is laid out by rows, each with all channels: what a window sees is then a
         // few stretches of memory, not a piece of a page for each channel.
         let (from, channel_step, row_step) = if g.pads == [0; 4] {
@@ -211,12 +226,28 @@ fn pointwise(
         };
         direct(level, w, &seen, output, epilogue, scratch.panels.room(room(level)));
     } else {
-        spread(level, &Left::weights(w), w.k(), plane, View::rows(input, plane), output, epilogue, scratch);
+        spread(
+            level,
+            &Left::weights(w),
+            w.k(),
+            plane,
+            View::rows(input, plane),
+            output,
+            epilogue,
+            scratch,
+        );
     }
 }
 
 /// Copies planes with zeros around them, as `[row][channel][column]`.
-fn pad(input: &[f32], channels: usize, image: [usize; 2], pads: [usize; 4], padded: [usize; 2], out: &mut [f32]) {
+fn pad(
+    input: &[f32],
+    channels: usize,
+    image: [usize; 2],
+    pads: [usize; 4],
+    padded: [usize; 2],
+    out: &mut [f32],
+) {
     let row = channels * padded[1];
     out[..pads[0] * row].fill(0.0);
     out[(pads[0] + image[0]) * row..padded[0] * row].fill(0.0);

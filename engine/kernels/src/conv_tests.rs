@@ -12,13 +12,18 @@ fn reference(
     let [height, width] = g.output(image).expect("sizes fit");
     let (inputs, outputs) = (g.inputs / g.groups, g.outputs / g.groups);
     let mut out = Vec::new();
-    for (n, o, y, x) in (0..batch * g.outputs * height * width)
-        .map(|i| (i / width / height / g.outputs, i / width / height % g.outputs, i / width % height, i % width))
-    {
+    for (n, o, y, x) in (0..batch * g.outputs * height * width).map(|i| {
+        (
+            i / width / height / g.outputs,
+            i / width / height % g.outputs,
+            i / width % height,
+            i % width,
+        )
+    }) {
         let mut sum = 0.0;
-        for (c, ky, kx) in (0..inputs * g.kernel[0] * g.kernel[1])
-            .map(|i| (i / g.kernel[1] / g.kernel[0], i / g.kernel[1] % g.kernel[0], i % g.kernel[1]))
-        {
+        for (c, ky, kx) in (0..inputs * g.kernel[0] * g.kernel[1]).map(|i| {
+            (i / g.kernel[1] / g.kernel[0], i / g.kernel[1] % g.kernel[0], i % g.kernel[1])
+        }) {
             let iy = (y * g.strides[0] + ky * g.dilations[0]).wrapping_sub(g.pads[0]);
             let ix = (x * g.strides[1] + kx * g.dilations[1]).wrapping_sub(g.pads[1]);
             if iy < image[0] && ix < image[1] {
@@ -38,7 +43,8 @@ fn check(random: &mut Random, g: Geometry, image: [usize; 2], batch: usize, scra
     let k = g.inputs / g.groups * g.kernel[0] * g.kernel[1];
     let input = random.values(batch * g.inputs * image[0] * image[1]);
     let weights = random.values(g.outputs * k);
-    let (bias, residual) = (random.values(g.outputs), random.values(batch * g.outputs * height * width));
+    let (bias, residual) =
+        (random.values(g.outputs), random.values(batch * g.outputs * height * width));
     let epilogue = epilogue(random, &bias, &residual);
     let wanted = reference(&g, batch, image, &input, &weights, &epilogue);
     let conv = Conv2d::new(g, &weights).expect("sizes fit");
@@ -87,7 +93,8 @@ fn pointwise_and_long_rows_agree_with_the_definition() {
             dilations: [1, 1],
             pads: [0, kernel[1] / 2, 0, kernel[1] / 2],
         };
-        let image = [[1, random.between(1, 400)], [7, 7], [14, 14], [20, random.between(13, 20)]][random.between(0, 3)];
+        let image = [[1, random.between(1, 400)], [7, 7], [14, 14], [20, random.between(13, 20)]]
+            [random.between(0, 3)];
         check(&mut random, g, image, 1, &mut scratch);
     }
 }

@@ -98,7 +98,8 @@ impl Depthwise {
         if length(shape) != Some(x.len()) {
             return Err(WindowError::Input);
         }
-        if length(output) != Some(y.len()) || epilogue.residual.is_some_and(|r| r.len() != y.len()) {
+        if length(output) != Some(y.len()) || epilogue.residual.is_some_and(|r| r.len() != y.len())
+        {
             return Err(WindowError::Output);
         }
         if epilogue.bias.is_some_and(|b| b.len() != output[1]) {
@@ -110,11 +111,18 @@ impl Depthwise {
             level if level.available() => level,
             _ => Level::Scalar,
         };
-        let layout = Layout::new(self.window, [shape[2], shape[3]], [output[2], output[3]], level.lanes(), TILE)?;
+        let layout = Layout::new(
+            self.window,
+            [shape[2], shape[3]],
+            [output[2], output[3]],
+            level.lanes(),
+            TILE,
+        )?;
         scratch.clear();
         scratch.resize(2 * layout.floats(), 0.0);
         let rows = [scratch.as_mut_ptr(), scratch[layout.floats()..].as_mut_ptr()];
-        let job = Planes { op: self, layout: &layout, x, planes: shape[0] * shape[1], epilogue, y, rows };
+        let job =
+            Planes { op: self, layout: &layout, x, planes: shape[0] * shape[1], epilogue, y, rows };
         let dense = self.window.dilations[0] == 1;
         // SAFETY: every length was checked above; `Level::run` checks the instruction set.
         unsafe {
@@ -210,7 +218,13 @@ impl Planes<'_> {
                 if step < total {
                     let (plane, first) = (step / bands, step % bands * layout.band);
                     let count = layout.band.min(layout.output[0] - first);
-                    layout.fill::<S>(x.as_ptr().add(plane * input), first, count, 0.0, rows[step % 2]);
+                    layout.fill::<S>(
+                        x.as_ptr().add(plane * input),
+                        first,
+                        count,
+                        0.0,
+                        rows[step % 2],
+                    );
                 }
                 let Some(step) = step.checked_sub(1) else { continue };
                 let (plane, first) = (step / bands, step % bands * layout.band);
@@ -227,7 +241,9 @@ impl Planes<'_> {
                         bounds: epilogue.activation.bounds(),
                         order: epilogue.order,
                         y: y.as_mut_ptr().add(start),
-                        residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr().add(start)),
+                        residual: epilogue
+                            .residual
+                            .map_or(std::ptr::null(), |r| r.as_ptr().add(start)),
                         count: layout.band.min(layout.output[0] - first),
                     });
                 }
@@ -351,7 +367,13 @@ impl Band<'_> {
     /// # Safety
     /// All of that lies in the band's output, and the machine has `S`.
     #[inline(always)]
-    unsafe fn finish<S: Simd, const R: usize>(&self, sums: &mut [S::V; R], at: usize, step: usize, left: usize) {
+    unsafe fn finish<S: Simd, const R: usize>(
+        &self,
+        sums: &mut [S::V; R],
+        at: usize,
+        step: usize,
+        left: usize,
+    ) {
         // SAFETY: the caller's promise; the residual has the output's length.
         unsafe {
             if !self.residual.is_null() && self.order == ResidualOrder::BeforeActivation {
@@ -387,11 +409,20 @@ impl Band<'_> {
     /// # Safety
     /// As [`Band::finish`], and the residual is not null.
     #[inline(always)]
-    unsafe fn add_residual<S: Simd, const R: usize>(&self, sums: &mut [S::V; R], at: usize, step: usize, left: usize) {
+    unsafe fn add_residual<S: Simd, const R: usize>(
+        &self,
+        sums: &mut [S::V; R],
+        at: usize,
+        step: usize,
+        left: usize,
+    ) {
         for (r, sum) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
-                *sum = S::add(*sum, S::load_first(self.residual.add(at + r * step), left.min(S::LANES)));
+                *sum = S::add(
+                    *sum,
+                    S::load_first(self.residual.add(at + r * step), left.min(S::LANES)),
+                );
             }
         }
     }

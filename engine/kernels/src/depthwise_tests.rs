@@ -23,7 +23,13 @@ fn activate(activation: Activation, x: f32) -> f32 {
         Activation::Clip { min, max } => x.max(min).min(max),
         Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         Activation::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
-        Activation::LeakyRelu(alpha) => if x > 0.0 { x } else { alpha * x },
+        Activation::LeakyRelu(alpha) => {
+            if x > 0.0 {
+                x
+            } else {
+                alpha * x
+            }
+        }
     }
 }
 
@@ -44,14 +50,19 @@ fn naive(op: &Depthwise, x: &[f32], shape: [usize; 4], epilogue: &Epilogue<'_>) 
                             let iy = (oy * strides[0] + ky * dilations[0]).wrapping_sub(pads[0]);
                             let ix = (ox * strides[1] + kx * dilations[1]).wrapping_sub(pads[1]);
                             if iy < h && ix < w {
-                                sum += f64::from(plane[iy * w + ix]) * f64::from(op.weights[(o * kh + ky) * kw + kx]);
+                                sum += f64::from(plane[iy * w + ix])
+                                    * f64::from(op.weights[(o * kh + ky) * kw + kx]);
                             }
                         }
                     }
                     let residual = epilogue.residual.map_or(0.0, |r| r[y.len()]);
                     y.push(match epilogue.order {
-                        ResidualOrder::BeforeActivation => activate(epilogue.activation, sum as f32 + residual),
-                        ResidualOrder::AfterActivation => activate(epilogue.activation, sum as f32) + residual,
+                        ResidualOrder::BeforeActivation => {
+                            activate(epilogue.activation, sum as f32 + residual)
+                        }
+                        ResidualOrder::AfterActivation => {
+                            activate(epilogue.activation, sum as f32) + residual
+                        }
                     });
                 }
             }
@@ -60,9 +71,19 @@ fn naive(op: &Depthwise, x: &[f32], shape: [usize; 4], epilogue: &Epilogue<'_>) 
     y
 }
 
-fn check(random: &mut Random, channels: usize, multiplier: usize, window: Window, batch: usize, h: usize, w: usize) {
+fn check(
+    random: &mut Random,
+    channels: usize,
+    multiplier: usize,
+    window: Window,
+    batch: usize,
+    h: usize,
+    w: usize,
+) {
     let taps = window.kernel[0] * window.kernel[1];
-    let op = Depthwise::new(channels, multiplier, window, random.values(channels * multiplier * taps)).unwrap();
+    let op =
+        Depthwise::new(channels, multiplier, window, random.values(channels * multiplier * taps))
+            .unwrap();
     let shape = [batch, channels, h, w];
     let Ok(output) = op.output_shape(shape) else { return };
     let x = random.values(shape.iter().product());
@@ -91,7 +112,10 @@ fn check(random: &mut Random, channels: usize, multiplier: usize, window: Window
         op.run_at(level, &x, shape, &epilogue, y, &mut scratch).unwrap();
         for (i, (got, want)) in y.iter().zip(&expected).enumerate() {
             let close = (got - want).abs() <= 2e-5 * (1.0 + taps as f32);
-            assert!(close, "{level:?} {window:?} {shape:?} ×{multiplier} {activation:?}: y[{i}] = {got}, not {want}");
+            assert!(
+                close,
+                "{level:?} {window:?} {shape:?} ×{multiplier} {activation:?}: y[{i}] = {got}, not {want}"
+            );
         }
         assert!(guarded[..32].iter().chain(&guarded[32 + expected.len()..]).all(|x| x.is_nan()));
     }
@@ -106,7 +130,8 @@ fn agrees_with_the_definition_on_random_windows() {
             1 => [5, 5],
             _ => [1 + random.below(7), 1 + random.below(7)],
         };
-        let dilations = if random.below(3) == 0 { [1 + random.below(3), 1 + random.below(3)] } else { [1, 1] };
+        let dilations =
+            if random.below(3) == 0 { [1 + random.below(3), 1 + random.below(3)] } else { [1, 1] };
         let strides = match random.below(3) {
             0 => [1, 1],
             1 => [2, 2],
@@ -115,7 +140,8 @@ fn agrees_with_the_definition_on_random_windows() {
         let pads = [0; 4].map(|_: usize| random.below(4));
         let window = Window { kernel, strides, dilations, pads };
         let (h, w) = (1 + random.below(40), 1 + random.below(60));
-        let (channels, multiplier, batch) = (1 + random.below(3), 1 + random.below(2), 1 + random.below(2));
+        let (channels, multiplier, batch) =
+            (1 + random.below(3), 1 + random.below(2), 1 + random.below(2));
         check(&mut random, channels, multiplier, window, batch, h, w);
     }
 }
@@ -149,7 +175,9 @@ fn agrees_with_the_definition_on_the_shapes_of_nets() {
 #[test]
 fn many_bands_agree_with_the_definition() {
     let mut random = Random(3);
-    for (strides, dilations) in [([1, 1], [1, 1]), ([2, 2], [1, 1]), ([2, 1], [2, 3]), ([3, 3], [1, 1])] {
+    for (strides, dilations) in
+        [([1, 1], [1, 1]), ([2, 2], [1, 1]), ([2, 1], [2, 3]), ([3, 3], [1, 1])]
+    {
         for kernel in [[3, 3], [5, 5]] {
             let window = Window { kernel, strides, dilations, pads: [2, 1, 3, 2] };
             check(&mut random, 2, 1, window, 1, 203, 331);
@@ -169,7 +197,10 @@ fn refuses_what_does_not_fit() {
     let no_kernel = Window { kernel: [0, 3], ..window };
     assert_eq!(Depthwise::new(1, 1, no_kernel, vec![]).unwrap_err(), WindowError::Geometry);
     assert_eq!(Depthwise::new(2, 1, window, vec![0.0; 9]).unwrap_err(), WindowError::Parameters);
-    assert_eq!(Depthwise::new(usize::MAX, 2, window, vec![0.0; 9]).unwrap_err(), WindowError::Parameters);
+    assert_eq!(
+        Depthwise::new(usize::MAX, 2, window, vec![0.0; 9]).unwrap_err(),
+        WindowError::Parameters
+    );
 
     let op = Depthwise::new(1, 1, window, vec![0.0; 9]).unwrap();
     let run = |shape, x: usize, y: usize, bias: usize| {

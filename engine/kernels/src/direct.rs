@@ -187,7 +187,13 @@ impl Kernel for Turn {
 
 impl Turn {
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, block: &[f32; PANEL * PANEL], channel: usize, column: usize, n: usize) {
+    unsafe fn write<S: Simd>(
+        &self,
+        block: &[f32; PANEL * PANEL],
+        channel: usize,
+        column: usize,
+        n: usize,
+    ) {
         for lane in 0..PANEL.min(self.channels.saturating_sub(channel)) {
             let channel = self.first + channel + lane;
             let at = channel * self.plane + self.place + column;

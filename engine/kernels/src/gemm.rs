@@ -63,7 +63,9 @@ pub fn linear(
                     columns: (panels * PANEL).min(n - column),
                     c: c.as_mut_ptr().wrapping_add(row * n + column),
                     c_step: n,
-                    start: block.start(epilogue.bias.map(|bias| Start::ColumnBias(bias[column..].as_ptr()))),
+                    start: block.start(
+                        epilogue.bias.map(|bias| Start::ColumnBias(bias[column..].as_ptr())),
+                    ),
                     finish: block.finish(epilogue, row * n + column),
                 };
                 // SAFETY: the sizes were checked above.
@@ -80,7 +82,10 @@ pub fn linear(
 ///
 /// # Errors
 /// If a slice does not have the size that the others ask for.
-#[expect(clippy::too_many_arguments, reason = "sizes and operands of a product, as everywhere else")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "sizes and operands of a product, as everywhere else"
+)]
 pub fn product(
     level: Level,
     (m, k, n): (usize, usize, usize),
@@ -134,7 +139,10 @@ impl Left {
 }
 
 /// `c = left · b` with the columns of `b` as vectors. The caller has checked all sizes.
-#[expect(clippy::too_many_arguments, reason = "sizes and operands of a product, as everywhere else")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "sizes and operands of a product, as everywhere else"
+)]
 pub(crate) fn spread(
     level: Level,
     left: &Left,
@@ -150,18 +158,28 @@ pub(crate) fn spread(
     }
     let in_place = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
     for block in Blocks::new(k) {
-        let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL) / PANEL * PANEL;
-        let room = scratch.panels.room(at_once.min(n.next_multiple_of(PANEL)) * block.len).as_mut_ptr();
+        let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL)
+            / PANEL
+            * PANEL;
+        let room =
+            scratch.panels.room(at_once.min(n.next_multiple_of(PANEL)) * block.len).as_mut_ptr();
         let mut column = 0;
         while column < n {
             let mut columns = at_once.min(n - column);
-            let from = b.data.as_ptr().wrapping_add(block.from * b.row_step + column * b.column_step);
+            let from =
+                b.data.as_ptr().wrapping_add(block.from * b.row_step + column * b.column_step);
             let (vectors, b_step, panel_step) = if in_place && columns >= PANEL {
                 columns = columns / PANEL * PANEL;
                 (from, b.row_step, PANEL)
             } else {
-                let pack =
-                    Pack { from, k_step: b.row_step, column_step: b.column_step, k: block.len, columns, to: room };
+                let pack = Pack {
+                    from,
+                    k_step: b.row_step,
+                    column_step: b.column_step,
+                    k: block.len,
+                    columns,
+                    to: room,
+                };
                 // SAFETY: the caller has checked the sizes; the room is for whole panels of a block.
                 unsafe { level.run(pack) };
                 (room.cast_const(), PANEL, block.len * PANEL)
@@ -241,7 +259,10 @@ impl Pack {
                     S::store(to.add(panel * self.k * PANEL), S::load(from.add(panel * PANEL)));
                 }
                 if rest > 0 {
-                    S::store(to.add(whole * self.k * PANEL), S::load_first(from.add(whole * PANEL), rest));
+                    S::store(
+                        to.add(whole * self.k * PANEL),
+                        S::load_first(from.add(whole * PANEL), rest),
+                    );
                 }
             }
         }
@@ -258,8 +279,11 @@ impl Pack {
             }
             while i < self.k {
                 for lane in 0..PANEL {
-                    let value =
-                        if lane < n { *from.add(i * self.k_step + lane * self.column_step) } else { 0.0 };
+                    let value = if lane < n {
+                        *from.add(i * self.k_step + lane * self.column_step)
+                    } else {
+                        0.0
+                    };
                     *to.add(i * PANEL + lane) = value;
                 }
                 i += 1;

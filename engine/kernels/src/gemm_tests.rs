@@ -63,7 +63,8 @@ fn products_of_any_views_agree_with_the_definition() {
         let wanted = reference((m, k, n), left, right, &epilogue);
         for level in levels() {
             let mut c = vec![f32::NAN; m * n];
-            product(level, (m, k, n), left, right, &mut c, &epilogue, &mut scratch).expect("sizes fit");
+            product(level, (m, k, n), left, right, &mut c, &epilogue, &mut scratch)
+                .expect("sizes fit");
             assert_close(&c, &wanted, k, &format!("{level:?} {m}x{k}x{n} {epilogue:?}"));
         }
     }
@@ -82,7 +83,13 @@ fn sizes_that_do_not_fit_are_errors() {
     let wrong = product(level, (2, 3, 2), view, view, &mut c, &none, &mut scratch);
     assert_eq!(wrong, Err(ShapeError("right operand")));
     let huge = View { data: &a, row_step: usize::MAX, column_step: 1 };
-    assert_eq!(product(level, (3, 1, 2), huge, view, &mut c, &none, &mut scratch), Err(ShapeError("left operand")));
+    assert_eq!(
+        product(level, (3, 1, 2), huge, view, &mut c, &none, &mut scratch),
+        Err(ShapeError("left operand"))
+    );
     let bias = Epilogue { bias: Some(&a[..1]), ..none };
-    assert_eq!(product(level, (2, 2, 3), view, view, &mut c, &bias, &mut scratch), Err(ShapeError("bias")));
+    assert_eq!(
+        product(level, (2, 2, 3), view, view, &mut c, &bias, &mut scratch),
+        Err(ShapeError("bias"))
+    );
 }

@@ -5,8 +5,8 @@
 
 #![warn(missing_docs)]
 
-pub mod depthwise;
 mod conv;
+pub mod depthwise;
 mod direct;
 mod epilogue;
 mod gemm;

@@ -55,7 +55,10 @@ impl Packed {
         data: &[f32],
         (extent_step, k_step): (usize, usize),
     ) -> Result<Packed, ShapeError> {
-        ensure(View { data, row_step: extent_step, column_step: k_step }.covers(extent, k), "matrix to pack")?;
+        ensure(
+            View { data, row_step: extent_step, column_step: k_step }.covers(extent, k),
+            "matrix to pack",
+        )?;
         let mut lines = vec![Line([0.0; PANEL]); extent.div_ceil(PANEL) * k];
         for v in 0..extent {
             for i in 0..k {
@@ -124,7 +127,9 @@ impl<'a> View<'a> {
         }
         let down = (rows - 1).checked_mul(self.row_step);
         let across = (columns - 1).checked_mul(self.column_step);
-        down.zip(across).and_then(|(d, a)| d.checked_add(a)).is_some_and(|last| last < self.data.len())
+        down.zip(across)
+            .and_then(|(d, a)| d.checked_add(a))
+            .is_some_and(|last| last < self.data.len())
     }
 }
 

@@ -79,7 +79,9 @@ impl Level {
     /// The best level of this processor, found once.
     pub fn best() -> Level {
         static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| Level::ALL.into_iter().find(|level| level.available()).unwrap_or(Level::Scalar))
+        *BEST.get_or_init(|| {
+            Level::ALL.into_iter().find(|level| level.available()).unwrap_or(Level::Scalar)
+        })
     }
 
     /// Every level, best first.
@@ -91,7 +93,9 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => std::is_x86_feature_detected!("avx512f") && Level::Avx2.available(),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma"),
+            Level::Avx2 => {
+                std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+            }
             #[cfg(target_arch = "aarch64")]
             Level::Neon => true,
             Level::Scalar => true,

@@ -78,7 +78,9 @@ impl<S: Simd, const N: usize> Simd for Several<S, N> {
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
         let mut i = 0;
         while i < N {
-            unsafe { S::store_first(p.wrapping_add(i * S::LANES), v[i], share(n, i * S::LANES, S::LANES)) };
+            unsafe {
+                S::store_first(p.wrapping_add(i * S::LANES), v[i], share(n, i * S::LANES, S::LANES))
+            };
             i += 1;
         }
     }

@@ -10,7 +10,9 @@ impl Kernel for Check {
         let values: Vec<f32> = (0..1024).map(|i| i as f32).collect();
         for n in 0..=S::LANES {
             let mut out = vec![-1.0f32; S::LANES];
-            unsafe { S::store_first(out.as_mut_ptr(), S::load_first(values.as_ptr().add(1), n), n) };
+            unsafe {
+                S::store_first(out.as_mut_ptr(), S::load_first(values.as_ptr().add(1), n), n)
+            };
             for (i, x) in out.iter().enumerate() {
                 assert_eq!(*x, if i < n { i as f32 + 1.0 } else { -1.0 });
             }

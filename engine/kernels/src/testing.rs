@@ -50,20 +50,36 @@ pub(crate) fn finish(epilogue: &crate::Epilogue<'_>, sum: f64, bias: usize, at: 
         Activation::Relu => x.max(0.0),
         Activation::Clip { min, max } => x.max(f64::from(min)).min(f64::from(max)),
         Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
-        Activation::HardSigmoid { alpha, beta } => (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0),
-        Activation::LeakyRelu(alpha) => if x > 0.0 { x } else { f64::from(alpha) * x },
+        Activation::HardSigmoid { alpha, beta } => {
+            (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0)
+        }
+        Activation::LeakyRelu(alpha) => {
+            if x > 0.0 {
+                x
+            } else {
+                f64::from(alpha) * x
+            }
+        }
     };
     if before { y } else { y + residual }
 }
 
 /// One of everything that an epilogue may be.
-pub(crate) fn epilogue<'a>(random: &mut Random, bias: &'a [f32], residual: &'a [f32]) -> crate::Epilogue<'a> {
+pub(crate) fn epilogue<'a>(
+    random: &mut Random,
+    bias: &'a [f32],
+    residual: &'a [f32],
+) -> crate::Epilogue<'a> {
     use crate::{Activation, Epilogue, ResidualOrder};
     let some = |random: &mut Random| random.between(0, 2) > 0;
     Epilogue {
         bias: some(random).then_some(bias),
         residual: some(random).then_some(residual),
-        order: if some(random) { ResidualOrder::BeforeActivation } else { ResidualOrder::AfterActivation },
+        order: if some(random) {
+            ResidualOrder::BeforeActivation
+        } else {
+            ResidualOrder::AfterActivation
+        },
         activation: match random.between(0, 5) {
             0 => Activation::None,
             1 => Activation::Relu,

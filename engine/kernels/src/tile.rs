@@ -36,8 +36,11 @@ pub(crate) struct Finish {
 
 impl Finish {
     /// For the blocks of k before the last.
-    pub const NONE: Finish =
-        Finish { residual: std::ptr::null(), order: ResidualOrder::BeforeActivation, activation: Activation::None };
+    pub const NONE: Finish = Finish {
+        residual: std::ptr::null(),
+        order: ResidualOrder::BeforeActivation,
+        activation: Activation::None,
+    };
 
     /// Finishes `n` lanes whose place in the output is `at`.
     #[inline(always)]
@@ -272,7 +275,8 @@ impl Strip {
                     for r in 0..R {
                         for p in 0..P {
                             let n = (columns - p * PANEL).min(PANEL);
-                            acc[r][p] = S::load_first(self.c.add(at + r * self.c_step + p * PANEL), n);
+                            acc[r][p] =
+                                S::load_first(self.c.add(at + r * self.c_step + p * PANEL), n);
                         }
                     }
                 }
@@ -282,7 +286,12 @@ impl Strip {
     }
 
     #[inline(always)]
-    unsafe fn end<S: Simd, const R: usize, const P: usize>(&self, acc: [[S::V; P]; R], at: usize, columns: usize) {
+    unsafe fn end<S: Simd, const R: usize, const P: usize>(
+        &self,
+        acc: [[S::V; P]; R],
+        at: usize,
+        columns: usize,
+    ) {
         let whole = columns == P * PANEL && self.finish.residual.is_null();
         // SAFETY: as for `tile`.
         unsafe {

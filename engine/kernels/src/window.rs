@@ -36,7 +36,9 @@ impl std::fmt::Display for WindowError {
         f.write_str(match self {
             WindowError::Geometry => "a kernel side, stride or dilation is zero or too large",
             WindowError::Parameters => "weights or bias do not match the channels and the kernel",
-            WindowError::Input => "the input does not match its shape or is smaller than the window",
+            WindowError::Input => {
+                "the input does not match its shape or is smaller than the window"
+            }
             WindowError::Output => "the output or the residual does not match the output's shape",
             WindowError::TooLarge => "pads or dilations are too large",
         })
@@ -57,7 +59,8 @@ impl Window {
     pub fn output_ceil(&self, h: usize, w: usize) -> Option<[usize; 2]> {
         let side = |axis: usize, size: usize| {
             let (steps, rest) = self.steps(axis, size)?;
-            let starts_inside = steps.checked_mul(self.strides[axis])? < size.checked_add(self.pads[axis])?;
+            let starts_inside =
+                steps.checked_mul(self.strides[axis])? < size.checked_add(self.pads[axis])?;
             Some(steps + usize::from(rest > 0 && starts_inside))
         };
         Some([side(0, h)?, side(1, w)?])
@@ -123,7 +126,11 @@ impl Layout {
         let row_pitch = phase_pitch.checked_mul(stride_x).ok_or(WindowError::TooLarge)?;
         let rows_for = |band: usize| (band - 1).checked_mul(stride_y)?.checked_add(span_y);
         let fitting = (BAND_FLOATS / row_pitch).saturating_sub(span_y) / stride_y + 1;
-        let band = if fitting >= output[0] { output[0] } else { (fitting / tile * tile).clamp(tile, output[0].max(tile)) };
+        let band = if fitting >= output[0] {
+            output[0]
+        } else {
+            (fitting / tile * tile).clamp(tile, output[0].max(tile))
+        };
         let band = band.min(output[0]);
         let band_rows = rows_for(band).ok_or(WindowError::TooLarge)?;
         let floats = band_rows.checked_mul(row_pitch).ok_or(WindowError::TooLarge)?;
@@ -154,7 +161,14 @@ impl Layout {
     /// The machine has `S`; `plane` points at `input[0] * input[1]` floats, `rows` at [`Layout::floats`];
     /// `first + count <= output[0]` and `count <= band`.
     #[inline(always)]
-    pub unsafe fn fill<S: Simd>(&self, plane: *const f32, first: usize, count: usize, pad: f32, rows: *mut f32) {
+    pub unsafe fn fill<S: Simd>(
+        &self,
+        plane: *const f32,
+        first: usize,
+        count: usize,
+        pad: f32,
+        rows: *mut f32,
+    ) {
         let [stride_y, stride_x] = self.window.strides;
         let [top, left, ..] = self.window.pads;
         let [height, width] = self.input;
@@ -183,7 +197,8 @@ impl Layout {
                     _ => {
                         for x in 0..width {
                             let column = x + left;
-                            *to.add(column % stride_x * self.phase_pitch + column / stride_x) = *from.add(x);
+                            *to.add(column % stride_x * self.phase_pitch + column / stride_x) =
+                                *from.add(x);
                         }
                     }
                 }

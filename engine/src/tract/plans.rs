@@ -213,7 +213,8 @@ fn plan(model: &InferenceModel, asked: &Asked) -> TractResult<Plan> {
 /// The inputs that a graph may compute with as if they were shapes or sizes.
 fn parameters(facts: &[InferenceFact]) -> Vec<Vec<usize>> {
     let datum = |index: usize| facts[index].datum_type.concretize();
-    let is_list = |index: &usize| facts[*index].shape.rank().concretize().is_none_or(|rank| rank <= 1);
+    let is_list =
+        |index: &usize| facts[*index].shape.rank().concretize().is_none_or(|rank| rank <= 1);
     let lists = || (0..facts.len()).filter(is_list);
     let is_whole = |index: &usize| {
         datum(*index).is_some_and(|datum| datum.is_integer() || datum == DatumType::Bool)

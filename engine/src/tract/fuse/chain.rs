@@ -69,9 +69,11 @@ impl Chain {
         }
         let Some(next) = model.single_succ(self.last)? else { return Ok(false) };
         let shape = &model.node(self.last).outputs[0].fact.shape;
-        if model.node_output_facts(next.id)?.first().is_none_or(|fact| {
-            fact.shape != *shape || fact.datum_type != DatumType::F32
-        }) {
+        if model
+            .node_output_facts(next.id)?
+            .first()
+            .is_none_or(|fact| fact.shape != *shape || fact.datum_type != DatumType::F32)
+        {
             return Ok(false);
         }
         let taken = if next.op_is::<Cast>() {
@@ -120,9 +122,9 @@ impl Chain {
                 }
                 true
             }
-            Step::Multiply(factors) => self.take_post(&factors, |post, factor| {
-                (post.0 * factor, post.1 * factor)
-            }),
+            Step::Multiply(factors) => {
+                self.take_post(&factors, |post, factor| (post.0 * factor, post.1 * factor))
+            }
             Step::Add(terms) => self.take_post(&terms, |post, term| (post.0, post.1 + term)),
             Step::Residual(other) if is_linear && self.residual.is_none() => {
                 self.residual = Some(other);
@@ -135,11 +137,7 @@ impl Chain {
     }
 
     /// What comes after the activation is one factor and one term for all channels.
-    fn take_post(
-        &mut self,
-        values: &[f32],
-        with: impl Fn((f32, f32), f32) -> (f32, f32),
-    ) -> bool {
+    fn take_post(&mut self, values: &[f32], with: impl Fn((f32, f32), f32) -> (f32, f32)) -> bool {
         let same = values.iter().all(|value| *value == values[0]);
         match values.first() {
             Some(&value) if same => {

@@ -105,10 +105,7 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
 }
 
 /// The window and the input's shape \[N, C, H, W\], where a convolution is one of ours.
-fn geometry(
-    model: &TypedModel,
-    node: &TypedNode,
-) -> TractResult<Option<(Window, [usize; 4])>> {
+fn geometry(model: &TypedModel, node: &TypedNode) -> TractResult<Option<(Window, [usize; 4])>> {
     let Some(op) = node.op_as::<Conv>() else { return Ok(None) };
     let fact = model.outlet_fact(node.inputs[0])?;
     let is_ours = fact.datum_type == DatumType::F32

@@ -134,7 +134,8 @@ fn plan(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Plan>> {
     if facts.iter().any(|fact| fact.datum_type != DatumType::F32) {
         return Ok(None);
     }
-    let Some(shapes) = facts.iter().map(|fact| fact.shape.as_concrete()).collect::<Option<Vec<_>>>()
+    let Some(shapes) =
+        facts.iter().map(|fact| fact.shape.as_concrete()).collect::<Option<Vec<_>>>()
     else {
         return Ok(None);
     };
@@ -170,7 +171,12 @@ fn plan(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Plan>> {
 }
 
 /// Which spans are the matrices', and which are looped over.
-fn arrange(mut batch: Vec<Span>, mut ms: Vec<Span>, mut ns: Vec<Span>, ks: Vec<Span>) -> Option<Plan> {
+fn arrange(
+    mut batch: Vec<Span>,
+    mut ms: Vec<Span>,
+    mut ns: Vec<Span>,
+    ks: Vec<Span>,
+) -> Option<Plan> {
     let one = Span { size: 1, steps: [0; 3] };
     let k = match ks[..] {
         [] => one,
@@ -213,9 +219,11 @@ fn merge(mut spans: Vec<Span>, tensor: usize) -> Vec<Span> {
     for span in spans {
         match merged.last_mut() {
             Some(outer)
-                if outer.steps.iter().zip(span.steps).all(|(&outer, inner)| {
-                    outer == inner * span.size
-                }) =>
+                if outer
+                    .steps
+                    .iter()
+                    .zip(span.steps)
+                    .all(|(&outer, inner)| outer == inner * span.size) =>
             {
                 *outer = Span { size: outer.size * span.size, steps: span.steps };
             }
