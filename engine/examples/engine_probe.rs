@@ -8,6 +8,8 @@
 //! {"run": 0, "inputs": "folder of 0.pb, 1.pb …", "times": 5, "write_outputs": "folder"}
 //!     {"cpu_us": [1, 1, 1, 1, 1]}
 //!     {"failed": "why"}
+//! {"profile": 0, "inputs": "folder", "times": 5}
+//!     {"operators": [["operator and node", 1], …]}   (the least of the runs, in ns)
 //! {"unload": 0}
 //!     {"unloaded": 0}
 //! ```
@@ -63,6 +65,9 @@ impl Probe {
             let loaded = self.load(path, request["engine"].as_str().unwrap_or("auto"));
             return Ok(loaded.unwrap_or_else(|text| json!({ "refused": text })));
         }
+        if let Some(id) = request["profile"].as_u64() {
+            return self.profile(id, request);
+        }
         if let Some(id) = request["run"].as_u64() {
             return self.run(id, request);
         }
@@ -104,12 +109,25 @@ impl Probe {
         Err(reasons.join("; "))
     }
 
+    fn profile(&self, id: u64, request: &Json) -> Result<Json, String> {
+        let graph = self.graphs.get(&id).ok_or("no such graph")?;
+        let inputs = inputs_of(graph, request)?;
+        let mut least: Vec<(String, u128)> = Vec::new();
+        for _ in 0..request["times"].as_u64().unwrap_or(1) {
+            let times = graph.profile(&inputs).map_err(|failure| format!("{failure:?}"))?;
+            let times = times.into_iter().map(|(name, took)| (name, took.as_nanos()));
+            if least.is_empty() {
+                least = times.collect();
+            } else {
+                least.iter_mut().zip(times).for_each(|(least, new)| least.1 = least.1.min(new.1));
+            }
+        }
+        Ok(json!({ "operators": least }))
+    }
+
     fn run(&self, id: u64, request: &Json) -> Result<Json, String> {
         let graph = self.graphs.get(&id).ok_or("no such graph")?;
-        let folder = Path::new(request["inputs"].as_str().ok_or("`inputs` is missing")?);
-        let specs = &graph.contract().inputs;
-        let inputs = (0..specs.len()).map(|index| read(&folder.join(format!("{index}.pb"))));
-        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+        let inputs = inputs_of(graph, request)?;
         let mut outputs = Vec::new();
         let mut times = Vec::new();
         for _ in 0..request["times"].as_u64().unwrap_or(1) {
@@ -128,6 +146,12 @@ impl Probe {
         }
         Ok(json!({ "cpu_us": times }))
     }
+}
+
+fn inputs_of(graph: &Graph, request: &Json) -> Result<Vec<Value<'static>>, String> {
+    let folder = Path::new(request["inputs"].as_str().ok_or("`inputs` is missing")?);
+    let specs = &graph.contract().inputs;
+    (0..specs.len()).map(|index| read(&folder.join(format!("{index}.pb")))).collect()
 }
 
 fn specs(specs: &[TensorSpec]) -> Vec<Json> {

@@ -1,6 +1,7 @@
 //! One ONNX graph: what it takes and gives, and the engine's session that runs it.
 
 use std::fmt;
+use std::time::Duration;
 
 use tract_onnx::pb;
 
@@ -38,6 +39,15 @@ pub trait Session: fmt::Debug + Send + Sync {
         inputs: &[Value<'_>],
         is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure>;
+
+    /// Runs it once, and says what each operator took, in the order they ran. Empty where the
+    /// engine does not tell.
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    fn profile(&self, _inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        Ok(Vec::new())
+    }
 }
 
 /// A graph, parsed and optimised once, run by any number of sandboxes at a time.
@@ -101,6 +111,17 @@ impl Graph {
 
 fn boxed<S: Session + 'static, T>((session, rest): (S, T)) -> (Box<dyn Session>, T) {
     (Box::new(session), rest)
+}
+
+impl Graph {
+    /// What each operator took in one run.
+    ///
+    /// # Errors
+    /// As for [`Graph::run`].
+    pub fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        guarded(|| self.session.profile(inputs))
+            .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
+    }
 }
 
 fn graph_of(proto: &pb::ModelProto) -> Result<&pb::GraphProto, LoadError> {

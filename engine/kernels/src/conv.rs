@@ -16,7 +16,7 @@ const SMALL_PLANE: usize = 256;
 
 /// From this width and up to this k, rows are gathered.
 const WIDE_ROW: usize = 48;
-const SHORT_K: usize = 256;
+const SHORT_K: usize = 64;
 
 /// What a convolution's sizes are, apart from the image's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,9 @@ impl Geometry {
 
     fn check(&self) -> Result<(), ShapeError> {
         ensure(
-            self.groups > 0 && self.outputs % self.groups == 0 && self.inputs % self.groups == 0,
+            self.groups > 0
+                && self.outputs.is_multiple_of(self.groups)
+                && self.inputs.is_multiple_of(self.groups),
             "groups",
         )?;
         ensure(!self.kernel.contains(&0) && !self.strides.contains(&0), "kernel or strides")

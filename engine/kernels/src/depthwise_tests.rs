@@ -1,4 +1,5 @@
 use super::*;
+use crate::epilogue::{Activation, ResidualOrder};
 
 /// A small deterministic source of numbers.
 struct Random(u64);
@@ -169,6 +170,22 @@ fn agrees_with_the_definition_on_the_shapes_of_nets() {
             pads: [low, low, high, high],
         };
         check(&mut random, 3, 1, window, 1, side, side);
+    }
+}
+
+#[test]
+fn narrow_planes_of_many_channels_agree_with_the_definition() {
+    let mut random = Random(4);
+    for _ in 0..600 {
+        let window = Window {
+            kernel: [1 + random.below(5), 1 + random.below(5)],
+            strides: [1 + random.below(2), 1 + random.below(2)],
+            dilations: [1 + random.below(4) / 3, 1 + random.below(4) / 3],
+            pads: [0; 4].map(|_: usize| random.below(4)),
+        };
+        let (h, w) = (1 + random.below(20), 1 + random.below(16));
+        let (channels, batch) = (8 + random.below(40), 1 + random.below(2));
+        check(&mut random, channels, 1, window, batch, h, w);
     }
 }
 

@@ -82,10 +82,6 @@ pub fn linear(
 ///
 /// # Errors
 /// If a slice does not have the size that the others ask for.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "sizes and operands of a product, as everywhere else"
-)]
 pub fn product(
     level: Level,
     (m, k, n): (usize, usize, usize),
@@ -346,7 +342,12 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub fn new(k: usize) -> Blocks {
-        Blocks { k, count: k.div_ceil(BLOCK_K).max(1), next: 0 }
+        Blocks::of(k, BLOCK_K)
+    }
+
+    /// Of at most `most` elements.
+    pub fn of(k: usize, most: usize) -> Blocks {
+        Blocks { k, count: k.div_ceil(most).max(1), next: 0 }
     }
 }
 

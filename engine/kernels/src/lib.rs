@@ -8,9 +8,11 @@
 mod conv;
 pub mod depthwise;
 mod direct;
+pub mod elementwise;
 mod epilogue;
 mod gemm;
 mod packed;
+pub mod pool;
 mod rows;
 mod simd;
 #[cfg(test)]

@@ -35,7 +35,8 @@ impl Pool {
     /// [`WindowError::Input`] where the window makes no sense or does not fit.
     pub fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], WindowError> {
         let [batch, channels, h, w] = input;
-        let output = if self.ceil { self.window.output_ceil(h, w) } else { self.window.output(h, w) };
+        let output =
+            if self.ceil { self.window.output_ceil(h, w) } else { self.window.output(h, w) };
         let [oh, ow] = output.ok_or(WindowError::Input)?;
         Ok([batch, channels, oh, ow])
     }
@@ -76,14 +77,31 @@ impl Pool {
             return Err(WindowError::Output);
         }
         let level = if level.available() { level } else { Level::Scalar };
-        let layout = Layout::new(self.window, [shape[2], shape[3]], [output[2], output[3]], level.lanes(), 1)?;
+        let layout = Layout::new(
+            self.window,
+            [shape[2], shape[3]],
+            [output[2], output[3]],
+            level.lanes(),
+            1,
+        )?;
         let pad = if self.pooling == Pooling::Max { f32::NEG_INFINITY } else { 0.0 };
         scratch.clear();
         scratch.resize(layout.floats(), pad);
-        let [down, mut across] = [self.shares(0, shape[2], output[2]), self.shares(1, shape[3], output[3])];
+        let [down, mut across] =
+            [self.shares(0, shape[2], output[2]), self.shares(1, shape[3], output[3])];
         across.resize(output[3].next_multiple_of(level.lanes()), 0.0);
         // SAFETY: every length was checked above.
-        unsafe { level.run(Planes { layout: &layout, pad, x, y, rows: scratch.as_mut_ptr(), down, across }) };
+        unsafe {
+            level.run(Planes {
+                layout: &layout,
+                pad,
+                x,
+                y,
+                rows: scratch.as_mut_ptr(),
+                down,
+                across,
+            })
+        };
         Ok(())
     }
 
@@ -96,8 +114,10 @@ impl Pool {
         };
         let taps = |output: usize| {
             let start = output * self.window.strides[axis];
-            let before = |end: usize| end.saturating_sub(start).div_ceil(self.window.dilations[axis]);
-            before(counted.end).min(self.window.kernel[axis]) - before(counted.start).min(self.window.kernel[axis])
+            let before =
+                |end: usize| end.saturating_sub(start).div_ceil(self.window.dilations[axis]);
+            before(counted.end).min(self.window.kernel[axis])
+                - before(counted.start).min(self.window.kernel[axis])
         };
         (0..outputs).map(|output| 1.0 / taps(output) as f32).collect()
     }
@@ -122,7 +142,8 @@ impl Kernel for Planes<'_> {
     unsafe fn run<S: Simd>(mut self) {
         let layout = self.layout;
         let y = std::mem::take(&mut self.y);
-        let (input, output) = (layout.input[0] * layout.input[1], layout.output[0] * layout.output[1]);
+        let (input, output) =
+            (layout.input[0] * layout.input[1], layout.output[0] * layout.output[1]);
         for (plane, to) in self.x.chunks_exact(input).zip(y.chunks_exact_mut(output)) {
             let mut first = 0;
             while first < layout.output[0] {
@@ -163,7 +184,8 @@ impl Planes<'_> {
                 for i in 0..4 {
                     let v = (vector + i).min(vectors - 1);
                     places[i] = (v / columns, v % columns * S::LANES);
-                    from[i] = from[i].add(places[i].0 * window.strides[0] * row_pitch + places[i].1);
+                    from[i] =
+                        from[i].add(places[i].0 * window.strides[0] * row_pitch + places[i].1);
                 }
                 let mut results = [S::splat(self.pad); 4];
                 for ky in 0..window.kernel[0] {
@@ -171,14 +193,19 @@ impl Planes<'_> {
                         let tap = ky * window.dilations[0] * row_pitch + column;
                         for i in 0..4 {
                             let value = S::load(from[i].add(tap));
-                            results[i] = if MAX { S::max(results[i], value) } else { S::add(results[i], value) };
+                            results[i] = if MAX {
+                                S::max(results[i], value)
+                            } else {
+                                S::add(results[i], value)
+                            };
                         }
                     }
                 }
                 for i in 0..(vectors - vector).min(4) {
                     let (row, x) = places[i];
                     if !MAX {
-                        let share = S::mul(S::splat(down[row]), S::load(self.across.as_ptr().add(x)));
+                        let share =
+                            S::mul(S::splat(down[row]), S::load(self.across.as_ptr().add(x)));
                         results[i] = S::mul(results[i], share);
                     }
                     match width - x >= S::LANES {
@@ -204,7 +231,12 @@ pub fn global_average(x: &[f32], plane: usize, y: &mut [f32]) -> Result<(), Wind
 ///
 /// # Errors
 /// As [`global_average`].
-pub fn global_average_at(level: Level, x: &[f32], plane: usize, y: &mut [f32]) -> Result<(), WindowError> {
+pub fn global_average_at(
+    level: Level,
+    x: &[f32],
+    plane: usize,
+    y: &mut [f32],
+) -> Result<(), WindowError> {
     if plane == 0 {
         return Err(WindowError::Input);
     }

@@ -30,6 +30,12 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_even(p: *const f32) -> Self::V;
     /// The even lanes, then the odd lanes, of `a` followed by `b`.
     unsafe fn deinterleave(a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// `a / b`.
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `x * 2^n`, rounded once at most, for whole `n` from -252 to 254.
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V;
+    /// `negative` where `x < 0`, else `other`.
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V;
     /// Stores `LANES` values.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Stores the first `n <= LANES` lanes and touches nothing behind them.
@@ -201,6 +207,27 @@ impl Simd for Scalar {
             lanes!(i, if i < 4 { a[2 * i] } else { b[2 * i - 8] }),
             lanes!(i, if i < 4 { a[2 * i + 1] } else { b[2 * i - 7] }),
         )
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(i, a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        // In two halves, because 2^n itself may be beyond the range where the product is not.
+        lanes!(i, {
+            let n = n[i] as i32;
+            let half = n >> 1;
+            let power = [
+                f32::from_bits(((half + 127) << 23) as u32),
+                f32::from_bits(((n - half + 127) << 23) as u32),
+            ];
+            x[i] * power[0] * power[1]
+        })
+    }
+    #[inline(always)]
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V {
+        lanes!(i, if x[i] < 0.0 { negative[i] } else { other[i] })
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {

@@ -47,6 +47,28 @@ impl Simd for Neon {
         unsafe { (vuzp1q_f32(a, b), vuzp2q_f32(a, b)) }
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        // In two halves, because 2^n itself may be beyond the range where the product is not.
+        unsafe {
+            let n = vcvtnq_s32_f32(n);
+            let half = vshrq_n_s32::<1>(n);
+            let low = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(half, vdupq_n_s32(127))));
+            let high = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(
+                vsubq_s32(n, half),
+                vdupq_n_s32(127),
+            )));
+            vmulq_f32(vmulq_f32(x, low), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V {
+        unsafe { vbslq_f32(vcltzq_f32(x), negative, other) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
         unsafe { vst1q_f32(p, v) }
     }

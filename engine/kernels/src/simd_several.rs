@@ -67,6 +67,18 @@ impl<S: Simd, const N: usize> Simd for Several<S, N> {
         (even, odd)
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        parts!(i, S::div(a[i], b[i]))
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        parts!(i, S::scale(x[i], n[i]))
+    }
+    #[inline(always)]
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V {
+        parts!(i, S::pick(x[i], negative[i], other[i]))
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
         let mut i = 0;
         while i < N {

@@ -52,6 +52,24 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+    #[inline(always)]
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V {
+        unsafe {
+            _mm512_mask_blend_ps(
+                _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps()),
+                other,
+                negative,
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
         unsafe { _mm512_storeu_ps(p, v) }
     }
@@ -162,6 +180,32 @@ impl Simd for Avx2 {
                 _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even)),
                 _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
             )
+        }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        // In two halves, because 2^n itself may be beyond the range where the product is not.
+        unsafe {
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            let power = |n| {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
+                    n,
+                    _mm256_set1_epi32(127),
+                )))
+            };
+            _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pick(x: Self::V, negative: Self::V, other: Self::V) -> Self::V {
+        unsafe {
+            let below = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps());
+            _mm256_blendv_ps(other, negative, below)
         }
     }
     #[inline(always)]

@@ -59,9 +59,9 @@ impl Window {
     pub fn output_ceil(&self, h: usize, w: usize) -> Option<[usize; 2]> {
         let side = |axis: usize, size: usize| {
             let (steps, rest) = self.steps(axis, size)?;
-            let starts_inside =
-                steps.checked_mul(self.strides[axis])? < size.checked_add(self.pads[axis])?;
-            Some(steps + usize::from(rest > 0 && starts_inside))
+            let steps = steps + usize::from(rest > 0);
+            let last = (steps - 1).checked_mul(self.strides[axis])?;
+            Some(steps - usize::from(last >= size.checked_add(self.pads[axis])?))
         };
         Some([side(0, h)?, side(1, w)?])
     }

@@ -5,6 +5,8 @@ mod fuse;
 mod plans;
 mod values;
 
+use std::time::{Duration, Instant};
+
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
@@ -58,9 +60,19 @@ impl Session for TractSession {
         let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
         let inputs = inputs.map_err(Failure::Refused)?;
         let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
-        let outputs = run_plan(&plan, inputs, is_over)?;
+        let outputs = run_plan(&plan, inputs, is_over, None)?;
         let outputs = outputs.iter().map(|value| values::from_tract(value));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
+    }
+
+    fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
+        let inputs = inputs.map_err(Failure::Refused)?;
+        let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
+        let mut times = Vec::new();
+        let mut timed = |operator: String, took| times.push((operator, took));
+        run_plan(&plan, inputs, &|| false, Some(&mut timed))?;
+        Ok(times)
     }
 }
 
@@ -68,6 +80,7 @@ fn run_plan(
     plan: &Plan,
     inputs: TVec<TValue>,
     is_over: &(dyn Fn() -> bool + Sync),
+    mut timed: Option<&mut dyn FnMut(String, Duration)>,
 ) -> Result<TVec<TValue>, Failure> {
     let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
@@ -77,7 +90,11 @@ fn run_plan(
             stopped = true;
             return Err(TractError::msg("stopped"));
         }
-        eval(context, op_state, node, inputs)
+        let Some(timed) = &mut timed else { return eval(context, op_state, node, inputs) };
+        let started = Instant::now();
+        let outputs = eval(context, op_state, node, inputs);
+        timed(format!("{} {}", node.op.name(), node.name), started.elapsed());
+        outputs
     });
     match outputs {
         Ok(outputs) => Ok(outputs),

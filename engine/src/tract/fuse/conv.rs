@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
-use tract_onnx::tract_hir::tract_core::ops::cnn::{Conv, KernelFormat};
+use tract_onnx::tract_hir::tract_core::ops::cnn::{Conv, KernelFormat, PoolSpec};
 use tract_onnx::tract_hir::tract_core::ops::nn::DataFormat;
 
 use wisp_kernels::depthwise::Depthwise;
@@ -107,17 +107,23 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
 /// The window and the input's shape \[N, C, H, W\], where a convolution is one of ours.
 fn geometry(model: &TypedModel, node: &TypedNode) -> TractResult<Option<(Window, [usize; 4])>> {
     let Some(op) = node.op_as::<Conv>() else { return Ok(None) };
-    let fact = model.outlet_fact(node.inputs[0])?;
-    let is_ours = fact.datum_type == DatumType::F32
-        && op.q_params.is_none()
-        && op.kernel_fmt == KernelFormat::OIHW
-        && op.pool_spec.data_format == DataFormat::NCHW;
-    let Some(shape) = fact.shape.as_concrete().filter(|_| is_ours) else { return Ok(None) };
-    let spec = &op.pool_spec;
-    let padding = spec.computed_padding(&shape[2..]);
+    if op.q_params.is_some() || op.kernel_fmt != KernelFormat::OIHW {
+        return Ok(None);
+    }
+    Ok(window(&op.pool_spec, model.outlet_fact(node.inputs[0])?))
+}
+
+/// What slides over an input, and the input's shape \[N, C, H, W\], in one or two dimensions of
+/// single precision; a height of 1 where there is one dimension.
+pub(super) fn window(spec: &PoolSpec, input: &TypedFact) -> Option<(Window, [usize; 4])> {
+    if input.datum_type != DatumType::F32 || spec.data_format != DataFormat::NCHW {
+        return None;
+    }
+    let shape = input.shape.as_concrete()?;
+    let padding = spec.computed_padding(shape.get(2..)?);
     let (strides, dilations) = (spec.strides(), spec.dilations());
     let kernel = &spec.kernel_shape;
-    Ok(match (shape, &padding[..]) {
+    match (shape, &padding[..]) {
         (&[n, c, w], [x]) => {
             let window = Window {
                 kernel: [1, kernel[0]],
@@ -137,7 +143,7 @@ fn geometry(model: &TypedModel, node: &TypedNode) -> TractResult<Option<(Window,
             Some((window, [n, c, h, w]))
         }
         _ => None,
-    })
+    }
 }
 
 impl PartialEq for FusedConv {

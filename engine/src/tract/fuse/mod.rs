@@ -1,9 +1,12 @@
 //! Kernels of our own in tract's graphs: convolutions and products of matrices, with what
-//! follows them, become one operator each. What is not recognised stays tract's.
+//! follows them, pooling, and functions of rows become operators of ours. What is not
+//! recognised stays tract's.
 
 mod chain;
 mod conv;
+mod pool;
 mod product;
+mod rows;
 
 use tract_onnx::prelude::*;
 
@@ -15,8 +18,10 @@ pub(super) fn optimize(mut model: TypedModel) -> TractResult<TypedModel> {
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
     conv::fuse(&mut model)?;
+    pool::fuse(&mut model)?;
     model.declutter()?;
     product::fuse(&mut model)?;
+    rows::fuse(&mut model)?;
     model.optimize()?;
     Ok(model)
 }
