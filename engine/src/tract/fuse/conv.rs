@@ -140,10 +140,25 @@ pub(super) fn window(spec: &PoolSpec, input: &TypedFact) -> Option<(Window, [usi
                 dilations: [dilations[0], dilations[1]],
                 pads: [y.pad_before, x.pad_before, y.pad_after, x.pad_after],
             };
-            Some((window, [n, c, h, w]))
+            Some(along_rows(window, [n, c, h, w]))
         }
         _ => None,
     }
+}
+
+/// A column of values is a row of them in memory, and kernels are quick along rows.
+fn along_rows(window: Window, [n, c, h, w]: [usize; 4]) -> (Window, [usize; 4]) {
+    let Window { kernel, strides, dilations, pads: [top, left, bottom, right] } = window;
+    if w != 1 || kernel[1] != 1 || left + right != 0 {
+        return (window, [n, c, h, w]);
+    }
+    let window = Window {
+        kernel: [1, kernel[0]],
+        strides: [1, strides[0]],
+        dilations: [1, dilations[0]],
+        pads: [0, top, 0, bottom],
+    };
+    (window, [n, c, 1, h])
 }
 
 impl PartialEq for FusedConv {
