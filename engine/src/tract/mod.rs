@@ -2,6 +2,7 @@
 //! messages that all of the crate reads.
 
 mod fuse;
+mod operators;
 mod plans;
 mod values;
 
@@ -43,7 +44,9 @@ pub(crate) fn load(proto: &pb::ModelProto) -> Result<(TractSession, Vec<Inferred
 fn framework() -> tract_onnx::Onnx {
     // The types that intermediate tensors claim to have are often wrong about symbolic sizes
     // ("impossible to unify Sym(batch) with Val(1)"); tract infers them anyway.
-    tract_onnx::onnx().with_ignore_value_info(true)
+    let mut framework = tract_onnx::onnx().with_ignore_value_info(true);
+    operators::register(&mut framework.op_register);
+    framework
 }
 
 #[derive(Debug)]

@@ -1,0 +1,182 @@
+//! One shape for all operators that compute outputs from inputs and nothing else, and its
+//! adapter to tract's inference, typed and evaluated operators.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_hir::internal::*;
+
+/// The type and shape of an input or output, as far as planning knows them.
+#[derive(Debug, Clone)]
+pub(super) struct Form {
+    pub(super) datum: DatumType,
+    pub(super) shape: TVec<TDim>,
+}
+
+impl Form {
+    pub(super) fn new(datum: DatumType, shape: impl IntoIterator<Item = TDim>) -> Self {
+        Self { datum, shape: shape.into_iter().collect() }
+    }
+}
+
+pub(super) trait Kernel: fmt::Debug + Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+
+    /// Types and shapes of all outputs, for inputs as many as the node has.
+    ///
+    /// # Errors
+    /// Inputs that it does not take.
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>>;
+
+    /// All outputs, of the types and shapes that `outputs` gave.
+    ///
+    /// # Errors
+    /// Values that it does not take.
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>>;
+}
+
+/// What a builder in tract's register returns.
+pub(super) type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
+
+/// A node that runs the kernel. Outputs that the node leaves out (an empty name) are dropped.
+pub(super) fn built(node: &NodeProto, kernel: impl Kernel) -> Built {
+    let named = node.output.iter().enumerate().filter(|(_, name)| !name.is_empty());
+    let kept = named.map(|(index, _)| index).collect();
+    Ok((Box::new(Operator { kernel: Arc::new(kernel), kept }), Vec::new()))
+}
+
+/// The kernel of one output as a typed operator, for what is wired from several.
+pub(super) fn typed(kernel: impl Kernel) -> impl TypedOp + Clone {
+    Operator { kernel: Arc::new(kernel), kept: tvec![0] }
+}
+
+/// # Errors
+/// Not exactly one input.
+pub(super) fn one<T>(inputs: &[T]) -> TractResult<&T> {
+    let [input] = inputs else { bail!("expected one input, got {}", inputs.len()) };
+    Ok(input)
+}
+
+/// A numeric matrix's rows and columns: ONNX's classical operators take one row as a vector.
+///
+/// # Errors
+/// Another rank.
+pub(super) fn rows_and_columns<D: Clone>(shape: &[D], one: D) -> TractResult<(D, D)> {
+    match shape {
+        [columns] => Ok((one, columns.clone())),
+        [rows, columns] => Ok((rows.clone(), columns.clone())),
+        _ => bail!("expected an input of rank 1 or 2, got rank {}", shape.len()),
+    }
+}
+
+/// # Errors
+/// The input is not of one of these types.
+pub(super) fn expect_datum(form: &Form, wanted: &[DatumType]) -> TractResult<()> {
+    let (came, wanted_contains) = (form.datum, wanted.contains(&form.datum));
+    ensure!(wanted_contains, "expected an input of {wanted:?}, got {came:?}");
+    Ok(())
+}
+
+/// The numbers that the classical operators take.
+pub(super) const NUMBERS: [DatumType; 4] =
+    [DatumType::F32, DatumType::F64, DatumType::I64, DatumType::I32];
+
+#[derive(Debug, Clone)]
+struct Operator {
+    kernel: Arc<dyn Kernel>,
+    kept: TVec<usize>,
+}
+
+impl Operator {
+    fn forms(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let forms = self.kernel.outputs(inputs).with_context(|| self.kernel.name())?;
+        let kept = self.kept.iter().map(|&index| forms.get(index).cloned());
+        let kept: Option<TVec<Form>> = kept.collect();
+        kept.with_context(|| format!("{} has {} outputs", self.kernel.name(), forms.len()))
+    }
+}
+
+impl PartialEq for Operator {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kernel, &other.kernel) && self.kept == other.kept
+    }
+}
+
+impl Eq for Operator {}
+
+impl Op for Operator {
+    fn name(&self) -> StaticName {
+        self.kernel.name().into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Operator {
+    op_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let outputs = self.kernel.run(&inputs).with_context(|| self.kernel.name())?;
+        let mut outputs: TVec<Option<Tensor>> = outputs.into_iter().map(Some).collect();
+        let kept = self.kept.iter().map(|&index| {
+            let output = outputs.get_mut(index).and_then(Option::take);
+            output.map(IntoTValue::into_tvalue)
+        });
+        let kept: Option<TVec<TValue>> = kept.collect();
+        kept.with_context(|| format!("{} lacks an output", self.kernel.name()))
+    }
+}
+
+impl TypedOp for Operator {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let inputs: TVec<Form> = inputs
+            .iter()
+            .map(|fact| Form::new(fact.datum_type, fact.shape.iter().cloned()))
+            .collect();
+        let forms = self.forms(&inputs)?;
+        Ok(forms.into_iter().map(|form| form.datum.fact(&*form.shape)).collect())
+    }
+
+    as_op!();
+}
+
+impl InferenceOp for Operator {
+    fn infer_facts(
+        &mut self,
+        inputs: TVec<&InferenceFact>,
+        outputs: TVec<&InferenceFact>,
+        observed: TVec<&InferenceFact>,
+    ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
+        let known: Option<TVec<Form>> = inputs
+            .iter()
+            .map(|fact| Some(Form::new(fact.datum_type()?, fact.shape.concretize()?)))
+            .collect();
+        let own = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect::<TVec<_>>();
+        let mut inferred = own(outputs);
+        if let Some(known) = known {
+            for (fact, form) in inferred.iter_mut().zip(self.forms(&known)?) {
+                let found = InferenceFact::dt_shape(form.datum, form.shape);
+                fact.unify_with(&found).with_context(|| self.kernel.name())?;
+            }
+        }
+        Ok((own(inputs), inferred, own(observed)))
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Ok(self.kept.len())
+    }
+
+    fn to_typed(
+        &self,
+        _source: &InferenceModel,
+        node: &InferenceNode,
+        target: &mut TypedModel,
+        mapping: &HashMap<OutletId, OutletId>,
+    ) -> TractResult<TVec<OutletId>> {
+        let inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
+        target.wire_node(&*node.name, self.clone(), &inputs)
+    }
+
+    as_op!();
+}

@@ -1,0 +1,28 @@
+//! Operators of our own: those that tract lacks, gets wrong or runs slowly. A graph's file is
+//! not to be trusted: a builder checks every attribute, and what it has built cannot read out
+//! of bounds, hang or recurse without bound.
+
+mod attention;
+mod attributes;
+mod kernel;
+mod linear;
+mod mapping;
+mod numeric;
+mod recurrent;
+mod scores;
+mod svm;
+mod trees;
+
+use tract_onnx::model::OnnxOpRegister;
+
+/// Adds them to tract's own, or puts them in their place. tract looks at an operator's name
+/// only, not at its domain.
+pub(super) fn register(operators: &mut OnnxOpRegister) {
+    attention::register(operators);
+    linear::register(operators);
+    mapping::register(operators);
+    numeric::register(operators);
+    recurrent::register(operators);
+    svm::register(operators);
+    trees::register(operators);
+}

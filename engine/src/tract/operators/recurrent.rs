@@ -1,0 +1,151 @@
+//! LSTM, GRU and RNN. tract reads neither `direction = reverse` nor the activations, the clip
+//! or the coupled gates that a node may ask for, and answers wrongly without a word; its cells
+//! are used where they are right, on a reversed sequence where that is asked for, and the rest
+//! is refused.
+
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::ops::rec::{common::CommonRec, common::WireBody, gru::GRU, lstm::LSTM, rnn::RNN};
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::ops::{math::tanh, nn::leaky_relu, nn::sigmoid};
+use tract_onnx::tract_hir::internal::*;
+
+use super::attributes::strings;
+use super::kernel::{Built, Form, Kernel, typed};
+
+pub(super) fn register(operators: &mut OnnxOpRegister) {
+    operators.insert("LSTM", lstm);
+    operators.insert("GRU", gru);
+    operators.insert("RNN", rnn);
+}
+
+fn lstm(_context: &ParsingContext, node: &NodeProto) -> Built {
+    expect_activations(node, &["Sigmoid", "Tanh", "Tanh"])?;
+    let coupled = node.get_attr_opt::<i64>("input_forget")?.unwrap_or(0);
+    ensure!(coupled == 0, "coupled input and forget gates are not served");
+    let (f, g, h) = (Box::new(sigmoid()), Box::new(tanh()), Box::new(tanh()));
+    recurrent(node, Box::new(LSTM { f, g, h }))
+}
+
+fn gru(_context: &ParsingContext, node: &NodeProto) -> Built {
+    expect_activations(node, &["Sigmoid", "Tanh"])?;
+    let linear_before_reset = node.get_attr_opt::<i64>("linear_before_reset")?.unwrap_or(0) != 0;
+    let (f, g) = (Box::new(sigmoid()), Box::new(tanh()));
+    recurrent(node, Box::new(GRU { f, g, linear_before_reset }))
+}
+
+fn rnn(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let names = strings(node, "activations")?;
+    if !names.is_empty() && names.iter().all(|name| name.eq_ignore_ascii_case("relu")) {
+        let (fore, back) = (Box::new(leaky_relu(0.0)), Box::new(leaky_relu(0.0)));
+        return recurrent(node, Box::new(RNN { fore, back }));
+    }
+    expect_activations(node, &["Tanh"])?;
+    recurrent(node, Box::new(RNN { fore: Box::new(tanh()), back: Box::new(tanh()) }))
+}
+
+/// # Errors
+/// The node wants others, once or for each direction.
+fn expect_activations(node: &NodeProto, usual: &[&str]) -> TractResult<()> {
+    let names = strings(node, "activations")?;
+    let mut pairs = names.iter().zip(usual.iter().cycle());
+    let are_usual = pairs.all(|(name, usual)| name.eq_ignore_ascii_case(usual));
+    ensure!(are_usual, "activations {names:?} are not served, only {usual:?}");
+    Ok(())
+}
+
+fn recurrent(node: &NodeProto, cell: Box<dyn WireBody>) -> Built {
+    let clip = node.get_attr_opt::<f32>("clip")?;
+    ensure!(clip.is_none_or(|clip| clip == 0.0), "a clip of cells is not served");
+    let is_reversed = match node.get_attr_opt::<&str>("direction")?.unwrap_or("forward") {
+        "forward" | "bidirectional" => false,
+        "reverse" => true,
+        other => bail!("unknown direction {other:?}"),
+    };
+    let inner = CommonRec::from_node_and_options(node, 3, 0, cell)?;
+    Ok((expand(Recurrent { inner, is_reversed }), Vec::new()))
+}
+
+#[derive(Debug, Clone)]
+struct Recurrent {
+    inner: CommonRec,
+    is_reversed: bool,
+}
+
+impl Expansion for Recurrent {
+    fn name(&self) -> StaticName {
+        self.inner.name()
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        self.inner.nboutputs()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        self.inner.rules(solver, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let (x, r) = (model.outlet_fact(inputs[0])?, model.outlet_fact(inputs[2])?);
+        let batch = &x.shape[usize::from(!self.inner.batch_first)];
+        // tract panics otherwise.
+        ensure!(batch.to_usize().is_ok(), "the batch's size is not known");
+        ensure!(r.shape[2].to_usize().is_ok(), "the state's size is not known");
+        if !self.is_reversed {
+            return self.inner.wire(prefix, model, inputs);
+        }
+        let reverse = typed(Reverse { axis: usize::from(self.inner.batch_first) });
+        let mut inputs: TVec<OutletId> = inputs.into();
+        inputs[0] =
+            model.wire_node(format!("{prefix}.x_reversed"), reverse.clone(), &inputs[..1])?[0];
+        let mut outputs = self.inner.wire(prefix, model, &inputs)?;
+        if let Some(y) = self.inner.optional_y_output {
+            let name = format!("{prefix}.y_reversed");
+            outputs[y] = model.wire_node(name, reverse, &[outputs[y]])?[0];
+        }
+        Ok(outputs)
+    }
+}
+
+/// Turns one axis around.
+#[derive(Debug)]
+struct Reverse {
+    axis: usize,
+}
+
+impl Kernel for Reverse {
+    fn name(&self) -> &'static str {
+        "Reverse"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [input] = inputs else { bail!("expected one input, got {}", inputs.len()) };
+        ensure!(input.shape.len() > self.axis, "a shape of rank {}", input.shape.len());
+        ensure!(input.datum.is_float(), "expected floats, got {:?}", input.datum);
+        Ok(tvec![input.clone()])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        fn reverse<T: Datum>(input: &Tensor, axis: usize) -> TractResult<Tensor> {
+            let mut view = input.to_plain_array_view::<T>()?;
+            view.invert_axis(tract_ndarray::Axis(axis));
+            Ok(view.as_standard_layout().into_owned().into_tensor())
+        }
+        let [input] = inputs else { bail!("expected one input, got {}", inputs.len()) };
+        let reversed = match input.datum_type() {
+            DatumType::F16 => reverse::<f16>(input, self.axis)?,
+            DatumType::F64 => reverse::<f64>(input, self.axis)?,
+            _ => reverse::<f32>(input, self.axis)?,
+        };
+        Ok(tvec![reversed])
+    }
+}
