@@ -129,7 +129,7 @@ impl Depthwise {
         let rows = [start, start.wrapping_add(layout.floats())];
         let planes = shape[0] * shape[1];
         let job = Planes { op: self, layout: &layout, x, planes, epilogue, y, rows };
-        let dense = self.window.dilations[0] == 1;
+        let tiled = self.window.dilations[0] == 1;
         // SAFETY: every length was checked above; `Level::run` checks the instruction set.
         unsafe {
             if let Some(sizes) = across {
@@ -137,10 +137,10 @@ impl Depthwise {
                 return Ok(());
             }
             match (self.window.kernel[0], self.window.strides[0]) {
-                (3, 1) if dense => level.run(Fixed::<3, 1>(job)),
-                (3, 2) if dense => level.run(Fixed::<3, 2>(job)),
-                (5, 1) if dense => level.run(Fixed::<5, 1>(job)),
-                (5, 2) if dense => level.run(Fixed::<5, 2>(job)),
+                (3, 1) if tiled => level.run(Fixed::<3, 1>(job)),
+                (3, 2) if tiled => level.run(Fixed::<3, 2>(job)),
+                (5, 1) if tiled => level.run(Fixed::<5, 1>(job)),
+                (5, 2) if tiled => level.run(Fixed::<5, 2>(job)),
                 _ => level.run(Free(job)),
             }
         }

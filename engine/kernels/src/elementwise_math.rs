@@ -3,6 +3,8 @@
 //! The polynomials were computed by `tools/fit.py` (Remez exchange in 60 digits); the errors given are theirs, before
 //! rounding. What must never live here: loops over memory.
 
+#![expect(clippy::excessive_precision, reason = "digits as computed; f32 keeps what it can")]
+
 use crate::simd::Simd;
 
 /// Evaluates a polynomial, lowest coefficient first.

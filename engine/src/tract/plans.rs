@@ -22,6 +22,9 @@ const REMEMBERED_PLANS: usize = 8;
 /// Elements of an input that may be made a constant: a shape, axes, sizes, a scalar.
 const MAX_PARAMETER_ELEMENTS: usize = 64;
 
+/// Of an input whose sizes are guessed: some graphs fold constants of that size.
+const MAX_GUESSED_ELEMENTS: usize = 1 << 22;
+
 type Shapes = TVec<TVec<usize>>;
 
 /// What is run, and which of the graph's inputs it still takes.
@@ -85,13 +88,17 @@ impl Plans {
             None => None,
         };
         // With free sizes the symbolic types say what the outputs are. Some nets cannot be
-        // typed so (their own arithmetic on shapes defeats it): those are tried with ones.
-        let first = facts.iter().map(ones_for).collect::<Option<Shapes>>().map(asked);
-        let (typed, planned) = match (failed, &first) {
-            (Some(error), _) => (Err(error), None),
-            (None, Some(first)) => (model.clone().into_typed(), plan(&model, first).ok()),
-            (None, None) => (Err(TractError::msg("an input has no known rank")), None),
+        // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
+        let (typed, tries) = match failed {
+            Some(error) => (Err(error), 0),
+            None => match model.clone().into_typed() {
+                Ok(typed) => (Ok(typed), 1),
+                Err(error) => (Err(error), usize::MAX),
+            },
         };
+        let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
+        let mut tried = tried.filter_map(|asked| Some((plan(&model, &asked).ok()?, asked)));
+        let (planned, first) = tried.next().unzip();
         let outputs = match (&typed, &planned) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
             (Err(_), Some(plan)) => {
@@ -243,12 +250,28 @@ fn concrete_shape(fact: &InferenceFact) -> Option<TVec<usize>> {
     shape.iter().map(|dim| dim.to_usize().ok()).collect()
 }
 
-fn ones_for(fact: &InferenceFact) -> Option<TVec<usize>> {
-    let rank = fact.shape.rank().concretize()? as usize;
-    let dims = fact.shape.dims().take(rank);
-    Some(
-        dims.map(|dim| dim.concretize().and_then(|dim| dim.to_usize().ok()).unwrap_or(1)).collect(),
-    )
+/// Shapes to try a graph with: what it says of its inputs, and one or more for the rest.
+fn guesses(model: &InferenceModel, facts: &[InferenceFact]) -> Vec<Shapes> {
+    let mut analysed = model.clone();
+    // What the analysis found out before it failed is worth having, too.
+    let _ = analysed.analyse(true);
+    let analysed = input_facts(&analysed).unwrap_or_default();
+    // The first axis is a batch's. Of pictures, 224 is the least that nets of many steps take.
+    let known = |fact: &InferenceFact, size: usize| {
+        let rank = fact.shape.rank().concretize()? as usize;
+        let sizes = fact.shape.dims().take(rank).enumerate().map(|(axis, dim)| {
+            let known = dim.concretize().and_then(|dim| dim.to_usize().ok());
+            known.unwrap_or(if axis == 0 { 1 } else { size })
+        });
+        let sizes: TVec<usize> = sizes.collect();
+        let elements = sizes.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
+        (size == 1 || elements <= MAX_GUESSED_ELEMENTS).then_some(sizes)
+    };
+    let shapes = |size: usize| {
+        let facts = facts.iter().enumerate();
+        facts.map(|(index, fact)| known(analysed.get(index).unwrap_or(fact), size)).collect()
+    };
+    [1, 32, 224].into_iter().filter_map(shapes).collect()
 }
 
 fn output_facts(model: &TypedModel) -> TractResult<Vec<TypedFact>> {

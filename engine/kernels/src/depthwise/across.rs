@@ -211,8 +211,8 @@ impl Planes<'_> {
                 let mut from = from.add(ky * window.dilations[0] * sizes.padded[1] * S::LANES);
                 for _ in 0..window.kernel[1] {
                     let weight = S::load(weights);
-                    for r in 0..R {
-                        sums[r] = S::fma(S::load(from.add(r * step)), weight, sums[r]);
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = S::fma(S::load(from.add(r * step)), weight, *sum);
                     }
                     from = from.add(window.dilations[1] * S::LANES);
                     weights = weights.add(S::LANES);

@@ -159,8 +159,8 @@ unsafe fn tile<S: Simd, const KH: usize, const SY: usize, const R: usize>(
             let mut sums = [S::splat(band.bias); R];
             for (tap, column) in taps.iter().enumerate() {
                 let mut weights = [S::zero(); KH];
-                for ky in 0..KH {
-                    weights[ky] = S::splat(*band.weights.add(ky * taps.len() + tap));
+                for (ky, weight) in weights.iter_mut().enumerate() {
+                    *weight = S::splat(*band.weights.add(ky * taps.len() + tap));
                 }
                 let from = from.add(*column);
                 // Row by row, each loaded once and spent on every sum that it meets, so that few registers are alive at
