@@ -13,6 +13,7 @@ use wisp_kernels::window::Window;
 use wisp_kernels::{Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder, Scratch};
 
 use super::chain::{Chain, apply_post, by_channel};
+use super::line::Line;
 
 thread_local! {
     /// What kernels need for the time of one call.
@@ -36,6 +37,7 @@ struct FusedConv {
 #[derive(Debug)]
 enum Kernel {
     Depthwise(Depthwise),
+    Line(Line),
     General(Conv2d),
 }
 
@@ -70,6 +72,10 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
     let kernel = if op.group == op.input_channels() && op.group > 1 {
         let multiplier = channels / op.group;
         Depthwise::new(op.group, multiplier, window, weights).map(Kernel::Depthwise).ok()
+    } else if let Some(line) = Line::new(&window, [input[1], channels], input[2], &weights)
+        .filter(|_| op.group == 1 && chain.residual.is_none())
+    {
+        Some(Kernel::Line(line))
     } else {
         let geometry = Geometry {
             outputs: channels,
@@ -171,7 +177,11 @@ impl Eq for FusedConv {}
 
 impl Op for FusedConv {
     fn name(&self) -> StaticName {
-        "FusedConv".into()
+        match &*self.kernel {
+            Kernel::Depthwise(_) => "FusedDepthwise".into(),
+            Kernel::Line(_) => "FusedLine".into(),
+            Kernel::General(_) => "FusedConv".into(),
+        }
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
@@ -203,6 +213,9 @@ impl EvalOp for FusedConv {
         SCRATCH.with_borrow_mut(|(rows, scratch)| match &*self.kernel {
             Kernel::Depthwise(kernel) => {
                 kernel.run(x, self.input, &epilogue, y, rows).map_err(TractError::new)
+            }
+            Kernel::Line(kernel) => {
+                kernel.run(x, self.input[3], y, &epilogue, rows).map_err(TractError::new)
             }
             Kernel::General(kernel) => {
                 let [batch, _, height, width] = self.input;

@@ -4,6 +4,7 @@
 
 mod chain;
 mod conv;
+mod line;
 mod pool;
 mod product;
 mod rows;
