@@ -20,7 +20,7 @@ use wisp::sandbox::{
     Code, Engine, Guest, Limits, PoolOptions, Prepared, Request, Sandbox, Snapshot, Timings,
 };
 use wisp::tensor::{Datatype, Parameter, Tensor, Value, push_bytes_element};
-use wisp_engine::Graph;
+use wisp_engine::{EngineKind, Graph};
 
 /// As the binary has it.
 #[global_allocator]
@@ -54,7 +54,10 @@ impl Bench {
     /// Prepares a guest with graphs by name, as the repository does.
     fn guest(&self, guest: &str, graphs: &[(&str, &str)], labels: &str) -> Arc<Guest> {
         let graph = |&(name, path): &(&str, &str)| {
-            (name.to_owned(), Arc::new(Graph::load(&read(path)).expect("a graph")))
+            (
+                name.to_owned(),
+                Arc::new(Graph::load(&read(path), EngineKind::Tract).expect("a graph")),
+            )
         };
         let files = BundleFiles {
             assets: BTreeMap::from([(
@@ -240,7 +243,7 @@ fn graphs(criterion: &mut Criterion) {
     let path = "models/imagenet/efficientnet-lite0.onnx";
     let bench = Bench::new();
     let guest = bench.guest("tensor", &[("model", path)], "");
-    let graph = Graph::load(&read(path)).expect("a graph");
+    let graph = Graph::load(&read(path), EngineKind::Tract).expect("a graph");
     let values = vec![0.5f32; 3 * 224 * 224];
     let mut group = criterion.benchmark_group("EfficientNet-Lite0 from a tensor");
     group.sample_size(30).measurement_time(Duration::from_secs(15));

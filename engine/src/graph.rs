@@ -1,12 +1,13 @@
 //! One ONNX graph: what it takes and gives, and the engine's session that runs it.
 
 use std::fmt;
+use std::time::Duration;
 
 use tract_onnx::pb;
 
 use crate::guard::guarded;
 use crate::tensor::{Contract, TensorSpec, Value};
-use crate::{contract, tract};
+use crate::{EngineKind, contract, onnxruntime, rten, tract, whole};
 
 /// Why a file is not a graph that can be served; for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,17 @@ pub trait Session: fmt::Debug + Send + Sync {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure>;
+
+    /// Runs it once, and says what each operator took, in the order they ran. Empty where the
+    /// engine does not tell.
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    fn profile(&self, _inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        Ok(Vec::new())
+    }
 }
 
 /// A graph, parsed and optimised once, run by any number of sandboxes at a time.
@@ -48,23 +58,28 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Parses and optimises the bytes of an ONNX file. Weights in other files are refused:
-    /// a bundle's graphs are whole.
+    /// Parses and optimises the bytes of an ONNX file for an engine. Weights in other files are
+    /// refused: a bundle's graphs are whole.
     ///
     /// # Errors
     /// Not ONNX, no inputs or outputs, an operator or type that the engine lacks.
-    pub fn load(onnx: &[u8]) -> Result<Self, LoadError> {
-        guarded(|| Self::parse(onnx)).unwrap_or_else(|panic| {
+    pub fn load(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
+        guarded(|| Self::parse(onnx, engine)).unwrap_or_else(|panic| {
             Err(LoadError(format!("the engine panicked while it read the graph: {panic}")))
         })
     }
 
-    fn parse(onnx: &[u8]) -> Result<Self, LoadError> {
+    fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
         let proto = tract::read(onnx)?;
+        whole::check(&proto)?;
         let mut contract = contract::read(graph_of(&proto)?)?;
-        let (session, outputs) = tract::load(&proto)?;
+        let (session, outputs): (Box<dyn Session>, _) = match engine {
+            EngineKind::Tract => boxed(tract::load(&proto)?),
+            EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
+            EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
+        };
         contract::fill_in(&mut contract.outputs, &outputs)?;
-        Ok(Self { contract, session: Box::new(session) })
+        Ok(Self { contract, session })
     }
 
     /// Its inputs and outputs, named, in the file's order; -1 where a size is free.
@@ -79,7 +94,7 @@ impl Graph {
     pub fn run(
         &self,
         inputs: &mut [Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let specs = &self.contract.inputs;
         if inputs.len() != specs.len() {
@@ -89,9 +104,23 @@ impl Graph {
         for (spec, value) in specs.iter().zip(inputs.iter_mut()) {
             fit(spec, value).map_err(Failure::Refused)?;
         }
-        guarded(|| self.session.run(inputs, is_over)).unwrap_or_else(|panic| {
-            Err(Failure::Failed(format!("the engine panicked: {panic}")))
-        })
+        guarded(|| self.session.run(inputs, is_over))
+            .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
+    }
+}
+
+fn boxed<S: Session + 'static, T>((session, rest): (S, T)) -> (Box<dyn Session>, T) {
+    (Box::new(session), rest)
+}
+
+impl Graph {
+    /// What each operator took in one run.
+    ///
+    /// # Errors
+    /// As for [`Graph::run`].
+    pub fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        guarded(|| self.session.profile(inputs))
+            .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
     }
 }
 
@@ -110,7 +139,11 @@ fn fit(spec: &TensorSpec, value: &mut Value<'_>) -> Result<(), String> {
         value.shape.clear();
     }
     let fits = spec.shape.len() == value.shape.len()
-        && spec.shape.iter().zip(&value.shape).all(|(&want, &got)| want < 0 || want as usize == got);
+        && spec
+            .shape
+            .iter()
+            .zip(&value.shape)
+            .all(|(&want, &got)| want < 0 || want as usize == got);
     match fits {
         true => Ok(()),
         false => {

@@ -7,7 +7,13 @@
 mod contract;
 mod graph;
 mod guard;
+mod kind;
+mod onnxruntime;
+mod rten;
 pub mod tensor;
 mod tract;
+mod whole;
 
 pub use graph::{Failure, Graph, LoadError, Session};
+pub use kind::EngineKind;
+pub use onnxruntime::OnnxRuntime;

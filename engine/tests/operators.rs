@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tract_onnx::pb::{AttributeProto, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::Framework;
-use wisp_engine::Graph;
 use wisp_engine::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
+use wisp_engine::{EngineKind, Graph};
 
 /// How far an output may be from ONNX Runtime's, of its own size or of one.
 const TOLERANCE: f64 = 2e-5;
@@ -54,7 +54,7 @@ fn read_case(file: &Path) -> Case {
 
 fn check(case: &Case) -> Result<(), String> {
     let name = &case.name;
-    let graph = Graph::load(&case.attribute("model").unwrap().s);
+    let graph = Graph::load(&case.attribute("model").unwrap().s, EngineKind::Tract);
     if let Some(refusal) = case.attribute("refusal") {
         let wanted = String::from_utf8_lossy(&refusal.s);
         return match graph {

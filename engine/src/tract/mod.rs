@@ -1,9 +1,12 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod fuse;
 mod operators;
 mod plans;
 mod values;
+
+use std::time::{Duration, Instant};
 
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
@@ -55,31 +58,46 @@ impl Session for TractSession {
     fn run(
         &self,
         inputs: &[Value<'_>],
-        is_over: &dyn Fn() -> bool,
+        is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
         let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
         let inputs = inputs.map_err(Failure::Refused)?;
         let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
-        let outputs = run_plan(&plan, inputs, is_over)?;
+        let outputs = run_plan(&plan, inputs, is_over, None)?;
         let outputs = outputs.iter().map(|value| values::from_tract(value));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
+    }
+
+    fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
+        let inputs = inputs.map_err(Failure::Refused)?;
+        let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
+        let mut times = Vec::new();
+        let mut timed = |operator: String, took| times.push((operator, took));
+        run_plan(&plan, inputs, &|| false, Some(&mut timed))?;
+        Ok(times)
     }
 }
 
 fn run_plan(
     plan: &Plan,
     inputs: TVec<TValue>,
-    is_over: &dyn Fn() -> bool,
+    is_over: &(dyn Fn() -> bool + Sync),
+    mut timed: Option<&mut dyn FnMut(String, Duration)>,
 ) -> Result<TVec<TValue>, Failure> {
     let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
-    let mut state = SimpleState::new(plan).map_err(failed)?;
-    let outputs = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
+    let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
+    let outputs = state.run_plan_with_eval(plan.pick(inputs), |context, op_state, node, inputs| {
         if is_over() {
             stopped = true;
             return Err(TractError::msg("stopped"));
         }
-        eval(context, op_state, node, inputs)
+        let Some(timed) = &mut timed else { return eval(context, op_state, node, inputs) };
+        let started = Instant::now();
+        let outputs = eval(context, op_state, node, inputs);
+        timed(format!("{} {}", node.op.name(), node.name), started.elapsed());
+        outputs
     });
     match outputs {
         Ok(outputs) => Ok(outputs),

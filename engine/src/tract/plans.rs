@@ -1,134 +1,277 @@
 //! The optimised plans of one graph: one where its shapes are fixed, else one for each of the
 //! last few shapes asked for. tract's convolutions are generated for concrete sizes only: the
 //! same network planned with a symbolic batch takes seven times as long.
+//!
+//! Where a graph computes with the values of an input as if they were shapes, axes or sizes,
+//! tract must know them to plan it. Such inputs are made constants, with a plan for each of the
+//! last few values.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::konst::Const;
+use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use super::chain;
+use super::{chain, fuse};
 
-pub(super) type Plan = Arc<TypedRunnableModel>;
+/// Plans remembered for a graph with free sizes; the one unused longest goes first.
+const REMEMBERED_PLANS: usize = 8;
 
-/// Shapes remembered for a graph with free sizes; the one unused longest goes first.
-const REMEMBERED_SHAPES: usize = 8;
+/// Elements of an input that may be made a constant: a shape, axes, sizes, a scalar.
+const MAX_PARAMETER_ELEMENTS: usize = 64;
+
+/// Of an input whose sizes are guessed: some graphs fold constants of that size.
+const MAX_GUESSED_ELEMENTS: usize = 1 << 22;
 
 type Shapes = TVec<TVec<usize>>;
 
+/// What is run, and which of the graph's inputs it still takes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) runnable: Arc<TypedRunnableModel>,
+    constants: Vec<usize>,
+}
+
 #[derive(Debug)]
 pub(super) enum Plans {
-    Fixed { plan: Plan, inputs: Shapes },
-    Free { model: Box<InferenceModel>, recent: Mutex<Vec<(Shapes, Arc<Slot>)>> },
+    Fixed { plan: Arc<Plan>, inputs: Shapes },
+    Free(Free),
+}
+
+#[derive(Debug)]
+pub(super) struct Free {
+    model: Box<InferenceModel>,
+    /// Inputs to be made constants: none, those of whole numbers, those of other numbers too.
+    /// The next is tried where one does not do.
+    parameters: Vec<Vec<usize>>,
+    /// Which of them does.
+    level: AtomicUsize,
+    recent: Mutex<Vec<(Asked, Arc<Slot>)>>,
+}
+
+/// What a plan is made for.
+#[derive(Debug, Clone, PartialEq)]
+struct Asked {
+    shapes: Shapes,
+    constants: Vec<(usize, Arc<Tensor>)>,
 }
 
 /// A plan being made or made: callers for the same shape wait for one making of it.
-type Slot = OnceLock<Result<Plan, String>>;
+type Slot = OnceLock<Result<Arc<Plan>, String>>;
+
+impl Plan {
+    /// The inputs that are left, of all the graph's.
+    pub(super) fn pick(&self, inputs: TVec<TValue>) -> TVec<TValue> {
+        let left = inputs.into_iter().enumerate();
+        left.filter(|(index, _)| !self.constants.contains(index)).map(|(_, value)| value).collect()
+    }
+}
 
 impl Plans {
-    /// Optimises the model, and returns what is known of its outputs.
+    /// Optimises the model, and returns what is known of its outputs, if anything is.
     ///
     /// # Errors
     /// A text: what the engine cannot do with it.
     pub(super) fn new(model: InferenceModel) -> Result<(Self, Vec<TypedFact>), String> {
         let cannot = |error: TractError| format!("cannot be planned: {}", chain(&error));
-        let facts = model.input_outlets().and_then(|inputs| {
-            inputs
-                .iter()
-                .map(|&outlet| model.outlet_fact(outlet).cloned())
-                .collect::<TractResult<Vec<_>>>()
-        });
-        let facts = facts.map_err(cannot)?;
-        let concrete: Option<Shapes> = facts
-            .iter()
-            .map(|fact| {
-                let shape = fact.shape.concretize()?;
-                shape.iter().map(|dim| dim.to_usize().ok()).collect()
-            })
-            .collect();
-        if let Some(inputs) = concrete {
-            let plan = plan(&model, &inputs).map_err(cannot)?;
-            let outputs = output_facts(plan.model()).map_err(cannot)?;
-            return Ok((Self::Fixed { plan, inputs }, outputs));
-        }
+        let facts = input_facts(&model).map_err(cannot)?;
+        let asked = |shapes| Asked { shapes, constants: Vec::new() };
+        let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
+        let failed = match concrete.map(|inputs| (plan(&model, &asked(inputs.clone())), inputs)) {
+            Some((Ok(plan), inputs)) => {
+                let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
+                return Ok((Self::Fixed { plan: Arc::new(plan), inputs }, outputs));
+            }
+            Some((Err(error), _)) => Some(error),
+            None => None,
+        };
         // With free sizes the symbolic types say what the outputs are. Some nets cannot be
-        // typed so (their own arithmetic on shapes defeats it): those are tried with ones.
-        let typed = model.clone().into_typed();
-        let ones: Option<Shapes> = facts.iter().map(ones_for).collect();
-        let first = ones.ok_or("cannot be planned: an input has no known rank")?;
-        let planned = plan(&model, &first);
+        // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
+        let (typed, tries) = match failed {
+            Some(error) => (Err(error), 0),
+            None => match model.clone().into_typed() {
+                Ok(typed) => (Ok(typed), 1),
+                Err(error) => (Err(error), usize::MAX),
+            },
+        };
+        let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
+        let mut tried = tried.filter_map(|asked| Some((plan(&model, &asked).ok()?, asked)));
+        let (planned, first) = tried.next().unzip();
         let outputs = match (&typed, &planned) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
-            (Err(_), Ok(plan)) => {
-                output_facts(plan.model()).map_err(cannot)?.into_iter().map(forget_sizes).collect()
+            (Err(_), Some(plan)) => {
+                let facts = output_facts(plan.runnable.model()).map_err(cannot)?;
+                facts.into_iter().map(forget_sizes).collect()
             }
-            (Err(error), Err(_)) => return Err(format!("cannot be planned: {}", chain(error))),
+            (Err(_), None) => Vec::new(),
         };
-        let mut recent = Vec::new();
-        if let Ok(plan) = planned {
-            recent.push((first, Arc::new(OnceLock::from(Ok(plan)))));
-        }
-        Ok((Self::Free { model: Box::new(model), recent: Mutex::new(recent) }, outputs))
+        let parameters = parameters(&facts);
+        let level = match typed {
+            Err(error) if planned.is_none() => {
+                if parameters.len() == 1 || has_unimplemented(&model) {
+                    return Err(format!("cannot be planned: {}", chain(&error)));
+                }
+                1
+            }
+            _ => 0,
+        };
+        let slot = |plan| Arc::new(OnceLock::from(Ok(Arc::new(plan))));
+        let recent = first.zip(planned.map(slot)).into_iter().collect();
+        let (level, recent) = (AtomicUsize::new(level), Mutex::new(recent));
+        Ok((Self::Free(Free { model: Box::new(model), parameters, level, recent }), outputs))
     }
 
-    /// The plan for inputs of these shapes, made now where there is none yet.
+    /// The plan for these inputs, made now where there is none yet.
     ///
     /// # Errors
-    /// A text: the graph cannot take these shapes.
-    pub(super) fn get(&self, values: &[TValue]) -> Result<Plan, String> {
+    /// A text: the graph cannot take them.
+    pub(super) fn get(&self, values: &[TValue]) -> Result<Arc<Plan>, String> {
         let shapes: Shapes = values.iter().map(|value| value.shape().into()).collect();
         match self {
             Self::Fixed { plan, inputs } if *inputs == shapes => Ok(plan.clone()),
             Self::Fixed { inputs, .. } => {
                 Err(format!("the graph takes inputs of shapes {inputs:?}, got {shapes:?}"))
             }
-            Self::Free { model, recent } => {
-                let slot = slot_for(recent, &shapes);
-                slot.get_or_init(|| {
-                    plan(model, &shapes).map_err(|error| {
-                        format!(
-                            "the graph cannot take inputs of shapes {shapes:?}: {}",
-                            chain(&error)
-                        )
-                    })
-                })
-                .clone()
-            }
+            Self::Free(free) => free.get(shapes, values),
         }
     }
 }
 
-/// Finds or makes the slot of these shapes and puts it first.
-fn slot_for(recent: &Mutex<Vec<(Shapes, Arc<Slot>)>>, shapes: &Shapes) -> Arc<Slot> {
-    let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = recent.iter().position(|(known, _)| known == shapes);
-    let entry = match known {
-        Some(index) => recent.remove(index),
-        None => (shapes.clone(), Arc::default()),
-    };
-    let slot = entry.1.clone();
-    recent.insert(0, entry);
-    recent.truncate(REMEMBERED_SHAPES);
-    slot
+impl Free {
+    fn get(&self, shapes: Shapes, values: &[TValue]) -> Result<Arc<Plan>, String> {
+        let level = self.level.load(Ordering::Relaxed);
+        let mut found = self.at_level(level, &shapes, values);
+        for higher in level + 1..self.parameters.len() {
+            if found.is_ok() {
+                break;
+            }
+            let other = self.at_level(higher, &shapes, values);
+            if other.is_ok() {
+                self.level.store(higher, Ordering::Relaxed);
+                found = other;
+            }
+        }
+        found
+    }
+
+    fn at_level(
+        &self,
+        level: usize,
+        shapes: &Shapes,
+        values: &[TValue],
+    ) -> Result<Arc<Plan>, String> {
+        let small = |&&index: &&usize| values[index].len() <= MAX_PARAMETER_ELEMENTS;
+        let constants = self.parameters[level].iter().filter(small);
+        let constants = constants.map(|&index| (index, values[index].clone().into_arc_tensor()));
+        let asked = Asked { shapes: shapes.clone(), constants: constants.collect() };
+        let slot = self.slot_for(&asked);
+        let made = slot.get_or_init(|| {
+            let plan = plan(&self.model, &asked).map_err(|error| {
+                format!("the graph cannot take inputs of shapes {shapes:?}: {}", chain(&error))
+            });
+            plan.map(Arc::new)
+        });
+        made.clone()
+    }
+
+    /// Finds or makes the slot of what is asked and puts it first.
+    fn slot_for(&self, asked: &Asked) -> Arc<Slot> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = recent.iter().position(|(known, _)| known == asked);
+        let entry = match known {
+            Some(index) => recent.remove(index),
+            None => (asked.clone(), Arc::default()),
+        };
+        let slot = entry.1.clone();
+        recent.insert(0, entry);
+        recent.truncate(REMEMBERED_PLANS);
+        slot
+    }
 }
 
-fn plan(model: &InferenceModel, shapes: &Shapes) -> TractResult<Plan> {
+fn plan(model: &InferenceModel, asked: &Asked) -> TractResult<Plan> {
     let mut model = model.clone();
-    for (index, shape) in shapes.iter().enumerate() {
+    for (index, shape) in asked.shapes.iter().enumerate() {
         let mut fact = model.input_fact(index)?.clone();
         fact.shape =
             ShapeFactoid::from(shape.iter().map(|size| size.to_dim()).collect::<TVec<TDim>>());
         model.set_input_fact(index, fact)?;
     }
-    model.into_optimized()?.into_runnable()
+    for (index, constant) in &asked.constants {
+        let outlet = model.input_outlets()?[*index];
+        let node = model.node_mut(outlet.node);
+        node.op = Box::new(Const::new(constant.clone())?);
+        let mut fact = InferenceFact::dt_shape(constant.datum_type(), constant.shape());
+        fact.value = constant.clone().into();
+        node.outputs[0].fact = fact;
+    }
+    let constants: Vec<usize> = asked.constants.iter().map(|(index, _)| *index).collect();
+    let mut index = 0;
+    model.inputs.retain(|_| {
+        index += 1;
+        !constants.contains(&(index - 1))
+    });
+    let runnable = fuse::optimize(model.into_typed()?)?.into_runnable()?;
+    Ok(Plan { runnable, constants })
 }
 
-fn ones_for(fact: &InferenceFact) -> Option<TVec<usize>> {
-    let rank = fact.shape.rank().concretize()? as usize;
-    let dims = fact.shape.dims().take(rank);
-    Some(
-        dims.map(|dim| dim.concretize().and_then(|dim| dim.to_usize().ok()).unwrap_or(1)).collect(),
-    )
+/// The inputs that a graph may compute with as if they were shapes or sizes.
+fn parameters(facts: &[InferenceFact]) -> Vec<Vec<usize>> {
+    let datum = |index: usize| facts[index].datum_type.concretize();
+    let is_list =
+        |index: &usize| facts[*index].shape.rank().concretize().is_none_or(|rank| rank <= 1);
+    let lists = || (0..facts.len()).filter(is_list);
+    let is_whole = |index: &usize| {
+        datum(*index).is_some_and(|datum| datum.is_integer() || datum == DatumType::Bool)
+    };
+    // The first input is what a graph is about.
+    let is_number = |index: &usize| {
+        is_whole(index) || *index > 0 && datum(*index).is_some_and(|datum| datum.is_float())
+    };
+    let whole = lists().filter(is_whole);
+    let all: Vec<usize> = lists().filter(is_number).collect();
+    let mut levels = vec![vec![], whole.collect(), all];
+    levels.dedup();
+    levels
+}
+
+fn has_unimplemented(model: &InferenceModel) -> bool {
+    model.nodes().iter().any(|node| node.op_is::<UnimplementedOp>())
+}
+
+fn input_facts(model: &InferenceModel) -> TractResult<Vec<InferenceFact>> {
+    model.input_outlets()?.iter().map(|&outlet| model.outlet_fact(outlet).cloned()).collect()
+}
+
+fn concrete_shape(fact: &InferenceFact) -> Option<TVec<usize>> {
+    let shape = fact.shape.concretize()?;
+    shape.iter().map(|dim| dim.to_usize().ok()).collect()
+}
+
+/// Shapes to try a graph with: what it says of its inputs, and one or more for the rest.
+fn guesses(model: &InferenceModel, facts: &[InferenceFact]) -> Vec<Shapes> {
+    let mut analysed = model.clone();
+    // What the analysis found out before it failed is worth having, too.
+    let _ = analysed.analyse(true);
+    let analysed = input_facts(&analysed).unwrap_or_default();
+    // The first axis is a batch's. Of pictures, 224 is the least that nets of many steps take.
+    let known = |fact: &InferenceFact, size: usize| {
+        let rank = fact.shape.rank().concretize()? as usize;
+        let sizes = fact.shape.dims().take(rank).enumerate().map(|(axis, dim)| {
+            let known = dim.concretize().and_then(|dim| dim.to_usize().ok());
+            known.unwrap_or(if axis == 0 { 1 } else { size })
+        });
+        let sizes: TVec<usize> = sizes.collect();
+        let elements = sizes.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
+        (size == 1 || elements <= MAX_GUESSED_ELEMENTS).then_some(sizes)
+    };
+    let shapes = |size: usize| {
+        let facts = facts.iter().enumerate();
+        facts.map(|(index, fact)| known(analysed.get(index).unwrap_or(fact), size)).collect()
+    };
+    [1, 32, 224].into_iter().filter_map(shapes).collect()
 }
 
 fn output_facts(model: &TypedModel) -> TractResult<Vec<TypedFact>> {

@@ -18,8 +18,8 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<TValue, String> {
         let array = tract_ndarray::ArrayD::from_shape_vec(&value.shape[..], strings);
         return Ok(array.map_err(|error| error.to_string())?.into_tensor().into_tvalue());
     }
-    let datum = datum_of(value.datatype)
-        .ok_or_else(|| format!("the engine has no {}", value.datatype))?;
+    let datum =
+        datum_of(value.datatype).ok_or_else(|| format!("the engine has no {}", value.datatype))?;
     if value.datatype == Datatype::Bool && value.data.iter().any(|&byte| byte > 1) {
         return Err("a BOOL is 0 or 1".to_owned());
     }

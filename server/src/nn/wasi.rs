@@ -108,8 +108,9 @@ impl BoundGraph {
         }
         let outputs = self.graph.run(&mut ordered, &|| self.run.is_over())?;
         let named = contract.outputs.iter().zip(outputs).map(|(spec, value)| {
-            let tensor = to_wasi(value)
-                .map_err(|reason| Failure::Failed(format!("graph output `{}`: {reason}", spec.name)))?;
+            let tensor = to_wasi(value).map_err(|reason| {
+                Failure::Failed(format!("graph output `{}`: {reason}", spec.name))
+            })?;
             Ok(NamedTensor { name: spec.name.clone(), tensor })
         });
         named.collect()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use wisp_engine::Graph;
+use wisp_engine::{EngineKind, Graph};
 
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
@@ -108,7 +108,8 @@ pub fn load(
     stats: Arc<Stats>,
 ) -> Result<Arc<Revision>, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
-        let graph = Graph::load(&onnx.bytes).map_err(|error| format!("graph `{name}`: {error}"))?;
+        let graph = Graph::load(&onnx.bytes, EngineKind::Tract)
+            .map_err(|error| format!("graph `{name}`: {error}"))?;
         Ok((name.clone(), Arc::new(graph)))
     });
     let graphs = Graphs::new(graphs.collect::<Result<_, String>>()?);

@@ -1,0 +1,397 @@
+//! Matrix products: blocks of k, groups of panels, strips of tiles.
+//!
+//! Two shapes of the same product: [`linear`] loads constant weights as vectors and broadcasts the rows of its input;
+//! [`spread`] loads the columns of a dynamic matrix as vectors and broadcasts the other operand. The third, with the
+//! image broadcast and the result turned over, is in `direct.rs`. What must never live here: images, windows.
+
+use crate::epilogue::Epilogue;
+use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
+use crate::simd::{Kernel, Level, Simd};
+use crate::tile::{Finish, PANEL, Start, Strip, Walk};
+
+/// Elements of k taken at once: a group of three panels then takes 72 KiB, which streams from the second-level cache
+/// while sums stay in registers.
+pub(crate) const BLOCK_K: usize = 384;
+
+/// The broadcast operand's block is kept under this many values, half of a second-level cache of 1 MiB.
+const BLOCK_VALUES: usize = 128 * 1024;
+
+/// Columns are packed and used in blocks of about this many values, 128 KiB: long enough that rows of the output are
+/// written in stretches, short enough for the second-level cache.
+const BLOCK_COLUMN_VALUES: usize = 32 * 1024;
+
+/// Below this many rows a dynamic matrix is read in place: packing it would cost as much as using it.
+const ROWS_WORTH_PACKING: usize = 16;
+
+/// `c[rows, n] = a[rows, k] · w[k, n]`, then the epilogue with one bias for each column; `w` is packed with `n` as its
+/// extent. `c` is row-major without gaps, as is the residual.
+///
+/// # Errors
+/// If a slice does not have the size that the others ask for.
+pub fn linear(
+    level: Level,
+    rows: usize,
+    a: View<'_>,
+    w: &Packed,
+    c: &mut [f32],
+    epilogue: &Epilogue<'_>,
+) -> Result<(), ShapeError> {
+    let (k, n) = (w.k(), w.extent());
+    ensure(a.covers(rows, k), "input of the product")?;
+    check_output(rows, n, c, epilogue, n)?;
+    if rows == 0 || n == 0 {
+        return Ok(());
+    }
+    for block in Blocks::new(k) {
+        let rows_at_once = (BLOCK_VALUES / block.len.max(1)).max(64);
+        let mut row = 0;
+        while row < rows {
+            let count = rows_at_once.min(rows - row);
+            for (panel, panels) in Groups::new(n.div_ceil(PANEL), tile_panels(level)) {
+                let column = panel * PANEL;
+                let strip = Strip {
+                    a: a.data.as_ptr().wrapping_add(row * a.row_step + block.from * a.column_step),
+                    row_step: a.row_step,
+                    run: count,
+                    run_step: 0,
+                    walk: Walk::Step(a.column_step),
+                    rows: count,
+                    k: block.len,
+                    b: w.at(panel, block.from),
+                    b_step: PANEL,
+                    panel_step: k * PANEL,
+                    columns: (panels * PANEL).min(n - column),
+                    c: c.as_mut_ptr().wrapping_add(row * n + column),
+                    c_step: n,
+                    start: block.start(
+                        epilogue.bias.map(|bias| Start::ColumnBias(bias[column..].as_ptr())),
+                    ),
+                    finish: block.finish(epilogue, row * n + column),
+                };
+                // SAFETY: the sizes were checked above.
+                unsafe { level.run(strip) };
+            }
+            row += count;
+        }
+    }
+    Ok(())
+}
+
+/// `c[m, n] = a[m, k] · b[k, n]`, then the epilogue with one bias for each column; neither operand is constant, and
+/// both may be transposed or have gaps. `c` is row-major without gaps, as is the residual.
+///
+/// # Errors
+/// If a slice does not have the size that the others ask for.
+pub fn product(
+    level: Level,
+    (m, k, n): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    c: &mut [f32],
+    epilogue: &Epilogue<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), ShapeError> {
+    ensure(a.covers(m, k), "left operand")?;
+    ensure(b.covers(k, n), "right operand")?;
+    check_output(m, n, c, epilogue, n)?;
+    let left = Left {
+        rows: m,
+        run: m,
+        run_step: 0,
+        row_step: a.row_step,
+        k_step: a.column_step,
+        at: a.data.as_ptr(),
+        bias_by_row: false,
+    };
+    spread(level, &left, k, n, b, c, epilogue, scratch);
+    Ok(())
+}
+
+/// The operand that [`spread`] broadcasts.
+pub(crate) struct Left {
+    pub rows: usize,
+    /// Rows come in runs, see [`Strip`].
+    pub run: usize,
+    pub run_step: usize,
+    pub row_step: usize,
+    pub k_step: usize,
+    pub at: *const f32,
+    pub bias_by_row: bool,
+}
+
+impl Left {
+    /// Constant weights, whose vectors become rows; a bias for each.
+    pub fn weights(w: &Packed) -> Left {
+        Left {
+            rows: w.extent(),
+            run: PANEL,
+            run_step: w.k() * PANEL,
+            row_step: 1,
+            k_step: PANEL,
+            at: w.at(0, 0),
+            bias_by_row: true,
+        }
+    }
+}
+
+/// `c = left · b` with the columns of `b` as vectors. The caller has checked all sizes.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "sizes and operands of a product, as everywhere else"
+)]
+pub(crate) fn spread(
+    level: Level,
+    left: &Left,
+    k: usize,
+    n: usize,
+    b: View<'_>,
+    c: &mut [f32],
+    epilogue: &Epilogue<'_>,
+    scratch: &mut Scratch,
+) {
+    if left.rows == 0 || n == 0 {
+        return;
+    }
+    let in_place = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
+    for block in Blocks::new(k) {
+        let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL)
+            / PANEL
+            * PANEL;
+        let room =
+            scratch.panels.room(at_once.min(n.next_multiple_of(PANEL)) * block.len).as_mut_ptr();
+        let mut column = 0;
+        while column < n {
+            let mut columns = at_once.min(n - column);
+            let from =
+                b.data.as_ptr().wrapping_add(block.from * b.row_step + column * b.column_step);
+            let (vectors, b_step, panel_step) = if in_place && columns >= PANEL {
+                columns = columns / PANEL * PANEL;
+                (from, b.row_step, PANEL)
+            } else {
+                let pack = Pack {
+                    from,
+                    k_step: b.row_step,
+                    column_step: b.column_step,
+                    k: block.len,
+                    columns,
+                    to: room,
+                };
+                // SAFETY: the caller has checked the sizes; the room is for whole panels of a block.
+                unsafe { level.run(pack) };
+                (room.cast_const(), PANEL, block.len * PANEL)
+            };
+            let bias = epilogue.bias.map(|bias| match left.bias_by_row {
+                true => Start::RowBias(bias.as_ptr()),
+                false => Start::ColumnBias(bias[column..].as_ptr()),
+            });
+            let strip = Strip {
+                a: left.at.wrapping_add(block.from * left.k_step),
+                row_step: left.row_step,
+                run: left.run,
+                run_step: left.run_step,
+                walk: Walk::Step(left.k_step),
+                rows: left.rows,
+                k: block.len,
+                b: vectors,
+                b_step,
+                panel_step,
+                columns,
+                c: c.as_mut_ptr().wrapping_add(column),
+                c_step: n,
+                start: block.start(bias),
+                finish: block.finish(epilogue, column),
+            };
+            // SAFETY: as above.
+            unsafe { level.run(strip) };
+            column += columns;
+        }
+    }
+}
+
+/// Copies columns of a matrix into panels of 16, `[panel][k][16]`, zeros behind the last column.
+struct Pack {
+    from: *const f32,
+    k_step: usize,
+    column_step: usize,
+    k: usize,
+    columns: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Pack {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: as promised to this function.
+        unsafe {
+            if self.column_step == 1 {
+                self.copy::<S::Wide>();
+                return;
+            }
+            let mut column = 0;
+            while column < self.columns {
+                let n = (self.columns - column).min(PANEL);
+                let from = self.from.add(column * self.column_step);
+                self.turn::<S::Wide>(from, self.to.add(column * self.k), n);
+                column += PANEL;
+            }
+        }
+    }
+}
+
+impl Pack {
+    /// Row by row, as the operand lies in memory: planes of an image are pages apart.
+    #[inline(always)]
+    unsafe fn copy<S: Simd>(&self) {
+        let whole = self.columns / PANEL;
+        let rest = self.columns % PANEL;
+        for i in 0..self.k {
+            // SAFETY: the caller vouches for the operand and for room for whole panels.
+            unsafe {
+                let from = self.from.add(i * self.k_step);
+                let to = self.to.add(i * PANEL);
+                for panel in 0..whole {
+                    S::store(to.add(panel * self.k * PANEL), S::load(from.add(panel * PANEL)));
+                }
+                if rest > 0 {
+                    S::store(
+                        to.add(whole * self.k * PANEL),
+                        S::load_first(from.add(whole * PANEL), rest),
+                    );
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(&self, from: *const f32, to: *mut f32, n: usize) {
+        let mut i = 0;
+        // SAFETY: as for `run`; whole blocks only where rows of the operand are contiguous along k.
+        unsafe {
+            while self.k_step == 1 && n == PANEL && i + PANEL <= self.k {
+                S::transpose(from.add(i), self.column_step, to.add(i * PANEL), PANEL);
+                i += PANEL;
+            }
+            while i < self.k {
+                for lane in 0..PANEL {
+                    let value = if lane < n {
+                        *from.add(i * self.k_step + lane * self.column_step)
+                    } else {
+                        0.0
+                    };
+                    *to.add(i * PANEL + lane) = value;
+                }
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Wide vectors in a tile's row.
+pub(crate) fn tile_panels(level: Level) -> usize {
+    if level == Level::Avx512 { 3 } else { 1 }
+}
+
+/// That the output, the bias and the residual have their sizes.
+pub(crate) fn check_output(
+    rows: usize,
+    columns: usize,
+    c: &[f32],
+    epilogue: &Epilogue<'_>,
+    biases: usize,
+) -> Result<(), ShapeError> {
+    let size = rows.checked_mul(columns);
+    ensure(size == Some(c.len()), "output")?;
+    ensure(epilogue.bias.is_none_or(|bias| bias.len() == biases), "bias")?;
+    ensure(epilogue.residual.is_none_or(|residual| residual.len() == c.len()), "residual")
+}
+
+/// One block of k.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub from: usize,
+    pub len: usize,
+    first: bool,
+    last: bool,
+}
+
+impl Block {
+    /// What the sums begin with.
+    pub fn start(&self, bias: Option<Start>) -> Start {
+        if self.first { bias.unwrap_or(Start::Zero) } else { Start::Accumulate }
+    }
+
+    /// What happens to the sums: all of the epilogue but the bias after the last block, nothing before. `at` is where
+    /// the strip's output begins.
+    pub fn finish(&self, epilogue: &Epilogue<'_>, at: usize) -> Finish {
+        if !self.last {
+            return Finish::NONE;
+        }
+        let residual = epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(at));
+        Finish { residual, order: epilogue.order, activation: epilogue.activation }
+    }
+}
+
+/// Blocks of k, as even as can be, and one (empty) for k = 0, because the epilogue must still run.
+pub(crate) struct Blocks {
+    k: usize,
+    count: usize,
+    next: usize,
+}
+
+impl Blocks {
+    pub fn new(k: usize) -> Blocks {
+        Blocks::of(k, BLOCK_K)
+    }
+
+    /// Of at most `most` elements.
+    pub fn of(k: usize, most: usize) -> Blocks {
+        Blocks { k, count: k.div_ceil(most).max(1), next: 0 }
+    }
+}
+
+impl Iterator for Blocks {
+    type Item = Block;
+
+    fn next(&mut self) -> Option<Block> {
+        if self.next == self.count {
+            return None;
+        }
+        let edge = |i: usize| i * self.k / self.count;
+        let (from, to) = (edge(self.next), edge(self.next + 1));
+        self.next += 1;
+        Some(Block { from, len: to - from, first: self.next == 1, last: self.next == self.count })
+    }
+}
+
+/// Groups of at most `widest` panels, as even as can be: four panels are 2 and 2, not 3 and 1.
+pub(crate) struct Groups {
+    panels: usize,
+    count: usize,
+    next: usize,
+}
+
+impl Groups {
+    pub fn new(panels: usize, widest: usize) -> Groups {
+        Groups { panels, count: panels.div_ceil(widest), next: 0 }
+    }
+}
+
+impl Iterator for Groups {
+    type Item = (usize, usize);
+
+    fn next(&mut self) -> Option<(usize, usize)> {
+        if self.next == self.count {
+            return None;
+        }
+        let edge = |i: usize| i * self.panels / self.count;
+        let (from, to) = (edge(self.next), edge(self.next + 1));
+        self.next += 1;
+        Some((from, to - from))
+    }
+}
+
+#[cfg(test)]
+#[path = "gemm_tests.rs"]
+mod tests;

@@ -1,0 +1,27 @@
+//! Single-threaded f32 kernels for inference: matrix multiplication and convolution.
+//!
+//! What lives here: arithmetic on plain slices, chosen once for the processor at hand. What must never live here:
+//! graphs, tensors' reference counts, threads, files.
+
+#![warn(missing_docs)]
+
+mod conv;
+pub mod depthwise;
+mod direct;
+pub mod elementwise;
+mod epilogue;
+mod gemm;
+mod packed;
+pub mod pool;
+mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
+mod tile;
+pub mod window;
+
+pub use conv::{Conv2d, Geometry};
+pub use epilogue::{Activation, Epilogue, ResidualOrder};
+pub use gemm::{linear, product};
+pub use packed::{Line, Packed, Scratch, ShapeError, View};
+pub use simd::Level;

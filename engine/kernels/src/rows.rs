@@ -1,0 +1,95 @@
+//! Products whose vectors are an image's rows seen through a window, gathered row by row: the way for wide images with
+//! few channels, where `direct` would spend as long turning sums over as making them.
+//!
+//! What must never live here: padding, the choice between this and `direct`.
+
+use crate::direct::{Offsets, Seen};
+use crate::epilogue::Epilogue;
+use crate::gemm::{Blocks, Left};
+use crate::packed::{Buffer, Packed};
+use crate::simd::{Kernel, Level, Simd};
+use crate::tile::{PANEL, Start, Strip, Walk};
+
+/// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes;
+/// the image's steps along a row must be 1 or 2, and its offsets a table.
+pub(crate) fn rows(
+    level: Level,
+    w: &Packed,
+    seen: &Seen<'_>,
+    c: &mut [f32],
+    epilogue: &Epilogue<'_>,
+    panels: &mut Buffer,
+) {
+    let Offsets::Table(table) = seen.offsets else { return };
+    let left = Left::weights(w);
+    let plane = seen.height * seen.width;
+    for block in Blocks::new(w.k()) {
+        let room = panels.room(seen.width.next_multiple_of(PANEL) * block.len).as_mut_ptr();
+        for y in 0..seen.height {
+            let gather = Gather {
+                from: seen.at.wrapping_add(y * seen.run_step),
+                step: seen.step,
+                table: &table[block.from..][..block.len],
+                columns: seen.width,
+                to: room,
+            };
+            // SAFETY: the caller has checked the image; the room is for whole panels of a row.
+            unsafe { level.run(gather) };
+            let strip = Strip {
+                a: left.at.wrapping_add(block.from * left.k_step),
+                row_step: left.row_step,
+                run: left.run,
+                run_step: left.run_step,
+                walk: Walk::Step(left.k_step),
+                rows: left.rows,
+                k: block.len,
+                b: room,
+                b_step: PANEL,
+                panel_step: block.len * PANEL,
+                columns: seen.width,
+                c: c.as_mut_ptr().wrapping_add(y * seen.width),
+                c_step: plane,
+                start: block.start(epilogue.bias.map(|bias| Start::RowBias(bias.as_ptr()))),
+                finish: block.finish(epilogue, y * seen.width),
+            };
+            // SAFETY: as above, and for the output.
+            unsafe { level.run(strip) };
+        }
+    }
+}
+
+/// Copies one output row's view of the image into panels `[panel][k][16]`, zeros behind the last column.
+struct Gather<'a> {
+    from: *const f32,
+    step: usize,
+    table: &'a [u32],
+    columns: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Gather<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (whole, rest) = (self.columns / PANEL, self.columns % PANEL);
+        for (i, offset) in self.table.iter().enumerate() {
+            // SAFETY: the last value read is that of the last column; the caller vouches for it and for the room.
+            unsafe {
+                let from = self.from.add(*offset as usize);
+                let to = self.to.add(i * PANEL);
+                let panel_step = self.table.len() * PANEL;
+                for panel in 0..whole {
+                    let at = from.add(panel * PANEL * self.step);
+                    let v = if self.step == 1 { S::Wide::load(at) } else { S::Wide::load_even(at) };
+                    S::Wide::store(to.add(panel * panel_step), v);
+                }
+                for lane in 0..if rest > 0 { PANEL } else { 0 } {
+                    let column = whole * PANEL + lane;
+                    let value = if lane < rest { *from.add(column * self.step) } else { 0.0 };
+                    *to.add(whole * panel_step + lane) = value;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The register tile that every product comes down to, and strips of such tiles.
+//!
+//! A tile is `rows` broadcast values times `panels` vectors of 16 lanes, summed over k. Which operand is broadcast and
+//! which is loaded as vectors is the caller's choice: weights or image, see `conv.rs` and `gemm.rs`. What must never
+//! live here: packing, loops over blocks of k, shapes.
+
+use crate::epilogue::{Activation, ResidualOrder};
+use crate::simd::{Kernel, Several, Simd};
+
+/// Lanes of a panel, at every level, so that packed matrices are the same everywhere.
+pub(crate) const PANEL: usize = 16;
+
+/// What the accumulators hold before the first product.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Zero.
+    Zero,
+    /// One value for each row.
+    RowBias(*const f32),
+    /// One value for each column.
+    ColumnBias(*const f32),
+    /// What the output holds from the blocks of k before.
+    Accumulate,
+}
+
+/// What happens to the sums on their way out.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish {
+    /// Values to be added, laid out as the output; or null.
+    pub residual: *const f32,
+    /// Before or after the activation.
+    pub order: ResidualOrder,
+    /// The function applied.
+    pub activation: Activation,
+}
+
+impl Finish {
+    /// For the blocks of k before the last.
+    pub const NONE: Finish = Finish {
+        residual: std::ptr::null(),
+        order: ResidualOrder::BeforeActivation,
+        activation: Activation::None,
+    };
+
+    /// Finishes `n` lanes whose place in the output is `at`.
+    #[inline(always)]
+    pub unsafe fn apply<S: Simd>(&self, v: S::V, at: usize, n: usize) -> S::V {
+        // SAFETY: the residual has the output's shape.
+        unsafe {
+            if self.residual.is_null() {
+                return self.activation.apply::<S>(v);
+            }
+            let residual = S::load_first(self.residual.add(at), n);
+            match self.order {
+                ResidualOrder::BeforeActivation => self.activation.apply::<S>(S::add(v, residual)),
+                ResidualOrder::AfterActivation => S::add(self.activation.apply::<S>(v), residual),
+            }
+        }
+    }
+}
+
+/// How the broadcast operand is walked along k.
+#[derive(Clone, Copy)]
+pub(crate) enum Walk {
+    /// The same step each time.
+    Step(usize),
+    /// An offset for each k: an image seen through a kernel's window.
+    Table(*const u32),
+}
+
+/// Tiles over rows and columns of a result, for one block of k: each tile's rows sweep over all columns, so that the
+/// output is written along its rows.
+///
+/// Rows come in runs of `run` (the last may be shorter): row `r` of the broadcast operand starts at
+/// `a + (r / run) * run_step + (r % run) * row_step`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip {
+    pub a: *const f32,
+    pub row_step: usize,
+    pub run: usize,
+    pub run_step: usize,
+    pub walk: Walk,
+    pub rows: usize,
+    pub k: usize,
+    /// Vectors: 16 values at `b + k * b_step + panel * panel_step`.
+    pub b: *const f32,
+    pub b_step: usize,
+    pub panel_step: usize,
+    pub columns: usize,
+    pub c: *mut f32,
+    pub c_step: usize,
+    pub start: Start,
+    pub finish: Finish,
+}
+
+impl Kernel for Strip {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let panels = self.columns.div_ceil(PANEL);
+        let groups = panels.div_ceil(S::Wide::PANELS);
+        let mut first = 0;
+        while first < self.rows {
+            let run = self.run.min(self.rows - first);
+            let tiles = run.div_ceil(S::Wide::ROWS);
+            let mut row = 0;
+            for tile in 0..tiles {
+                // As even as can be: nine rows are 5 and 4, not 8 and 1.
+                let end = (tile + 1) * run / tiles;
+                // SAFETY: rows and columns lie inside the strip, whose pointers the caller vouches for.
+                unsafe {
+                    let a = self.a.add((first / self.run) * self.run_step + row * self.row_step);
+                    let mut panel = 0;
+                    for group in 0..groups {
+                        let next = (group + 1) * panels / groups;
+                        let place = Place { a, row: first + row, panel };
+                        S::Wide::tile(&self, end - row, next - panel, place);
+                        panel = next;
+                    }
+                }
+                row = end;
+            }
+            first += run;
+        }
+    }
+}
+
+/// Where a tile stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// The first row's broadcast values.
+    a: *const f32,
+    row: usize,
+    panel: usize,
+}
+
+/// The tiles that a level is compiled with. Others would only cost the compiler's time.
+pub(crate) trait Tiles: Simd {
+    /// Rows of the largest tile.
+    const ROWS: usize;
+    /// Its panels.
+    const PANELS: usize;
+
+    /// Runs the tile of so many rows and panels at a place.
+    unsafe fn tile(strip: &Strip, rows: usize, panels: usize, place: Place);
+}
+
+macro_rules! tiles {
+    ($level:ty, $most_rows:literal x $most_panels:literal, $($rows:literal x $panels:literal),*) => {
+        impl Tiles for $level {
+            const ROWS: usize = $most_rows;
+            const PANELS: usize = $most_panels;
+
+            #[inline(always)]
+            unsafe fn tile(strip: &Strip, rows: usize, panels: usize, place: Place) {
+                // SAFETY: as promised to this function.
+                unsafe {
+                    match (rows, panels) {
+                        $(($rows, $panels) => Self::call(Tile::<$rows, $panels> { strip, place }),)*
+                        _ => {}
+                    }
+                }
+            }
+        }
+    };
+}
+
+// 24 sums, 3 vectors and 1 broadcast value in 32 registers.
+#[cfg(target_arch = "x86_64")]
+tiles!(
+    crate::simd::Avx512, 8 x 3, 1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2,
+    6 x 2, 7 x 2, 8 x 2, 1 x 3, 2 x 3, 3 x 3, 4 x 3, 5 x 3, 6 x 3, 7 x 3, 8 x 3
+);
+// 12 sums, 2 vectors and 1 broadcast value in 16 registers.
+#[cfg(target_arch = "x86_64")]
+tiles!(Several<crate::simd::Avx2, 2>, 6 x 1, 1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1);
+// 24 sums, 4 vectors and 1 broadcast value in 32 registers.
+#[cfg(target_arch = "aarch64")]
+tiles!(Several<crate::simd::Neon, 4>, 6 x 1, 1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1);
+// 8 sums of four lanes in 16 registers, as every x86-64 has them.
+tiles!(Several<crate::simd::Scalar, 2>, 2 x 1, 1 x 1, 2 x 1);
+
+/// A tile of `R` rows and `P` panels.
+struct Tile<'a, const R: usize, const P: usize> {
+    strip: &'a Strip,
+    place: Place,
+}
+
+impl<const R: usize, const P: usize> Kernel for Tile<'_, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: as promised to this function.
+        unsafe { self.strip.tile::<S::Wide, R, P>(self.place) }
+    }
+}
+
+impl Strip {
+    /// The tile of `R` rows and `P` panels.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const P: usize>(&self, place: Place) {
+        // SAFETY: every place touched lies inside the strip, whose pointers the caller vouches for.
+        unsafe {
+            let column = place.panel * PANEL;
+            let columns = (self.columns - column).min(P * PANEL);
+            let at = place.row * self.c_step + column;
+            let mut acc = self.begin::<S, R, P>(place.row, column, columns);
+            let (mut a, mut b) = (place.a, self.b.add(place.panel * self.panel_step));
+            let (step, mut table) = match self.walk {
+                Walk::Step(step) => (step, std::ptr::null()),
+                Walk::Table(table) => (0, table),
+            };
+            for _ in 0..self.k {
+                let mut x = a;
+                if table.is_null() {
+                    a = a.wrapping_add(step);
+                } else {
+                    x = a.add(*table as usize);
+                    table = table.wrapping_add(1);
+                }
+                let mut vectors = [S::zero(); P];
+                for p in 0..P {
+                    vectors[p] = S::load(b.add(p * self.panel_step));
+                }
+                for r in 0..R {
+                    let x = S::splat(*x.add(r * self.row_step));
+                    for p in 0..P {
+                        acc[r][p] = S::fma(x, vectors[p], acc[r][p]);
+                    }
+                }
+                b = b.wrapping_add(self.b_step);
+            }
+            self.end::<S, R, P>(acc, at, columns);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn begin<S: Simd, const R: usize, const P: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        columns: usize,
+    ) -> [[S::V; P]; R] {
+        let at = row * self.c_step + column;
+        // SAFETY: as for `tile`; lanes behind the last column are not touched.
+        unsafe {
+            let mut acc = [[S::zero(); P]; R];
+            match self.start {
+                Start::Zero => {}
+                Start::RowBias(bias) => {
+                    for r in 0..R {
+                        acc[r] = [S::splat(*bias.add(row + r)); P];
+                    }
+                }
+                Start::ColumnBias(bias) => {
+                    let mut line = [S::zero(); P];
+                    for p in 0..P {
+                        let n = (columns - p * PANEL).min(PANEL);
+                        line[p] = S::load_first(bias.add(column + p * PANEL), n);
+                    }
+                    for r in 0..R {
+                        acc[r] = line;
+                    }
+                }
+                Start::Accumulate if columns == P * PANEL => {
+                    for r in 0..R {
+                        for p in 0..P {
+                            acc[r][p] = S::load(self.c.add(at + r * self.c_step + p * PANEL));
+                        }
+                    }
+                }
+                Start::Accumulate => {
+                    for r in 0..R {
+                        for p in 0..P {
+                            let n = (columns - p * PANEL).min(PANEL);
+                            acc[r][p] =
+                                S::load_first(self.c.add(at + r * self.c_step + p * PANEL), n);
+                        }
+                    }
+                }
+            }
+            acc
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end<S: Simd, const R: usize, const P: usize>(
+        &self,
+        acc: [[S::V; P]; R],
+        at: usize,
+        columns: usize,
+    ) {
+        let whole = columns == P * PANEL && self.finish.residual.is_null();
+        // SAFETY: as for `tile`.
+        unsafe {
+            if let (true, Some((low, high))) = (whole, self.finish.activation.bounds()) {
+                let (low, high) = (S::splat(low), S::splat(high));
+                for r in 0..R {
+                    for p in 0..P {
+                        let v = S::min(high, S::max(low, acc[r][p]));
+                        S::store(self.c.add(at + r * self.c_step + p * PANEL), v);
+                    }
+                }
+                return;
+            }
+            // The rest goes through memory, to a function that all tiles share.
+            let mut sums = [[[0.0f32; PANEL]; P]; R];
+            for r in 0..R {
+                for p in 0..P {
+                    S::store(sums[r][p].as_mut_ptr(), acc[r][p]);
+                }
+            }
+            let sums = sums.as_ptr().cast();
+            S::call(Write { strip: self, sums, rows: R, panels: P, at, columns });
+        }
+    }
+}
+
+/// Finishes a tile's sums `[rows][panels][16]` and writes those that lie inside the output.
+struct Write<'a> {
+    strip: &'a Strip,
+    sums: *const f32,
+    rows: usize,
+    panels: usize,
+    at: usize,
+    columns: usize,
+}
+
+impl Kernel for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for row in 0..self.rows {
+            for panel in 0..self.panels {
+                let column = panel * PANEL;
+                let n = (self.columns - column).min(PANEL);
+                let place = self.at + row * self.strip.c_step + column;
+                // SAFETY: the tile lies inside the strip, whose pointers the caller vouches for.
+                unsafe {
+                    let sums = S::Wide::load(self.sums.add((row * self.panels + panel) * PANEL));
+                    let v = self.strip.finish.apply::<S::Wide>(sums, place, n);
+                    S::Wide::store_first(self.strip.c.add(place), v, n);
+                }
+            }
+        }
+    }
+}

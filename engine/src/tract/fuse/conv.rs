@@ -1,0 +1,238 @@
+//! Convolutions of one or two dimensions in single precision, with what follows them.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::tract_core::ops::cnn::{Conv, KernelFormat, PoolSpec};
+use tract_onnx::tract_hir::tract_core::ops::nn::DataFormat;
+
+use wisp_kernels::depthwise::Depthwise;
+use wisp_kernels::window::Window;
+use wisp_kernels::{Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder, Scratch};
+
+use super::chain::{Chain, apply_post, by_channel};
+use super::line::Line;
+
+thread_local! {
+    /// What kernels need for the time of one call.
+    static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
+}
+
+/// A convolution with its weights packed for this processor.
+#[derive(Debug, Clone)]
+struct FusedConv {
+    kernel: Arc<Kernel>,
+    bias: Arc<[f32]>,
+    order: ResidualOrder,
+    activation: Activation,
+    post: Option<(f32, f32)>,
+    /// Height is 1 where the convolution has one dimension.
+    input: [usize; 4],
+    /// In the graph's own rank.
+    output: TVec<usize>,
+}
+
+#[derive(Debug)]
+enum Kernel {
+    Depthwise(Depthwise),
+    Line(Line),
+    General(Conv2d),
+}
+
+/// Replaces all convolutions that our kernels can do.
+pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+    for id in model.eval_order()? {
+        if let Some(patch) = fuse_one(model, id)? {
+            patch.apply(model)?;
+        }
+    }
+    model.compact()
+}
+
+fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let node = model.node(id);
+    let Some((window, input)) = geometry(model, node)? else { return Ok(None) };
+    let weights = model.outlet_fact(node.inputs[1])?.konst.clone();
+    let bias = model.outlet_fact(node.inputs[2])?.konst.clone();
+    let (Some(weights), Some(bias), Some(op)) = (weights, bias, node.op_as::<Conv>()) else {
+        return Ok(None);
+    };
+    let channels = op.output_channels();
+    let Some(bias) = by_channel(&bias, 0, channels) else { return Ok(None) };
+    let chain = Chain::follow(model, id, 1, bias)?;
+    let mut weights = weights.try_as_plain_ram()?.as_slice::<f32>()?.to_vec();
+    if let Some(scale) = &chain.scale {
+        let each = weights.len() / channels.max(1);
+        for (weights, scale) in weights.chunks_mut(each.max(1)).zip(scale) {
+            weights.iter_mut().for_each(|weight| *weight *= scale);
+        }
+    }
+    let kernel = if op.group == op.input_channels() && op.group > 1 {
+        let multiplier = channels / op.group;
+        Depthwise::new(op.group, multiplier, window, weights).map(Kernel::Depthwise).ok()
+    } else if let Some(line) = Line::new(&window, [input[1], channels], input[2], &weights)
+        .filter(|_| op.group == 1 && chain.residual.is_none())
+    {
+        Some(Kernel::Line(line))
+    } else {
+        let geometry = Geometry {
+            outputs: channels,
+            inputs: op.input_channels(),
+            groups: op.group,
+            kernel: window.kernel,
+            strides: window.strides,
+            dilations: window.dilations,
+            pads: window.pads,
+        };
+        Conv2d::new(geometry, &weights).map(Kernel::General).ok()
+    };
+    let Some(kernel) = kernel else { return Ok(None) };
+    let fact = &model.node(chain.last).outputs[0].fact;
+    let Some(output) = fact.shape.as_concrete() else { return Ok(None) };
+    let fused = FusedConv {
+        kernel: Arc::new(kernel),
+        bias: chain.bias.into(),
+        order: chain.order,
+        activation: chain.activation,
+        post: chain.post,
+        input,
+        output: output.into(),
+    };
+    let mut patch = TypedModelPatch::default();
+    let mut inputs = tvec!(patch.tap_model(model, node.inputs[0])?);
+    if let Some(residual) = chain.residual {
+        inputs.push(patch.tap_model(model, residual)?);
+    }
+    let wired = patch.wire_node(&node.name, fused, &inputs)?;
+    patch.shunt_outside(model, chain.last.into(), wired[0])?;
+    Ok(Some(patch))
+}
+
+/// The window and the input's shape \[N, C, H, W\], where a convolution is one of ours.
+fn geometry(model: &TypedModel, node: &TypedNode) -> TractResult<Option<(Window, [usize; 4])>> {
+    let Some(op) = node.op_as::<Conv>() else { return Ok(None) };
+    if op.q_params.is_some() || op.kernel_fmt != KernelFormat::OIHW {
+        return Ok(None);
+    }
+    Ok(window(&op.pool_spec, model.outlet_fact(node.inputs[0])?))
+}
+
+/// What slides over an input, and the input's shape \[N, C, H, W\], in one or two dimensions of
+/// single precision; a height of 1 where there is one dimension.
+pub(super) fn window(spec: &PoolSpec, input: &TypedFact) -> Option<(Window, [usize; 4])> {
+    if input.datum_type != DatumType::F32 || spec.data_format != DataFormat::NCHW {
+        return None;
+    }
+    let shape = input.shape.as_concrete()?;
+    let padding = spec.computed_padding(shape.get(2..)?);
+    let (strides, dilations) = (spec.strides(), spec.dilations());
+    let kernel = &spec.kernel_shape;
+    match (shape, &padding[..]) {
+        (&[n, c, w], [x]) => {
+            let window = Window {
+                kernel: [1, kernel[0]],
+                strides: [1, strides[0]],
+                dilations: [1, dilations[0]],
+                pads: [0, x.pad_before, 0, x.pad_after],
+            };
+            Some((window, [n, c, 1, w]))
+        }
+        (&[n, c, h, w], [y, x]) => {
+            let window = Window {
+                kernel: [kernel[0], kernel[1]],
+                strides: [strides[0], strides[1]],
+                dilations: [dilations[0], dilations[1]],
+                pads: [y.pad_before, x.pad_before, y.pad_after, x.pad_after],
+            };
+            Some(along_rows(window, [n, c, h, w]))
+        }
+        _ => None,
+    }
+}
+
+/// A column of values is a row of them in memory, and kernels are quick along rows.
+fn along_rows(window: Window, [n, c, h, w]: [usize; 4]) -> (Window, [usize; 4]) {
+    let Window { kernel, strides, dilations, pads: [top, left, bottom, right] } = window;
+    if w != 1 || kernel[1] != 1 || left + right != 0 {
+        return (window, [n, c, h, w]);
+    }
+    let window = Window {
+        kernel: [1, kernel[0]],
+        strides: [1, strides[0]],
+        dilations: [1, dilations[0]],
+        pads: [0, top, 0, bottom],
+    };
+    (window, [n, c, 1, h])
+}
+
+impl PartialEq for FusedConv {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kernel, &other.kernel) && self.input == other.input
+    }
+}
+
+impl Eq for FusedConv {}
+
+impl Op for FusedConv {
+    fn name(&self) -> StaticName {
+        match &*self.kernel {
+            Kernel::Depthwise(_) => "FusedDepthwise".into(),
+            Kernel::Line(_) => "FusedLine".into(),
+            Kernel::General(_) => "FusedConv".into(),
+        }
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        Ok(vec![format!("{:?}", self.activation)])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FusedConv {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = inputs[0].try_as_plain_ram()?.as_slice::<f32>()?;
+        let residual = match inputs.get(1) {
+            Some(residual) => Some(residual.try_as_plain_ram()?.as_slice::<f32>()?),
+            None => None,
+        };
+        let epilogue = Epilogue {
+            bias: Some(&self.bias),
+            residual,
+            order: self.order,
+            activation: self.activation,
+        };
+        // SAFETY: the kernels write every element.
+        let mut output = unsafe { Tensor::uninitialized::<f32>(&self.output)? };
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let y = plain.as_slice_mut::<f32>()?;
+        SCRATCH.with_borrow_mut(|(rows, scratch)| match &*self.kernel {
+            Kernel::Depthwise(kernel) => {
+                kernel.run(x, self.input, &epilogue, y, rows).map_err(TractError::new)
+            }
+            Kernel::Line(kernel) => {
+                kernel.run(x, self.input[3], y, &epilogue, rows).map_err(TractError::new)
+            }
+            Kernel::General(kernel) => {
+                let [batch, _, height, width] = self.input;
+                let (level, image) = (Level::best(), [height, width]);
+                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch);
+                ran.map_err(TractError::new)
+            }
+        })?;
+        apply_post(self.post, y);
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for FusedConv {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.output)))
+    }
+
+    as_op!();
+}

@@ -1,0 +1,96 @@
+//! Convolutions along one axis as products of matrices: with the channels innermost, what a
+//! position sees is one row of them, and rows may overlap.
+
+use wisp_kernels::window::Window;
+use wisp_kernels::{Epilogue, Level, Packed, ShapeError, View, linear};
+
+/// Sums of fewer terms, or for fewer outputs, do not pay for turning the tensors over.
+const MIN_TERMS: usize = 256;
+const MIN_OUTPUTS: usize = 64;
+
+/// A convolution along the last axis with its weights packed.
+#[derive(Debug)]
+pub(super) struct Line {
+    weights: Packed,
+    channels: usize,
+    stride: usize,
+    before: usize,
+    after: usize,
+}
+
+impl Line {
+    /// `weights` are \[outputs, channels, kernel\]. `None` where it is not worth it, or not along
+    /// one axis.
+    pub(super) fn new(
+        window: &Window,
+        [channels, outputs]: [usize; 2],
+        height: usize,
+        weights: &[f32],
+    ) -> Option<Self> {
+        let [up, kernel] = window.kernel;
+        let [top, before, bottom, after] = window.pads;
+        let along = height == 1 && up == 1 && top + bottom == 0 && window.dilations[1] == 1;
+        let terms = channels.checked_mul(kernel)?;
+        let pays = terms >= MIN_TERMS && outputs >= MIN_OUTPUTS;
+        if !along || !pays || weights.len() != terms.checked_mul(outputs)? {
+            return None;
+        }
+        let turned =
+            weights.chunks_exact(terms).flat_map(|weights| turn(weights, channels, kernel));
+        let weights = Packed::new(outputs, terms, &turned.collect::<Vec<_>>(), (terms, 1)).ok()?;
+        Some(Self { weights, channels, stride: window.strides[1], before, after })
+    }
+
+    /// Convolves `x`, \[batch, channels, width\], into `y`, \[batch, outputs, width'\]. There is no
+    /// residual in `epilogue`.
+    ///
+    /// # Errors
+    /// The slices do not have the sizes that the others ask for.
+    pub(super) fn run(
+        &self,
+        x: &[f32],
+        width: usize,
+        y: &mut [f32],
+        epilogue: &Epilogue<'_>,
+        scratch: &mut Vec<f32>,
+    ) -> Result<(), ShapeError> {
+        let (channels, outputs) = (self.channels, self.weights.extent());
+        let padded = self.before + width + self.after;
+        let kernel = self.weights.k() / channels.max(1);
+        let rows = padded.saturating_sub(kernel) / self.stride + 1;
+        let (image, result) = (channels * width, outputs * rows);
+        scratch.clear();
+        scratch.resize(padded * channels + result, 0.0);
+        let (turned, sums) = scratch.split_at_mut(padded * channels);
+        for (x, y) in x.chunks_exact(image.max(1)).zip(y.chunks_exact_mut(result.max(1))) {
+            transpose(x, channels, width, &mut turned[self.before * channels..]);
+            let a = View { data: turned, row_step: self.stride * channels, column_step: 1 };
+            linear(Level::best(), rows, a, &self.weights, sums, epilogue)?;
+            transpose(sums, rows, outputs, y);
+        }
+        Ok(())
+    }
+}
+
+/// \[channels, kernel\] as \[kernel, channels\].
+fn turn(weights: &[f32], channels: usize, kernel: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; weights.len()];
+    transpose(weights, channels, kernel, &mut turned);
+    turned
+}
+
+/// Writes `from`, \[rows, columns\], as \[columns, rows\], in blocks that stay in the cache.
+fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
+    const BLOCK: usize = 16;
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            let width = BLOCK.min(columns - column);
+            for row in row..rows.min(row + BLOCK) {
+                let line = &from[row * columns + column..][..width];
+                for (offset, value) in line.iter().enumerate() {
+                    to[(column + offset) * rows + row] = *value;
+                }
+            }
+        }
+    }
+}

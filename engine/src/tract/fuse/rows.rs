@@ -1,0 +1,169 @@
+//! Functions of single values and of rows (the last axis) in single precision.
+
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_hir::tract_core::ops::math::{Add, Mul, Sub};
+use tract_onnx::tract_hir::tract_core::ops::nn::{
+    GeluExact, Reduce, Reducer, RmsNorm, Silu, Softmax, SoftmaxKind,
+};
+use wisp_kernels::elementwise::{Function, apply, layer_norm, softmax};
+
+use super::chain::by_channel;
+
+#[derive(Debug, Clone, PartialEq)]
+enum RowFunction {
+    Each(Function),
+    Softmax,
+    LayerNorm { gain: Arc<[f32]>, bias: Arc<[f32]>, epsilon: f32 },
+}
+
+/// A function that takes the place of its input where nothing else needs that.
+#[derive(Debug, Clone, PartialEq)]
+struct FusedRows {
+    function: RowFunction,
+    /// Of the last axis.
+    row: usize,
+}
+
+impl Eq for FusedRows {}
+
+/// Replaces what our kernels do better.
+pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+    for id in model.eval_order()? {
+        let fused = match function(model, id)? {
+            Some(function) => Some((function, model.node(id).inputs[0], id)),
+            None => norm(model, id)?,
+        };
+        let Some((function, input, last)) = fused else { continue };
+        let fact = model.outlet_fact(input)?;
+        let Some(&row) = fact.shape.as_concrete().and_then(|shape| shape.last()) else { continue };
+        if fact.datum_type != DatumType::F32 || row == 0 {
+            continue;
+        }
+        let mut patch = TypedModelPatch::default();
+        let tap = patch.tap_model(model, input)?;
+        let name = model.node(last).name.clone();
+        let wired = patch.wire_node(name, FusedRows { function, row }, &[tap])?;
+        patch.shunt_outside(model, last.into(), wired[0])?;
+        patch.apply(model)?;
+    }
+    model.compact()
+}
+
+fn function(model: &TypedModel, id: usize) -> TractResult<Option<RowFunction>> {
+    let node = model.node(id);
+    if let Some(op) = node.op_as::<Softmax>() {
+        let last = model.outlet_fact(node.inputs[0])?.rank().checked_sub(1);
+        let is_ours = op.quant_output_dt.is_none()
+            && op.kind == SoftmaxKind::default()
+            && op.axes.len() == 1
+            && last == op.axes.first().copied();
+        return Ok(is_ours.then_some(RowFunction::Softmax));
+    }
+    let Some(op) = node.op_as::<ElementWiseOp>() else { return Ok(None) };
+    Ok(if op.0.is::<GeluExact>() {
+        Some(RowFunction::Each(Function::Gelu))
+    } else if op.0.is::<Silu>() {
+        Some(RowFunction::Each(Function::Silu))
+    } else {
+        None
+    })
+}
+
+/// `(x - mean(x)) / rms(x - mean(x)) × gain + bias`, ending at node `id`: tract leaves a layer's
+/// normalisation as that. Returns its input, too.
+fn norm(model: &TypedModel, id: usize) -> TractResult<Option<(RowFunction, OutletId, usize)>> {
+    let Some((scaled, bias)) = with_constant::<Add>(model, id)? else { return Ok(None) };
+    let Some((normed, gain)) = with_constant::<Mul>(model, scaled.node)? else { return Ok(None) };
+    let Some(op) = model.node(normed.node).op_as::<RmsNorm>() else { return Ok(None) };
+    let centred = model.node(model.node(normed.node).inputs[0].node);
+    let is_difference = centred.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Sub>());
+    let [x, mean] = centred.inputs[..] else { return Ok(None) };
+    let shape = &model.outlet_fact(x)?.shape;
+    let Some(row) = shape.last().and_then(|size| size.to_usize().ok()) else { return Ok(None) };
+    if !is_difference || op.axis + 1 != shape.len() || !is_mean(model, mean, x, row)? {
+        return Ok(None);
+    }
+    let axis = shape.len() - 1;
+    let gain = by_channel(&gain, axis, row);
+    let Some((gain, bias)) = gain.zip(by_channel(&bias, axis, row)) else { return Ok(None) };
+    let epsilon = op.eps.cast_to_scalar::<f32>()?;
+    let (gain, bias) = (gain.into(), bias.into());
+    Ok(Some((RowFunction::LayerNorm { gain, bias, epsilon }, x, id)))
+}
+
+/// The other operand of a binary node, and its constant.
+fn with_constant<O: 'static>(
+    model: &TypedModel,
+    id: usize,
+) -> TractResult<Option<(OutletId, Arc<Tensor>)>>
+where
+    O: tract_onnx::tract_hir::tract_core::ops::binary::BinMiniOp,
+{
+    let node = model.node(id);
+    let is_ours = node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<O>());
+    let [a, b] = node.inputs[..] else { return Ok(None) };
+    for (value, constant) in [(a, b), (b, a)] {
+        if let Some(konst) = model.outlet_fact(constant)?.konst.clone().filter(|_| is_ours) {
+            return Ok(Some((value, konst)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether `mean` is the sum of `x` over its last axis, times one over its length.
+fn is_mean(model: &TypedModel, mean: OutletId, x: OutletId, row: usize) -> TractResult<bool> {
+    let Some((sum, factor)) = with_constant::<Mul>(model, mean.node)? else { return Ok(false) };
+    let node = model.node(sum.node);
+    let is_sum = node.op_as::<Reduce>().is_some_and(|op| {
+        matches!(op.reducer, Reducer::Sum) && op.axes[..] == [model_rank(model, x) - 1]
+    });
+    let factor = by_channel(&factor, 0, 1).map(|factor| factor[0] * row as f32);
+    Ok(is_sum && node.inputs[0] == x && factor.is_some_and(|one| (one - 1.0).abs() < 1e-5))
+}
+
+fn model_rank(model: &TypedModel, outlet: OutletId) -> usize {
+    model.outlet_fact(outlet).map_or(1, |fact| fact.rank().max(1))
+}
+
+impl Op for FusedRows {
+    fn name(&self) -> StaticName {
+        match self.function {
+            RowFunction::Each(_) => "FusedFunction".into(),
+            RowFunction::Softmax => "FusedSoftmax".into(),
+            RowFunction::LayerNorm { .. } => "FusedLayerNorm".into(),
+        }
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FusedRows {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut tensor = inputs.remove(0).into_tensor();
+        let mut plain = tensor.try_as_plain_ram_mut()?;
+        let values = plain.as_slice_mut::<f32>()?;
+        match &self.function {
+            RowFunction::Each(function) => apply(*function, values),
+            RowFunction::Softmax => softmax(values, self.row)?,
+            RowFunction::LayerNorm { gain, bias, epsilon } => {
+                layer_norm(values, gain, Some(bias), *epsilon)?;
+            }
+        }
+        Ok(tvec!(tensor.into_tvalue()))
+    }
+}
+
+impl TypedOp for FusedRows {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].without_value()))
+    }
+
+    as_op!();
+}

@@ -1,0 +1,42 @@
+//! Whether a graph is all in its file. Engines differ in what they do with weights that are said
+//! to lie elsewhere; one would read them from the server's own folder.
+
+use tract_onnx::pb;
+
+use crate::LoadError;
+
+/// Refuses a graph with a tensor in another file.
+///
+/// # Errors
+/// The text names the tensor.
+pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
+    proto.graph.iter().try_for_each(check_graph)?;
+    proto.functions.iter().flat_map(|function| &function.node).try_for_each(check_node)
+}
+
+fn check_graph(graph: &pb::GraphProto) -> Result<(), LoadError> {
+    graph.initializer.iter().try_for_each(check_tensor)?;
+    graph.sparse_initializer.iter().try_for_each(check_sparse)?;
+    graph.node.iter().try_for_each(check_node)
+}
+
+fn check_node(node: &pb::NodeProto) -> Result<(), LoadError> {
+    node.attribute.iter().try_for_each(|attribute| {
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
+        let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+        sparse.into_iter().try_for_each(check_sparse)?;
+        attribute.g.iter().chain(&attribute.graphs).try_for_each(check_graph)
+    })
+}
+
+fn check_sparse(tensor: &pb::SparseTensorProto) -> Result<(), LoadError> {
+    tensor.values.iter().chain(&tensor.indices).try_for_each(check_tensor)
+}
+
+fn check_tensor(tensor: &pb::TensorProto) -> Result<(), LoadError> {
+    let elsewhere = tensor.data_location == Some(pb::tensor_proto::DataLocation::External as i32);
+    match elsewhere || !tensor.external_data.is_empty() {
+        true => Err(LoadError(format!("the weights of `{}` are in another file", tensor.name))),
+        false => Ok(()),
+    }
+}
