@@ -4,13 +4,14 @@
 //! i32 is refused, but a constant outside is clamped and a sum wraps, silently. Inside a graph
 //! its doubles and halves are f32.
 //!
-//! A run cannot be stopped: there is neither a callback between operators nor a timeout, so
-//! `is_over` is asked once, before it. Who has a deadline to keep answers without it.
+//! A run cannot be stopped: there is neither a callback between operators nor a timeout. The
+//! caller stops waiting for it when `is_over` says so (see `threads`).
 
 mod threads;
 mod values;
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use rten::{Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ValueType};
 
@@ -47,7 +48,7 @@ pub(crate) fn load(
     let inferred = outputs.iter().zip(&contract.outputs).map(|(&id, spec)| infer(&model, id, spec));
     let inferred = inferred.collect();
     let datatypes = contract.outputs.iter().map(|spec| spec.datatype).collect();
-    Ok((RtenSession { model, inputs, outputs, datatypes }, inferred))
+    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes }, inferred))
 }
 
 /// What rten knows of an output; as the file declares it where rten knows nothing.
@@ -75,7 +76,7 @@ fn infer(model: &Model, id: NodeId, declared: &TensorSpec) -> Inferred {
 
 #[derive(Debug)]
 pub(crate) struct RtenSession {
-    model: Model,
+    model: Arc<Model>,
     inputs: Vec<NodeId>,
     outputs: Vec<NodeId>,
     /// The outputs' datatypes to a client.
@@ -94,12 +95,14 @@ impl Session for RtenSession {
             .zip(inputs)
             .map(|(&id, value)| Ok((id, values::to_rten(value)?.into())));
         let inputs = inputs.collect::<Result<_, _>>().map_err(Failure::Refused)?;
-        if is_over() {
-            return Err(Failure::Stopped);
-        }
-        let thread = threads::borrow();
-        let options = RunOptions::default().with_thread_pool(Some(thread.pool()));
-        let outputs = self.model.run(inputs, &self.outputs, Some(options)).map_err(failure)?;
+        let (model, wanted) = (self.model.clone(), self.outputs.clone());
+        let outputs = threads::run(
+            move |pool| {
+                let options = RunOptions::default().with_thread_pool(Some(pool));
+                model.run(inputs, &wanted, Some(options)).map_err(failure)
+            },
+            is_over,
+        )?;
         let outputs = outputs.into_iter().zip(&self.datatypes);
         let outputs = outputs.map(|(value, &datatype)| values::from_rten(value, datatype));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)

@@ -1,34 +1,97 @@
-//! The threads that rten computes on. It runs a graph inside a pool of threads, never on the
-//! caller's own: one pool of one thread for each run at a time, so that a run takes one core and
-//! none waits for another.
+//! The threads that rten computes on. It cannot be stopped between operators, and it runs a
+//! graph inside a pool of threads, never on the caller's own. So each run has a worker: a thread
+//! that calls rten, and a pool of one thread that computes. Whoever asked waits no longer than
+//! it wants to; a run that was given up goes on by itself until it ends, and is counted.
 //!
 //! rten makes a pool of its own beside these, with a thread for each physical core, which then
 //! sleeps for good (`RTEN_NUM_THREADS=1` in the environment makes that one thread).
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use rten::ThreadPool;
 
-/// Pools that no run uses; the one used last is on top, as its caches are warm.
-static IDLE: Mutex<Vec<Arc<ThreadPool>>> = Mutex::new(Vec::new());
+use crate::graph::Failure;
+use crate::guard::guarded;
 
-/// Takes an idle thread, or starts one: there are as many as runs were under way at a time.
-pub(super) fn borrow() -> Borrowed {
-    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    Borrowed(idle.unwrap_or_else(|| Arc::new(ThreadPool::with_num_threads(1))))
-}
+/// How often a caller looks whether its run is over.
+const LOOK: Duration = Duration::from_millis(5);
 
-/// A pool of one thread, for one run; goes back when it is dropped.
-pub(super) struct Borrowed(Arc<ThreadPool>);
+type Job = Box<dyn FnOnce(&Arc<ThreadPool>) + Send>;
 
-impl Borrowed {
-    pub(super) fn pool(&self) -> Arc<ThreadPool> {
-        self.0.clone()
+/// Workers without a run; the one used last is on top, as its caches are warm.
+static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
+
+/// Runs that were given up and have not ended.
+static GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs `work` on a worker, and waits for it until `is_over`.
+///
+/// # Errors
+/// What `work` returns; it panicked; it was given up; as many that were given up go on as there
+/// are cores.
+pub(super) fn run<T: Send + 'static>(
+    work: impl FnOnce(Arc<ThreadPool>) -> Result<T, Failure> + Send + 'static,
+    is_over: &(dyn Fn() -> bool + Sync),
+) -> Result<T, Failure> {
+    if is_over() {
+        return Err(Failure::Stopped);
+    }
+    let given_up = GIVEN_UP.load(Ordering::Relaxed);
+    if given_up >= thread::available_parallelism().map_or(1, usize::from) {
+        let text = format!("rten still computes {given_up} runs whose time is over");
+        return Err(Failure::Failed(text));
+    }
+    let worker = match idle().pop() {
+        Some(worker) => worker,
+        None => start().map_err(Failure::Failed)?,
+    };
+    let (sender, receiver) = channel();
+    // Set by whoever is done with the run first: the worker, or the caller that gives it up.
+    let settled = Arc::new(AtomicBool::new(false));
+    let (again, settles) = (worker.clone(), settled.clone());
+    let job: Job = Box::new(move |pool| {
+        let pool = pool.clone();
+        let result = guarded(move || work(pool))
+            .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))));
+        idle().push(again);
+        // A caller that has gone wants no result.
+        let _ = sender.send(result);
+        if settles.swap(true, Ordering::AcqRel) {
+            GIVEN_UP.fetch_sub(1, Ordering::Relaxed);
+        }
+    });
+    let gone = || Failure::Failed("rten's thread has ended".to_owned());
+    worker.send(job).map_err(|_| gone())?;
+    loop {
+        match receiver.recv_timeout(LOOK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+            Err(RecvTimeoutError::Timeout) if is_over() => {
+                GIVEN_UP.fetch_add(1, Ordering::Relaxed);
+                if settled.swap(true, Ordering::AcqRel) {
+                    GIVEN_UP.fetch_sub(1, Ordering::Relaxed);
+                    return receiver.recv().unwrap_or_else(|_| Err(gone()));
+                }
+                return Err(Failure::Stopped);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 }
 
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self.0.clone());
-    }
+fn idle() -> std::sync::MutexGuard<'static, Vec<Sender<Job>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start() -> Result<Sender<Job>, String> {
+    let (sender, jobs) = channel::<Job>();
+    let pool = Arc::new(ThreadPool::with_num_threads(1));
+    let work = move || jobs.into_iter().for_each(|job| job(&pool));
+    let started = thread::Builder::new().name("rten".to_owned()).spawn(work);
+    started.map_err(|error| format!("a thread cannot be started: {error}"))?;
+    Ok(sender)
 }
