@@ -14,7 +14,8 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use super::{chain, fuse};
+use super::chain;
+use super::fuse::{self, PackedWeights};
 
 /// Plans remembered for a graph with free sizes; the one unused longest goes first.
 const REMEMBERED_PLANS: usize = 8;
@@ -43,6 +44,7 @@ pub(super) enum Plans {
 #[derive(Debug)]
 pub(super) struct Free {
     model: Box<InferenceModel>,
+    packed: PackedWeights,
     /// Inputs to be made constants: none, those of whole numbers, those of other numbers too.
     /// The next is tried where one does not do.
     parameters: Vec<Vec<usize>>,
@@ -77,16 +79,18 @@ impl Plans {
     pub(super) fn new(model: InferenceModel) -> Result<(Self, Vec<TypedFact>), String> {
         let cannot = |error: TractError| format!("cannot be planned: {}", chain(&error));
         let facts = input_facts(&model).map_err(cannot)?;
+        let packed = PackedWeights::default();
         let asked = |shapes| Asked { shapes, constants: Vec::new() };
         let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
-        let failed = match concrete.map(|inputs| (plan(&model, &asked(inputs.clone())), inputs)) {
-            Some((Ok(plan), inputs)) => {
-                let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
-                return Ok((Self::Fixed { plan: Arc::new(plan), inputs }, outputs));
-            }
-            Some((Err(error), _)) => Some(error),
-            None => None,
-        };
+        let failed =
+            match concrete.map(|inputs| (plan(&model, &asked(inputs.clone()), &packed), inputs)) {
+                Some((Ok(plan), inputs)) => {
+                    let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
+                    return Ok((Self::Fixed { plan: Arc::new(plan), inputs }, outputs));
+                }
+                Some((Err(error), _)) => Some(error),
+                None => None,
+            };
         // With free sizes the symbolic types say what the outputs are. Some nets cannot be
         // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
         let (typed, tries) = match failed {
@@ -97,7 +101,8 @@ impl Plans {
             },
         };
         let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
-        let mut tried = tried.filter_map(|asked| Some((plan(&model, &asked).ok()?, asked)));
+        let mut tried =
+            tried.filter_map(|asked| Some((plan(&model, &asked, &packed).ok()?, asked)));
         let (planned, first) = tried.next().unzip();
         let outputs = match (&typed, &planned) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
@@ -120,7 +125,8 @@ impl Plans {
         let slot = |plan| Arc::new(OnceLock::from(Ok(Arc::new(plan))));
         let recent = first.zip(planned.map(slot)).into_iter().collect();
         let (level, recent) = (AtomicUsize::new(level), Mutex::new(recent));
-        Ok((Self::Free(Free { model: Box::new(model), parameters, level, recent }), outputs))
+        let model = Box::new(model);
+        Ok((Self::Free(Free { model, packed, parameters, level, recent }), outputs))
     }
 
     /// The plan for these inputs, made now where there is none yet.
@@ -168,7 +174,7 @@ impl Free {
         let asked = Asked { shapes: shapes.clone(), constants: constants.collect() };
         let slot = self.slot_for(&asked);
         let made = slot.get_or_init(|| {
-            let plan = plan(&self.model, &asked).map_err(|error| {
+            let plan = plan(&self.model, &asked, &self.packed).map_err(|error| {
                 format!("the graph cannot take inputs of shapes {shapes:?}: {}", chain(&error))
             });
             plan.map(Arc::new)
@@ -191,7 +197,7 @@ impl Free {
     }
 }
 
-fn plan(model: &InferenceModel, asked: &Asked) -> TractResult<Plan> {
+fn plan(model: &InferenceModel, asked: &Asked, packed: &PackedWeights) -> TractResult<Plan> {
     let mut model = model.clone();
     for (index, shape) in asked.shapes.iter().enumerate() {
         let mut fact = model.input_fact(index)?.clone();
@@ -213,7 +219,7 @@ fn plan(model: &InferenceModel, asked: &Asked) -> TractResult<Plan> {
         index += 1;
         !constants.contains(&(index - 1))
     });
-    let runnable = fuse::optimize(model.into_typed()?)?.into_runnable()?;
+    let runnable = fuse::optimize(model.into_typed()?, packed)?.into_runnable()?;
     Ok(Plan { runnable, constants })
 }
 

@@ -14,6 +14,7 @@ use wisp_kernels::{Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder,
 
 use super::chain::{Chain, apply_post, by_channel};
 use super::line::Line;
+use super::weights::PackedWeights;
 
 thread_local! {
     /// What kernels need for the time of one call.
@@ -42,16 +43,20 @@ enum Kernel {
 }
 
 /// Replaces all convolutions that our kernels can do.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
     for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id)? {
+        if let Some(patch) = fuse_one(model, id, packed)? {
             patch.apply(model)?;
         }
     }
     model.compact()
 }
 
-fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+fn fuse_one(
+    model: &TypedModel,
+    id: usize,
+    packed: &PackedWeights,
+) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
     let Some((window, input)) = geometry(model, node)? else { return Ok(None) };
     let weights = model.outlet_fact(node.inputs[1])?.konst.clone();
@@ -69,30 +74,24 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
             weights.iter_mut().for_each(|weight| *weight *= scale);
         }
     }
-    let kernel = if op.group == op.input_channels() && op.group > 1 {
-        let multiplier = channels / op.group;
-        Depthwise::new(op.group, multiplier, window, weights).map(Kernel::Depthwise).ok()
-    } else if let Some(line) = Line::new(&window, [input[1], channels], input[2], &weights)
-        .filter(|_| op.group == 1 && chain.residual.is_none())
-    {
-        Some(Kernel::Line(line))
-    } else {
-        let geometry = Geometry {
-            outputs: channels,
-            inputs: op.input_channels(),
-            groups: op.group,
-            kernel: window.kernel,
-            strides: window.strides,
-            dilations: window.dilations,
-            pads: window.pads,
-        };
-        Conv2d::new(geometry, &weights).map(Kernel::General).ok()
+    let geometry = Geometry {
+        outputs: channels,
+        inputs: op.input_channels(),
+        groups: op.group,
+        kernel: window.kernel,
+        strides: window.strides,
+        dilations: window.dilations,
+        pads: window.pads,
     };
+    // A residual would have to be turned over with the rest.
+    let may_be_line = input[2] == 1 && chain.residual.is_none();
+    let kernel = packed
+        .get(&(geometry, may_be_line), &weights, || pack(geometry, window, may_be_line, &weights));
     let Some(kernel) = kernel else { return Ok(None) };
     let fact = &model.node(chain.last).outputs[0].fact;
     let Some(output) = fact.shape.as_concrete() else { return Ok(None) };
     let fused = FusedConv {
-        kernel: Arc::new(kernel),
+        kernel,
         bias: chain.bias.into(),
         order: chain.order,
         activation: chain.activation,
@@ -108,6 +107,20 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
     let wired = patch.wire_node(&node.name, fused, &inputs)?;
     patch.shunt_outside(model, chain.last.into(), wired[0])?;
     Ok(Some(patch))
+}
+
+fn pack(geometry: Geometry, window: Window, may_be_line: bool, weights: &[f32]) -> Option<Kernel> {
+    let Geometry { inputs, outputs, groups, .. } = geometry;
+    if groups == inputs && groups > 1 {
+        let depthwise = Depthwise::new(groups, outputs / groups, window, weights.to_vec());
+        return depthwise.map(Kernel::Depthwise).ok();
+    }
+    if may_be_line && groups == 1 {
+        if let Some(line) = Line::new(&window, [inputs, outputs], weights) {
+            return Some(Kernel::Line(line));
+        }
+    }
+    Conv2d::new(geometry, weights).map(Kernel::General).ok()
 }
 
 /// The window and the input's shape \[N, C, H, W\], where a convolution is one of ours.

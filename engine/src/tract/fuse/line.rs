@@ -19,17 +19,16 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// `weights` are \[outputs, channels, kernel\]. `None` where it is not worth it, or not along
-    /// one axis.
+    /// `weights` are \[outputs, channels, kernel\], for images of height 1. `None` where it is not
+    /// worth it.
     pub(super) fn new(
         window: &Window,
         [channels, outputs]: [usize; 2],
-        height: usize,
         weights: &[f32],
     ) -> Option<Self> {
         let [up, kernel] = window.kernel;
         let [top, before, bottom, after] = window.pads;
-        let along = height == 1 && up == 1 && top + bottom == 0 && window.dilations[1] == 1;
+        let along = up == 1 && top + bottom == 0 && window.dilations[1] == 1;
         let terms = channels.checked_mul(kernel)?;
         let pays = terms >= MIN_TERMS && outputs >= MIN_OUTPUTS;
         if !along || !pays || weights.len() != terms.checked_mul(outputs)? {

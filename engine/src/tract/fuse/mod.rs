@@ -8,6 +8,9 @@ mod line;
 mod pool;
 mod product;
 mod rows;
+mod weights;
+
+pub(super) use weights::PackedWeights;
 
 use tract_onnx::prelude::*;
 
@@ -15,13 +18,13 @@ use tract_onnx::prelude::*;
 ///
 /// # Errors
 /// tract's.
-pub(super) fn optimize(mut model: TypedModel) -> TractResult<TypedModel> {
+pub(super) fn optimize(mut model: TypedModel, packed: &PackedWeights) -> TractResult<TypedModel> {
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
-    conv::fuse(&mut model)?;
+    conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;
-    product::fuse(&mut model)?;
+    product::fuse(&mut model, packed)?;
     rows::fuse(&mut model)?;
     model.optimize()?;
     Ok(model)

@@ -13,6 +13,7 @@ use wisp_kernels::{
 };
 
 use super::chain::{Chain, apply_post};
+use super::weights::PackedWeights;
 
 thread_local! {
     static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
@@ -53,16 +54,20 @@ struct FusedProduct {
 }
 
 /// Replaces all products that our kernels can do.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
     for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id)? {
+        if let Some(patch) = fuse_one(model, id, packed)? {
             patch.apply(model)?;
         }
     }
     model.compact()
 }
 
-fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+fn fuse_one(
+    model: &TypedModel,
+    id: usize,
+    packed: &PackedWeights,
+) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
     let Some(plan) = plan(model, node)? else { return Ok(None) };
     let (left, right) = match plan.swapped {
@@ -74,7 +79,9 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
         Some(konst) => {
             let data = konst.try_as_plain_ram()?.as_slice::<f32>()?;
             let (n, k) = (plan.n, plan.k);
-            Some(Arc::new(Packed::new(n.size, k.size, data, (n.steps[1], k.steps[1]))?))
+            let pack = || Packed::new(n.size, k.size, data, (n.steps[1], k.steps[1])).ok();
+            let Some(weights) = packed.get(&(n, k), data, pack) else { return Ok(None) };
+            Some(weights)
         }
         None => None,
     };

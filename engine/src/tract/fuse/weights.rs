@@ -1,0 +1,50 @@
+//! Packed weights, one copy for all the plans of a graph: a plan for another shape has most
+//! weights in common with the last, and they are most of what a graph weighs.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
+
+/// What the plans of one graph have packed, as long as one of them lives.
+#[derive(Debug, Default)]
+pub(in crate::tract) struct PackedWeights(Mutex<HashMap<Key, Weak<dyn Any + Send + Sync>>>);
+
+/// How they are packed, and 128 bits of what they are.
+type Key = (String, [u64; 2]);
+
+impl PackedWeights {
+    /// What `pack` makes of `weights`, or what it made of the same before. `how` is all that it
+    /// depends on beside them.
+    pub(super) fn get<T: Any + Send + Sync>(
+        &self,
+        how: &dyn Debug,
+        weights: &[f32],
+        pack: impl FnOnce() -> Option<T>,
+    ) -> Option<Arc<T>> {
+        let how = format!("{} {how:?}", std::any::type_name::<T>());
+        let key = (how, [1, 2].map(|seed| digest(weights, seed)));
+        let known = self.lock().get(&key).and_then(Weak::upgrade);
+        if let Some(packed) = known.and_then(|known| known.downcast().ok()) {
+            return Some(packed);
+        }
+        // Packed outside the lock: two plans made at a time may do it twice.
+        let packed = Arc::new(pack()?);
+        let kept: Arc<dyn Any + Send + Sync> = packed.clone();
+        self.lock().insert(key, Arc::downgrade(&kept));
+        Some(packed)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Weak<dyn Any + Send + Sync>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn digest(weights: &[f32], seed: u64) -> u64 {
+    // SAFETY: any four bytes of a float may be read as bytes.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights)) };
+    rapidhash_v3_seeded(bytes, &RapidSecrets::seed(seed))
+}
