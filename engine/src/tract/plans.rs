@@ -16,6 +16,7 @@ use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use super::chain;
 use super::fuse::{self, PackedWeights};
+use crate::guard::guarded;
 
 /// Plans remembered for a graph with free sizes; the one unused longest goes first.
 const REMEMBERED_PLANS: usize = 8;
@@ -95,14 +96,14 @@ impl Plans {
         // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
         let (typed, tries) = match failed {
             Some(error) => (Err(error), 0),
-            None => match model.clone().into_typed() {
+            None => match attempt(|| model.clone().into_typed()) {
                 Ok(typed) => (Ok(typed), 1),
                 Err(error) => (Err(error), usize::MAX),
             },
         };
         let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
-        let mut tried =
-            tried.filter_map(|asked| Some((plan(&model, &asked, &packed).ok()?, asked)));
+        let mut tried = tried
+            .filter_map(|asked| Some((attempt(|| plan(&model, &asked, &packed)).ok()?, asked)));
         let (planned, first) = tried.next().unzip();
         let outputs = match (&typed, &planned) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
@@ -195,6 +196,11 @@ impl Free {
         recent.truncate(REMEMBERED_PLANS);
         slot
     }
+}
+
+/// tract panics on some nets that have no sizes yet, and on some sizes that are guessed.
+fn attempt<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
+    guarded(work).unwrap_or_else(|panic| Err(TractError::msg(panic)))
 }
 
 fn plan(model: &InferenceModel, asked: &Asked, packed: &PackedWeights) -> TractResult<Plan> {

@@ -40,6 +40,7 @@ struct Group {
     starts: [u32; ABREAST],
     trees: [u32; ABREAST],
     depth: u32,
+    count: usize,
 }
 
 impl<T: Real> Forest<T> {
@@ -117,19 +118,24 @@ impl<T: Real> Forest<T> {
             let rows = rows.chunks_exact(columns).zip(&has_nan);
             for ((row, &has_nan), found) in rows.zip(found.chunks_exact_mut(self.trees)) {
                 let row = &row[..self.features.max(1)];
-                let at = match has_nan {
-                    true => self.walk_group::<true>(group, row),
-                    false => self.walk_group::<false>(group, row),
-                };
-                for (&tree, &at) in group.trees.iter().zip(&at) {
-                    found[tree as usize] = self.leaves[at as usize];
+                match (has_nan, group.count) {
+                    (true, _) => self.walk_group::<true, ABREAST>(group, row, found),
+                    (false, 1) => self.walk_group::<false, 1>(group, row, found),
+                    (false, 2..5) => self.walk_group::<false, 4>(group, row, found),
+                    (false, _) => self.walk_group::<false, ABREAST>(group, row, found),
                 }
             }
         }
     }
 
-    fn walk_group<const NAN: bool>(&self, group: &Group, row: &[T]) -> [u32; ABREAST] {
-        let mut at = group.starts;
+    /// Walks the first `WIDTH` trees of the group.
+    fn walk_group<const NAN: bool, const WIDTH: usize>(
+        &self,
+        group: &Group,
+        row: &[T],
+        found: &mut [(u32, u32)],
+    ) {
+        let mut at: [u32; WIDTH] = std::array::from_fn(|lane| group.starts[lane]);
         let mut left = group.depth;
         while left > 0 {
             let before = at;
@@ -149,7 +155,9 @@ impl<T: Real> Forest<T> {
             }
             left = left.saturating_sub(STRIDE);
         }
-        at
+        for (&tree, &at) in group.trees.iter().zip(&at) {
+            found[tree as usize] = self.leaves[at as usize];
+        }
     }
 }
 
@@ -159,6 +167,7 @@ fn group(trees: &[(u32, u32, u32)]) -> Group {
         starts: std::array::from_fn(|lane| of(lane).1),
         trees: std::array::from_fn(|lane| of(lane).2),
         depth: trees.iter().map(|tree| tree.0).max().unwrap_or(0),
+        count: trees.len(),
     }
 }
 
