@@ -7,6 +7,7 @@ mod bad_input;
 mod chaos;
 mod cli;
 mod deployments;
+mod engines;
 mod errors;
 mod exactness;
 mod extensions;

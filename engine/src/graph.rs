@@ -1,6 +1,7 @@
 //! One ONNX graph: what it takes and gives, and the engine's session that runs it.
 
 use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tract_onnx::pb;
@@ -55,7 +56,13 @@ pub trait Session: fmt::Debug + Send + Sync {
 pub struct Graph {
     contract: Contract,
     session: Box<dyn Session>,
+    engine: EngineKind,
+    /// What it was run on, where that is wanted.
+    recorded: OnceLock<Mutex<Vec<Vec<Value<'static>>>>>,
 }
+
+/// Runs that are recorded.
+const MAX_RECORDED: usize = 8;
 
 impl Graph {
     /// Parses and optimises the bytes of an ONNX file for an engine. Weights in other files are
@@ -79,7 +86,44 @@ impl Graph {
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
-        Ok(Self { contract, session })
+        Ok(Self { contract, session, engine, recorded: OnceLock::new() })
+    }
+
+    /// Loads it for the first of `engines` that can.
+    ///
+    /// # Errors
+    /// None can; why not, for each that says something else than the first.
+    pub fn load_any(onnx: &[u8], engines: &[EngineKind]) -> Result<Self, LoadError> {
+        let mut reasons: Vec<String> = Vec::new();
+        for &engine in engines {
+            match Self::load(onnx, engine) {
+                Ok(graph) => return Ok(graph),
+                Err(LoadError(reason)) => {
+                    let is_first = reasons.is_empty();
+                    if !reasons.contains(&reason) {
+                        reasons.push(if is_first { reason } else { format!("{engine}: {reason}") });
+                    }
+                }
+            }
+        }
+        Err(LoadError(reasons.join("; ")))
+    }
+
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// From now on the inputs of its first runs are kept.
+    pub fn record(&self) {
+        self.recorded.get_or_init(Mutex::default);
+    }
+
+    /// What it was run on since [`Graph::record`].
+    pub fn recorded(&self) -> Vec<Vec<Value<'static>>> {
+        let recorded = self.recorded.get().map(|runs| runs.lock());
+        recorded
+            .map(|runs| runs.unwrap_or_else(PoisonError::into_inner).clone())
+            .unwrap_or_default()
     }
 
     /// Its inputs and outputs, named, in the file's order; -1 where a size is free.
@@ -103,6 +147,12 @@ impl Graph {
         }
         for (spec, value) in specs.iter().zip(inputs.iter_mut()) {
             fit(spec, value).map_err(Failure::Refused)?;
+        }
+        if let Some(runs) = self.recorded.get() {
+            let mut runs = runs.lock().unwrap_or_else(PoisonError::into_inner);
+            if runs.len() < MAX_RECORDED {
+                runs.push(inputs.iter().map(Value::to_owned_value).collect());
+            }
         }
         guarded(|| self.session.run(inputs, is_over))
             .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))

@@ -14,6 +14,13 @@ pub enum EngineKind {
 impl EngineKind {
     pub const ALL: [Self; 3] = [Self::Tract, Self::Rten, Self::OnnxRuntime];
 
+    /// Those that can be had, in the order they are tried.
+    pub fn available() -> Vec<Self> {
+        let is_there =
+            |engine: &Self| *engine != Self::OnnxRuntime || crate::OnnxRuntime::is_open();
+        Self::ALL.into_iter().filter(is_there).collect()
+    }
+
     /// As it is written in settings and answers: `tract`.
     pub fn name(self) -> &'static str {
         match self {

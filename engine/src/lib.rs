@@ -4,6 +4,8 @@
 //! tensors go out, and who calls says when to stop. Each engine has its room and only that room
 //! names its library.
 
+mod choose;
+pub mod compare;
 mod contract;
 mod graph;
 mod guard;
@@ -14,6 +16,7 @@ pub mod tensor;
 mod tract;
 mod whole;
 
+pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
 pub use graph::{Failure, Graph, LoadError, Session};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;

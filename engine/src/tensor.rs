@@ -127,6 +127,12 @@ pub struct Value<'a> {
 }
 
 impl Value<'_> {
+    /// The same with data of its own.
+    pub fn to_owned_value(&self) -> Value<'static> {
+        let data = Cow::Owned(self.data.clone().into_owned());
+        Value { datatype: self.datatype, shape: self.shape.clone(), data }
+    }
+
     /// How many elements the shape asks for; `None` where they cannot be counted.
     pub fn elements(&self) -> Option<usize> {
         match self.shape.contains(&0) {

@@ -305,7 +305,10 @@ fn onnxruntime_is_opened_once() {
     assert!(refused.is_err());
     if !onnxruntime() {
         let refused = Graph::load(&fixture("add"), EngineKind::OnnxRuntime).unwrap_err();
-        assert_eq!(refused.to_string(), "ONNX Runtime's library has not been opened");
+        assert_eq!(
+            refused.to_string(),
+            "ONNX Runtime's library is not there: `--onnxruntime` names it"
+        );
         return;
     }
     assert!(onnxruntime());

@@ -62,6 +62,10 @@ pub struct RawSettings {
     /// Folder for compiled guests, or `none` [default: wisp in the user's cache folder]
     #[arg(long, env = "WISP_CACHE", value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// ONNX Runtime's library (libonnxruntime.so, 1.17 or newer), or `none`: native code that wisp
+    /// neither brings nor holds in, as a third engine [default: none]
+    #[arg(long, env = "WISP_ONNXRUNTIME", value_name = "FILE")]
+    onnxruntime: Option<PathBuf>,
     /// Folder for what is deployed, or `none`: then nothing can be [default: wisp in the user's
     /// state folder, and none where PATHs are given]
     #[arg(long, env = "WISP_STATE", value_name = "FOLDER")]
@@ -193,6 +197,7 @@ impl Config {
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
         let cache = pick!(cache, "cache", user_folder("XDG_CACHE_HOME", ".cache"));
+        let onnxruntime = pick!(onnxruntime, "onnxruntime", PathBuf::from("none"));
         let default_state = match default_state {
             DefaultState::User => user_folder("XDG_STATE_HOME", ".local/state"),
             DefaultState::None => PathBuf::from("none"),
@@ -250,6 +255,7 @@ impl Config {
                 concurrency,
                 queue,
                 cache: some(cache),
+                onnxruntime: some(onnxruntime),
             },
             deploy: DeployConfig {
                 state,

@@ -2,6 +2,7 @@
 //! that is a refusal with a reason, and nothing else. Here is the side that starts it, watches it
 //! and believes nothing it says that is not whole; what it does is in `cli::examination`.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -13,13 +14,14 @@ use std::{fs, io};
 use rustix::param::page_size;
 use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Deserialize, Serialize};
+use wisp_engine::{Candidate, Choice, Verdict};
 
 use crate::bundle::{ContractForm, ManifestLimits};
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
 use crate::repository::EngineSettings;
 use crate::sandbox::ComponentInfo;
-use crate::store::Staged;
+use crate::store::{EngineRecord, Staged};
 
 /// Of an examination's report; what is longer is cut and so no report.
 const MAX_REPORT_BYTES: u64 = 8 << 20;
@@ -80,6 +82,69 @@ pub struct Report {
 pub struct GraphReport {
     pub name: String,
     pub contract: ContractForm,
+    pub engine: EngineReport,
+}
+
+/// What runs a graph, and what was measured to find that out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineReport {
+    pub engine: String,
+    /// For people.
+    pub reason: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub candidates: Vec<CandidateReport>,
+}
+
+/// What came of an engine: figures, or a problem.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CandidateReport {
+    pub engine: String,
+    /// CPU time of one run of all inputs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cpu_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load_us: Option<u64>,
+    /// From the first engine's answers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub difference: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub problem: Option<String>,
+}
+
+impl Report {
+    /// What is kept of the engines, by graph.
+    pub fn engines(&self) -> BTreeMap<String, EngineRecord> {
+        let record = |graph: &GraphReport| {
+            let EngineReport { engine, reason, .. } = graph.engine.clone();
+            (graph.name.clone(), EngineRecord { engine, reason })
+        };
+        self.graphs.iter().map(record).collect()
+    }
+}
+
+impl From<Choice> for EngineReport {
+    fn from(choice: Choice) -> Self {
+        let candidates = choice.candidates.into_iter().map(|Candidate { engine, verdict }| {
+            let engine = engine.name().to_owned();
+            match verdict {
+                Verdict::Measured { cpu_us, load_us, difference } => CandidateReport {
+                    engine,
+                    cpu_us: Some(cpu_us),
+                    load_us: Some(load_us),
+                    difference: Some(difference),
+                    problem: None,
+                },
+                Verdict::Refused(reason) | Verdict::Failed(reason) | Verdict::Disagrees(reason) => {
+                    CandidateReport { engine, problem: Some(reason), ..CandidateReport::default() }
+                }
+            }
+        });
+        Self {
+            engine: choice.engine.name().to_owned(),
+            reason: choice.reason,
+            candidates: candidates.collect(),
+        }
+    }
 }
 
 /// A golden test that passed.

@@ -7,7 +7,6 @@ pub mod api;
 pub mod bundle;
 pub mod cache;
 pub mod cli;
-pub mod compare;
 pub mod config;
 pub mod deploy;
 pub mod digest;
@@ -27,7 +26,7 @@ pub mod telemetry;
 mod turns;
 pub mod watch;
 
-pub use wisp_engine::tensor;
+pub use wisp_engine::{compare, tensor};
 
 use std::sync::Arc;
 use std::time::Duration;

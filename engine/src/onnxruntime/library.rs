@@ -60,8 +60,15 @@ impl OnnxRuntime {
         &self.version
     }
 
+    /// Whether it has been opened.
+    pub fn is_open() -> bool {
+        OPENED.get().is_some()
+    }
+
     pub(super) fn get() -> Result<&'static Self, LoadError> {
-        OPENED.get().ok_or_else(|| LoadError("ONNX Runtime's library has not been opened".into()))
+        OPENED.get().ok_or_else(|| {
+            LoadError("ONNX Runtime's library is not there: `--onnxruntime` names it".into())
+        })
     }
 
     /// The text of a status, if it is an error; takes the status.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
+use wisp_engine::EngineKind;
 
 use crate::tensor::{Contract, Datatype, TensorSpec};
 
@@ -23,6 +24,9 @@ pub struct Manifest {
     /// The guest's file; without one the bundle's graph `model` is served as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub component: Option<String>,
+    /// What runs the graphs.
+    #[serde(default, skip_serializing_if = "EngineSetting::is_auto")]
+    pub engine: EngineSetting,
     /// Whether a client's tensors reach the graph as they are, so that what the graph refuses is
     /// the client's mistake. So it is where there is no component.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -47,6 +51,34 @@ pub struct Manifest {
     /// Golden tests: inputs and the answers to them, run before the bundle is taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<GoldenTest>,
+}
+
+/// What runs a bundle's graphs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineSetting {
+    /// Measured when the bundle is examined; else the first engine that loads them.
+    #[default]
+    Auto,
+    Tract,
+    Rten,
+    OnnxRuntime,
+}
+
+impl EngineSetting {
+    /// The engine that is named, if one is.
+    pub fn named(self) -> Option<EngineKind> {
+        match self {
+            Self::Auto => None,
+            Self::Tract => Some(EngineKind::Tract),
+            Self::Rten => Some(EngineKind::Rten),
+            Self::OnnxRuntime => Some(EngineKind::OnnxRuntime),
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 fn is_false(value: &bool) -> bool {

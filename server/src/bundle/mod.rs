@@ -9,13 +9,15 @@ mod manifest;
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{
-    ContractForm, FileKind, Manifest, ManifestLimits, Setting, SpecForm, Task, check_name,
-    check_version,
+    ContractForm, EngineSetting, FileKind, Manifest, ManifestLimits, Setting, SpecForm, Task,
+    check_name, check_version,
 };
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+
+use wisp_engine::EngineKind;
 
 use crate::digest::Digest;
 use crate::sandbox::BundleView;
@@ -46,6 +48,9 @@ pub struct Bundle {
     /// Whether the client's tensors reach the graph as they are.
     pub passthrough: bool,
     pub graphs: BTreeMap<String, Content>,
+    pub engine: EngineSetting,
+    /// By graph, where `auto` has been decided.
+    pub engines: BTreeMap<String, EngineKind>,
     pub files: BundleFiles,
     pub limits: ManifestLimits,
     pub contract: Option<ContractForm>,
@@ -104,6 +109,8 @@ impl Bundle {
             passthrough: component.is_none() || manifest.passthrough,
             component: component.unwrap_or_else(|| Content::new(Bytes::from_static(TENSOR_GUEST))),
             graphs,
+            engine: manifest.engine,
+            engines: BTreeMap::new(),
             files: BundleFiles { assets, settings: manifest.settings.clone() },
             limits: manifest.limits,
             contract: manifest.contract.clone(),

@@ -279,6 +279,13 @@ fn print_models(models: &[ModelView]) {
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         say(line.join("  ").trim_end());
     }
+    for version in models.iter().filter(|_| models.len() == 1).flat_map(|model| &model.versions) {
+        for (graph, record) in version.stored.iter().flat_map(|stored| &stored.engines) {
+            let [version, graph] = [&version.version, graph].map(|name| one_line(name));
+            let reason = one_line(&record.reason);
+            say(&format!("version {version}, graph {graph}: {} ({reason})", record.engine));
+        }
+    }
     for model in models {
         if let Some(shadow) = &model.shadow {
             say(&format!(

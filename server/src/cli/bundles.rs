@@ -10,11 +10,13 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{bar, say, say_json, size, spinner};
+use wisp_engine::EngineKind;
+
 use crate::bundle::ContractForm;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
-use crate::examine::{Examination, Report};
+use crate::examine::{EngineReport, Examination, Report};
 use crate::registry::{Remote, is_reference};
 use crate::signature::{PrivateKey, PublicKey, Signature};
 use crate::store::{Staged, Staging};
@@ -235,6 +237,8 @@ pub(super) fn inspect(config: &Config, args: InspectArgs) -> anyhow::Result<()> 
     let memory = limit(manifest.limits.memory_mib.map(|mib| format!("{mib} MiB")));
     let deadline = limit(manifest.limits.deadline_ms.map(|ms| format!("{ms} ms")));
     say(&format!("limits      memory {memory}, deadline {deadline}"));
+    let engine = manifest.engine.named().map_or("auto", EngineKind::name);
+    say(&format!("engine      {engine}"));
     say(&format!("tests       {}", manifest.tests.len()));
     match &contract {
         Ok(contract) => print_contract(contract),
@@ -309,6 +313,8 @@ pub(super) fn print_report(report: &Report) {
     for graph in &report.graphs {
         let (inputs, outputs) = (graph.contract.inputs.len(), graph.contract.outputs.len());
         say(&format!("graph       {}: inputs {inputs}, outputs {outputs}", one_line(&graph.name)));
+        let EngineReport { engine, reason, .. } = &graph.engine;
+        say(&format!("engine      {engine} ({})", one_line(reason)));
     }
     say(&format!("loaded in   {} ms", report.load_ms));
     for test in &report.tests {

@@ -6,17 +6,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use wisp_engine::{EngineKind, Graph, choose, generated};
 
 use crate::api::check_golden;
 use crate::bundle::{Artifact, Bundle, ContractForm, Head};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::examine::{GraphReport, Job, Outcome, Report, TestReport, confine};
+use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, confine};
 use crate::infer::Inference;
 use crate::repository::{LoadOptions, Repository, load};
 use crate::schedule::Scheduler;
 use crate::store::{Blobs, bundle_of};
 use crate::telemetry;
+
+/// How far the answers of two engines may be apart, relative to the larger of them and 1.
+const AGREEMENT: f64 = 1e-3;
 
 /// Reads a job from stdin, does it, and writes what came of it to stdout.
 ///
@@ -40,32 +44,39 @@ pub(super) fn run() -> anyhow::Result<()> {
 
 fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let started = Instant::now();
-    let (artifact, bundle) = read(job)?;
+    let (artifact, mut bundle) = read(job)?;
     let options = LoadOptions::new(&job.engine)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize);
     let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
     let version = bundle.version.clone().unwrap_or_default();
-    let revision = load(&job.model, &version, &bundle, &options, Arc::default())?;
-    let load_ms = started.elapsed().as_millis() as u64;
-
     let patience = options.deadline;
-    let repository = Repository::find(&[], options, patience);
-    let inference = Inference::new(repository, scheduler);
+    let inference = Inference::new(Repository::find(&[], options.clone(), patience), scheduler);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    let mut tests = Vec::new();
-    for golden in bundle.tests.iter().filter(|_| job.runs_tests) {
-        let started = Instant::now();
-        let checked = runtime.block_on(check_golden(&inference, &job.model, &revision, golden));
-        let largest_difference =
-            checked.map_err(|reason| format!("golden test `{}`: {reason}", golden.name))?;
-        let elapsed_ms = started.elapsed().as_secs_f64() * 1000.0;
-        tests.push(TestReport { input: golden.name.clone(), largest_difference, elapsed_ms });
-    }
-    let graphs = bundle.graphs.keys().filter_map(|name| {
-        let contract = ContractForm::from(revision.graphs.get(name)?.contract());
-        Some(GraphReport { name: name.clone(), contract })
+    let try_with = |bundle: &Bundle| {
+        let revision = load(&job.model, &version, bundle, &options, Arc::default())?;
+        let load_ms = started.elapsed().as_millis() as u64;
+        let graphs = bundle.graphs.keys().filter_map(|name| revision.graphs.get(name));
+        graphs.for_each(|graph| graph.record());
+        let mut tests = Vec::new();
+        for golden in bundle.tests.iter().filter(|_| job.runs_tests) {
+            let started = Instant::now();
+            let checked = runtime.block_on(check_golden(&inference, &job.model, &revision, golden));
+            let largest_difference =
+                checked.map_err(|reason| format!("golden test `{}`: {reason}", golden.name))?;
+            let elapsed_ms = started.elapsed().as_secs_f64() * 1000.0;
+            tests.push(TestReport { input: golden.name.clone(), largest_difference, elapsed_ms });
+        }
+        Ok((revision, tests, load_ms))
+    };
+    let (revision, tests, load_ms) = try_engines(&mut bundle, try_with)?;
+    let graphs = bundle.graphs.iter().filter_map(|(name, onnx)| {
+        let graph = revision.graphs.get(name)?;
+        let contract = ContractForm::from(graph.contract());
+        let measures = job.runs_tests && bundle.engine.named().is_none();
+        let engine = if measures { decide(&onnx.bytes, graph) } else { taken(graph) };
+        Some(GraphReport { name: name.clone(), contract, engine })
     });
     Ok(Report {
         digest: job.manifest.clone(),
@@ -78,6 +89,44 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
         load_ms,
         confined_by,
     })
+}
+
+/// Tries the bundle with the engines in order, until its golden tests pass. An engine that is
+/// not the first is tried for all graphs at once.
+fn try_engines<T>(
+    bundle: &mut Bundle,
+    try_with: impl Fn(&Bundle) -> Result<T, String>,
+) -> Result<T, String> {
+    let first = try_with(bundle);
+    let Err(reason) = first else { return first };
+    if bundle.engine.named().is_some() {
+        return Err(reason);
+    }
+    for engine in EngineKind::available().into_iter().skip(1) {
+        bundle.engines = bundle.graphs.keys().map(|graph| (graph.clone(), engine)).collect();
+        if let Ok(passed) = try_with(bundle) {
+            return Ok(passed);
+        }
+    }
+    Err(reason)
+}
+
+/// Measures the engines on what the golden tests gave the graph, or on what its contract lets
+/// one make up. The engine whose answers were tested is the reference.
+fn decide(onnx: &[u8], graph: &Graph) -> EngineReport {
+    let mut engines = EngineKind::available();
+    engines.sort_by_key(|engine| *engine != graph.engine());
+    let mut inputs = graph.recorded();
+    if inputs.is_empty() {
+        inputs.extend(generated(graph.contract()));
+    }
+    // It was loaded just now; should it not be again, there is nothing to choose.
+    choose(onnx, &engines, &inputs, AGREEMENT).map_or_else(|_| taken(graph), EngineReport::from)
+}
+
+fn taken(graph: &Graph) -> EngineReport {
+    let reason = "not measured".to_owned();
+    EngineReport { engine: graph.engine().name().to_owned(), reason, candidates: Vec::new() }
 }
 
 /// Reads the bundle, its digests once more.

@@ -174,6 +174,7 @@ impl Deployer {
                     signed_by: signed_by.clone(),
                     watched: ask.watched.clone(),
                     task: staged.artifact.manifest.task,
+                    engines: report.as_ref().map(Report::engines).unwrap_or_default(),
                 };
                 record.versions.insert(version.clone(), made);
                 (version, false)
@@ -183,8 +184,7 @@ impl Deployer {
             record.route(BTreeMap::from([(version.clone(), 100)]));
         }
         let active = record.traffic.get(&version) == Some(&100);
-        let digest = staged.digest().clone();
-        let dry_run = ask.dry_run;
+        let (digest, dry_run) = (staged.digest().clone(), ask.dry_run);
         let deployed =
             Deployed { name, version, digest, active, unchanged, dry_run, signed_by, report };
         if dry_run {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use wisp_engine::{EngineKind, Graph};
+use wisp_engine::{EngineKind, Graph, OnnxRuntime};
 
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
@@ -45,6 +45,8 @@ pub struct EngineSettings {
     pub queue: usize,
     /// `None`: compiled guests are not kept.
     pub cache: Option<PathBuf>,
+    /// ONNX Runtime's library, where the operator names one.
+    pub onnxruntime: Option<PathBuf>,
 }
 
 /// What loading needs besides the bundles.
@@ -75,6 +77,11 @@ impl LoadOptions {
         };
         let engine = Engine::new(pool)
             .map_err(|error| format!("the Wasm engine cannot start: {error:#}"))?;
+        if let Some(library) = &settings.onnxruntime {
+            // SAFETY: the operator says that it is ONNX Runtime, and asked for it.
+            unsafe { OnnxRuntime::open(library) }
+                .map_err(|error| format!("ONNX Runtime at {}: {error}", library.display()))?;
+        }
         let cache = settings.cache.as_deref().and_then(|folder| {
             let opened = Cache::open(folder);
             opened.inspect_err(|error| tracing::warn!("compiled guests are not kept: {error}")).ok()
@@ -108,7 +115,7 @@ pub fn load(
     stats: Arc<Stats>,
 ) -> Result<Arc<Revision>, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
-        let graph = Graph::load(&onnx.bytes, EngineKind::Tract)
+        let graph = Graph::load_any(&onnx.bytes, &engines_for(bundle, name))
             .map_err(|error| format!("graph `{name}`: {error}"))?;
         Ok((name.clone(), Arc::new(graph)))
     });
@@ -142,6 +149,12 @@ pub fn load(
         task: bundle.task,
         labels,
     }))
+}
+
+/// The engines to try a graph with, in order.
+fn engines_for(bundle: &Bundle, graph: &str) -> Vec<EngineKind> {
+    let decided = bundle.engine.named().or_else(|| bundle.engines.get(graph).copied());
+    decided.map_or_else(EngineKind::available, |engine| vec![engine])
 }
 
 fn read_labels(
@@ -185,7 +198,7 @@ fn load_guest(
         graphs: graphs.clone(),
         bundle: Arc::new(bundle.files.clone()),
     };
-    let key = cache_key(bundle, limits, &options.engine);
+    let key = cache_key(bundle, graphs, limits, &options.engine);
     let cached = options.cache.as_ref().and_then(|cache| cache.get(&key));
     let (code, contract) = match cached {
         Some(Entry { compiled, contract }) => (Code::File(compiled), contract),
@@ -208,9 +221,11 @@ fn load_guest(
 
 /// Everything the snapshot may depend on: `prepare` can read assets and settings, and run the
 /// graphs.
-fn cache_key(bundle: &Bundle, limits: Limits, engine: &Engine) -> CacheKey {
+fn cache_key(bundle: &Bundle, graphs: &Graphs, limits: Limits, engine: &Engine) -> CacheKey {
     let counts = [bundle.graphs.len(), bundle.files.assets.len()].map(usize::to_le_bytes).concat();
     let engine = engine.compatibility_hash().to_le_bytes();
+    let engines = bundle.graphs.keys().filter_map(|name| Some(graphs.get(name)?.engine().name()));
+    let engines = engines.collect::<Vec<_>>().join(" ");
     let settings = format!("{:?}", bundle.files.settings);
     let memory = limits.memory_bytes.to_le_bytes();
     let version = env!("CARGO_PKG_VERSION").as_bytes();
@@ -218,7 +233,7 @@ fn cache_key(bundle: &Bundle, limits: Limits, engine: &Engine) -> CacheKey {
     let parts = [version, &engine, &memory, &counts, settings.as_bytes(), component];
     let files = bundle.graphs.iter().chain(&bundle.files.assets);
     let files = files.flat_map(|(name, file)| [name.as_bytes(), file.digest.hex().as_bytes()]);
-    CacheKey::of(parts.into_iter().chain(files))
+    CacheKey::of(parts.into_iter().chain(files).chain([engines.as_bytes()]))
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {

@@ -222,7 +222,7 @@ impl Repository {
                 version.label == label && version.digest() == Some(&stored.digest)
             };
             known.iter().rev().find(same).cloned().unwrap_or_else(|| {
-                let origin = Origin::Stored(stored.digest.clone(), stored.task, store.clone());
+                let origin = Origin::Stored(Box::new(stored.clone()), store.clone());
                 Version::new(name, label, origin, &self.loader)
             })
         });
@@ -251,7 +251,7 @@ impl Repository {
         let served = self.deployed().get(name).and_then(|model| model.serving().version(label));
         let served = served.filter(|version| version.digest() == Some(&stored.digest));
         Some(served.unwrap_or_else(|| {
-            let origin = Origin::Stored(stored.digest.clone(), stored.task, store.clone());
+            let origin = Origin::Stored(Box::new(stored.clone()), store.clone());
             Version::new(name, label, origin, &self.loader)
         }))
     }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::load::{LoadOptions, Revision, load};
-use crate::bundle::{SourceFiles, Task};
+use crate::bundle::{Bundle, SourceFiles, Task};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::stats::Stats;
-use crate::store::Store;
+use crate::store::{Store, VersionRecord};
 
 /// How long one version may take to load.
 const LOADING_DEADLINE: Duration = Duration::from_secs(180);
@@ -36,7 +36,7 @@ pub(super) struct Loader {
 pub(super) enum Origin {
     /// Served from where its developer has it.
     Path(PathBuf),
-    Stored(Digest, Option<Task>, Arc<Store>),
+    Stored(Box<VersionRecord>, Arc<Store>),
     /// Listed, never served.
     Nowhere,
 }
@@ -45,7 +45,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Path(path) => write!(formatter, "the bundle at {}", path.display()),
-            Origin::Stored(digest, ..) => write!(formatter, "the stored bundle {digest}"),
+            Origin::Stored(stored, _) => write!(formatter, "the stored bundle {}", stored.digest),
             Origin::Nowhere => write!(formatter, "a bundle that failed"),
         }
     }
@@ -132,7 +132,7 @@ impl Version {
     /// Its digest, if it is stored.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.origin {
-            Origin::Stored(digest, ..) => Some(digest),
+            Origin::Stored(stored, _) => Some(&stored.digest),
             Origin::Path(_) | Origin::Nowhere => None,
         }
     }
@@ -141,7 +141,7 @@ impl Version {
     pub fn task(&self) -> Option<Task> {
         match (&*self.state.borrow(), &self.origin) {
             (Loaded::Ready(revision), _) => revision.task,
-            (_, Origin::Stored(_, task, _)) => *task,
+            (_, Origin::Stored(stored, _)) => stored.task,
             (_, Origin::Path(_) | Origin::Nowhere) => None,
         }
     }
@@ -297,8 +297,9 @@ impl Version {
             Origin::Path(path) => SourceFiles::open(path)
                 .and_then(|source| source.bundle())
                 .map_err(|error| error.to_string())?,
-            Origin::Stored(digest, _, store) => {
-                store.bundle(digest).map_err(|error| error.to_string())?
+            Origin::Stored(stored, store) => {
+                let bundle = store.bundle(&stored.digest).map_err(|error| error.to_string())?;
+                Bundle { engines: stored.engine_kinds(), ..bundle }
             }
             Origin::Nowhere => return Err("it has no bundle".to_owned()),
         };

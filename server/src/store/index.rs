@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use wisp_engine::EngineKind;
 
 use crate::bundle::Task;
 use crate::digest::Digest;
@@ -62,6 +63,26 @@ pub struct VersionRecord {
     /// As its manifest says, so that it can be told without loading it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub task: Option<Task>,
+    /// What runs each graph, as its examination found.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub engines: BTreeMap<String, EngineRecord>,
+}
+
+/// The engine that runs a graph, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineRecord {
+    pub engine: String,
+    pub reason: String,
+}
+
+impl VersionRecord {
+    /// The engines by graph; those that this program does not know are left out.
+    pub fn engine_kinds(&self) -> BTreeMap<String, EngineKind> {
+        let known = self.engines.iter().filter_map(|(graph, record)| {
+            Some((graph.clone(), EngineKind::parse(&record.engine)?))
+        });
+        known.collect()
+    }
 }
 
 /// A version that is shown a part of the requests, its answers dropped.
@@ -253,6 +274,7 @@ mod tests {
                 signed_by: None,
                 watched: None,
                 task: None,
+                engines: BTreeMap::new(),
             };
             record.versions.insert((*version).to_owned(), made);
         }

@@ -8,7 +8,7 @@ mod layout;
 mod staged;
 
 pub use blobs::{BlobWriter, Blobs};
-pub use index::{Index, ModelRecord, Policy, ShadowRecord, VersionRecord};
+pub use index::{EngineRecord, Index, ModelRecord, Policy, ShadowRecord, VersionRecord};
 pub use staged::{Staged, Staging, bundle_of};
 
 use std::collections::BTreeSet;

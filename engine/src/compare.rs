@@ -1,6 +1,6 @@
-//! Whether two answers are the same, for golden tests and shadows.
+//! Whether two answers are the same: for golden tests, shadows and engines.
 
-use crate::tensor::{Datatype, Tensor};
+use crate::tensor::{Datatype, Tensor, Value};
 
 /// Compares each of `expected` with the output of its name in `got`. A floating-point value may
 /// be off by `tolerance`, relative to the larger of it and 1; all else must be equal.
@@ -13,41 +13,61 @@ pub fn differences(expected: &[Tensor], got: &[Tensor], tolerance: f64) -> Resul
         let name = &expected.name;
         let got = got.iter().find(|got| got.name == *name);
         let got = got.ok_or_else(|| format!("expected an output `{name}`, got none"))?;
-        if (got.datatype, &got.shape) != (expected.datatype, &expected.shape) {
-            return Err(format!(
-                "output `{name}`: expected {} {:?}, got {} {:?}",
-                expected.datatype, expected.shape, got.datatype, got.shape
-            ));
-        }
-        let Some((expected, got)) = floats(expected).zip(floats(got)) else {
-            if expected.data == got.data {
-                continue;
-            }
-            return Err(format!("output `{name}`: its {} elements differ", expected.datatype));
-        };
-        for (index, (expected, got)) in expected.iter().zip(&got).enumerate() {
-            if expected == got || (expected.is_nan() && got.is_nan()) {
-                continue;
-            }
-            let difference = (expected - got).abs() / expected.abs().max(1.0);
-            if difference.is_nan() || difference > tolerance {
-                return Err(format!(
-                    "output `{name}`: element {index}: expected {expected}, got {got}, off by more than {tolerance}"
-                ));
-            }
-            largest = largest.max(difference);
-        }
+        let [expected, got] = [expected, got].map(value_of);
+        let difference = difference(&expected, &got, tolerance);
+        largest = largest.max(difference.map_err(|reason| format!("output `{name}`: {reason}"))?);
     }
     Ok(largest)
 }
 
+/// As [`differences`], of one value.
+///
+/// # Errors
+/// A text: where it differs, what was expected and what came.
+pub fn difference(expected: &Value<'_>, got: &Value<'_>, tolerance: f64) -> Result<f64, String> {
+    if (got.datatype, &got.shape) != (expected.datatype, &expected.shape) {
+        return Err(format!(
+            "expected {} {:?}, got {} {:?}",
+            expected.datatype, expected.shape, got.datatype, got.shape
+        ));
+    }
+    let Some((expected, got)) = floats(expected).zip(floats(got)) else {
+        return match expected.data == got.data {
+            true => Ok(0.0),
+            false => Err(format!("its {} elements differ", expected.datatype)),
+        };
+    };
+    let mut largest = 0f64;
+    for (index, (expected, got)) in expected.iter().zip(&got).enumerate() {
+        if expected == got || (expected.is_nan() && got.is_nan()) {
+            continue;
+        }
+        let difference = (expected - got).abs() / expected.abs().max(1.0);
+        if difference.is_nan() || difference > tolerance {
+            return Err(format!(
+                "element {index}: expected {expected}, got {got}, off by more than {tolerance}"
+            ));
+        }
+        largest = largest.max(difference);
+    }
+    Ok(largest)
+}
+
+fn value_of(tensor: &Tensor) -> Value<'_> {
+    Value {
+        datatype: tensor.datatype,
+        shape: tensor.shape.iter().map(|&size| size as usize).collect(),
+        data: std::borrow::Cow::Borrowed(&tensor.data),
+    }
+}
+
 /// The elements of a floating-point tensor.
-fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
+fn floats(value: &Value<'_>) -> Option<Vec<f64>> {
     fn read<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<f64> {
         data.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
     }
-    let data = &tensor.data;
-    Some(match tensor.datatype {
+    let data = &value.data;
+    Some(match value.datatype {
         Datatype::Fp64 => read(data, f64::from_le_bytes),
         Datatype::Fp32 => read(data, |bytes| f32::from_le_bytes(bytes).into()),
         Datatype::Fp16 => read(data, |bytes| half::f16::from_le_bytes(bytes).into()),

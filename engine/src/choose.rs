@@ -1,0 +1,268 @@
+//! Which engine runs a graph: measured, once, before it is served.
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::EngineKind;
+use crate::compare::difference;
+use crate::graph::{Failure, Graph, LoadError};
+use crate::tensor::{Contract, Datatype, Value, push_bytes_element};
+
+/// A challenger must need less than this share of the reference's CPU time.
+const CLEARLY_LESS: f64 = 0.95;
+
+/// CPU time an engine is measured for, and how often at most.
+const MEASURED_US: u64 = 500_000;
+const MAX_ROUNDS: usize = 20;
+
+const MAX_GENERATED_ELEMENTS: usize = 1 << 24;
+
+/// What one run of a graph is given.
+pub type Inputs = Vec<Value<'static>>;
+
+/// The engine that serves a graph, and why.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    pub engine: EngineKind,
+    /// For people, one line.
+    pub reason: String,
+    pub candidates: Vec<Candidate>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub engine: EngineKind,
+    pub verdict: Verdict,
+}
+
+/// What came of an engine.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    Measured {
+        /// Of one run of all inputs: the median.
+        cpu_us: u64,
+        load_us: u64,
+        /// From the reference, of any floating-point value, relative to the larger of it and 1.
+        difference: f64,
+    },
+    /// It cannot load the graph.
+    Refused(String),
+    /// It loads the graph, and breaks on an input.
+    Failed(String),
+    /// It answers otherwise than the reference.
+    Disagrees(String),
+}
+
+/// An engine that ran all inputs.
+struct Contender {
+    index: usize,
+    graph: Graph,
+    load_us: u64,
+    outputs: Vec<Inputs>,
+    times: Vec<u64>,
+}
+
+/// Runs `inputs` on each of `engines` that loads the graph, and takes the fastest by CPU time of
+/// those that agree within `tolerance` with the first that runs them. Where most of three agree
+/// against the first, they are right.
+///
+/// # Errors
+/// No engine loads the graph.
+pub fn choose(
+    onnx: &[u8],
+    engines: &[EngineKind],
+    inputs: &[Inputs],
+    tolerance: f64,
+) -> Result<Choice, LoadError> {
+    let mut verdicts: Vec<Option<Verdict>> = vec![None; engines.len()];
+    let mut contenders = Vec::new();
+    let mut loaded = None;
+    for (index, &engine) in engines.iter().enumerate() {
+        let before = cpu_us();
+        match Graph::load(onnx, engine) {
+            Err(error) => verdicts[index] = Some(Verdict::Refused(error.to_string())),
+            Ok(graph) => {
+                let load_us = cpu_us() - before;
+                loaded.get_or_insert(index);
+                match run_all(&graph, inputs) {
+                    Err(failure) => verdicts[index] = Some(Verdict::Failed(failure)),
+                    Ok(outputs) => {
+                        let times = Vec::new();
+                        contenders.push(Contender { index, graph, load_us, outputs, times });
+                    }
+                }
+            }
+        }
+    }
+    let Some(loaded) = loaded else {
+        return Err(LoadError(describe(engines, &verdicts)));
+    };
+    let Some(reference) = reference(&contenders, tolerance) else {
+        let reason = format!("no input was run; {}", describe(engines, &verdicts));
+        return Ok(finish(engines, verdicts, loaded, reason));
+    };
+    let expected = contenders[reference].outputs.clone();
+    let mut differences = vec![0.0; engines.len()];
+    contenders.retain(|contender| match compare_all(&expected, &contender.outputs, tolerance) {
+        Ok(difference) => {
+            differences[contender.index] = difference;
+            true
+        }
+        Err(reason) => {
+            verdicts[contender.index] = Some(Verdict::Disagrees(reason));
+            false
+        }
+    });
+    if contenders.len() > 1 {
+        measure(&mut contenders, inputs);
+    }
+    // Given in the caller's order: the first keeps its place unless another is clearly faster.
+    let mut best = 0;
+    for (at, contender) in contenders.iter().enumerate() {
+        if (contender.cpu_us() as f64) < CLEARLY_LESS * contenders[best].cpu_us() as f64 {
+            best = at;
+        }
+    }
+    let chosen = contenders[best].index;
+    for contender in &contenders {
+        verdicts[contender.index] = Some(Verdict::Measured {
+            cpu_us: contender.cpu_us(),
+            load_us: contender.load_us,
+            difference: differences[contender.index],
+        });
+    }
+    let reason = describe(engines, &verdicts);
+    Ok(finish(engines, verdicts, chosen, reason))
+}
+
+impl Contender {
+    fn cpu_us(&self) -> u64 {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or_default()
+    }
+}
+
+fn finish(
+    engines: &[EngineKind],
+    verdicts: Vec<Option<Verdict>>,
+    chosen: usize,
+    reason: String,
+) -> Choice {
+    let candidates = engines
+        .iter()
+        .zip(verdicts)
+        .filter_map(|(&engine, verdict)| Some(Candidate { engine, verdict: verdict? }));
+    Choice { engine: engines[chosen], reason, candidates: candidates.collect() }
+}
+
+fn describe(engines: &[EngineKind], verdicts: &[Option<Verdict>]) -> String {
+    let parts = engines.iter().zip(verdicts).filter_map(|(engine, verdict)| {
+        Some(match verdict.as_ref()? {
+            Verdict::Measured { cpu_us, difference, .. } if *difference > 0.0 => {
+                format!("{engine} {:.3} ms, off by {difference:.1e}", *cpu_us as f64 / 1000.0)
+            }
+            Verdict::Measured { cpu_us: 0, .. } => format!("{engine} runs it"),
+            Verdict::Measured { cpu_us, .. } => {
+                format!("{engine} {:.3} ms", *cpu_us as f64 / 1000.0)
+            }
+            Verdict::Refused(reason) => format!("{engine} refuses it: {reason}"),
+            Verdict::Failed(reason) => format!("{engine} fails: {reason}"),
+            Verdict::Disagrees(reason) => format!("{engine} disagrees: {reason}"),
+        })
+    });
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+fn run_all(graph: &Graph, inputs: &[Inputs]) -> Result<Vec<Inputs>, String> {
+    let run = |inputs: &Inputs| {
+        graph.run(&mut inputs.clone(), &|| false).map_err(|failure| match failure {
+            Failure::Refused(reason) | Failure::Failed(reason) => reason,
+            Failure::Stopped => "stopped".to_owned(),
+        })
+    };
+    inputs.iter().map(run).collect()
+}
+
+/// Which contender's answers are right: the first's, unless the two others agree against it.
+fn reference(contenders: &[Contender], tolerance: f64) -> Option<usize> {
+    let agree = |a: usize, b: usize| {
+        compare_all(&contenders[a].outputs, &contenders[b].outputs, tolerance).is_ok()
+    };
+    match contenders {
+        [] => None,
+        [_, _, _] if !agree(0, 1) && !agree(0, 2) && agree(1, 2) => Some(1),
+        _ => Some(0),
+    }
+}
+
+fn compare_all(expected: &[Inputs], got: &[Inputs], tolerance: f64) -> Result<f64, String> {
+    let mut largest = 0f64;
+    for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+        largest = largest.max(difference(expected, got, tolerance)?);
+    }
+    Ok(largest)
+}
+
+/// In alternation, so that whatever else the machine does falls on all of them.
+fn measure(contenders: &mut [Contender], inputs: &[Inputs]) {
+    for round in 0..MAX_ROUNDS {
+        for contender in contenders.iter_mut() {
+            let spent: u64 = contender.times.iter().sum();
+            if round > 0 && spent > MEASURED_US {
+                continue;
+            }
+            let before = cpu_us();
+            // It ran them before; whether it does is not asked again.
+            let _ = run_all(&contender.graph, inputs);
+            contender.times.push(cpu_us() - before);
+        }
+    }
+}
+
+/// Of the whole process: an engine may compute on threads of its own.
+fn cpu_us() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+/// Inputs that a graph may take, for one that has no test: sizes that are free are one, floats
+/// lie in -1 to 1, whole numbers are 0 or 1, strings are short. `None` for huge ones.
+pub fn generated(contract: &Contract) -> Option<Inputs> {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 40) as f64 / (1u64 << 23) as f64 - 1.0
+    };
+    let value = |spec: &crate::tensor::TensorSpec| {
+        let shape: Vec<usize> =
+            spec.shape.iter().map(|&size| usize::try_from(size).unwrap_or(1)).collect();
+        let elements = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
+        let mut data = Vec::new();
+        for _ in 0..Some(elements).filter(|&elements| elements <= MAX_GENERATED_ELEMENTS)? {
+            push(&mut data, spec.datatype, next());
+        }
+        Some(Value { datatype: spec.datatype, shape, data: data.into() })
+    };
+    contract.inputs.iter().map(value).collect()
+}
+
+/// Appends one element: `number`, or whether it is positive.
+fn push(data: &mut Vec<u8>, datatype: Datatype, number: f64) {
+    let bit = u8::from(number > 0.0);
+    match datatype {
+        Datatype::Fp64 => data.extend(number.to_le_bytes()),
+        Datatype::Fp32 => data.extend((number as f32).to_le_bytes()),
+        Datatype::Fp16 => data.extend(half::f16::from_f64(number).to_le_bytes()),
+        Datatype::Bf16 => data.extend(half::bf16::from_f64(number).to_le_bytes()),
+        Datatype::Bytes => {
+            let pushed = push_bytes_element(data, &[b'a' + bit]);
+            pushed.expect("one byte is shorter than 4 GiB");
+        }
+        other => {
+            data.push(bit);
+            data.resize(data.len() + other.size().unwrap_or(1) - 1, 0);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Which engine runs a graph: as the manifest says, or as it was measured.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::{Server, fixture, model, refused, scratch, succeeded, wisp};
+
+/// A bundle of one graph as it is, with `more` on top of its manifest.
+fn bundle(folder: &Path, name: &str, graph: &str, more: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::create_dir_all(&path).expect("a folder");
+    let manifest = format!("{more}\n[graphs]\nmodel = \"model.onnx\"\n");
+    fs::write(path.join("wisp.toml"), manifest).expect("a manifest");
+    let copied = fs::copy(fixture(&format!("models/{graph}.onnx")), path.join("model.onnx"));
+    copied.expect("a fixture");
+    path
+}
+
+fn check(bundle: &Path) -> Value {
+    let output = wisp().arg("check").arg(bundle).arg("--json").output().expect("wisp runs");
+    serde_json::from_str(&succeeded(&output)).expect("a report")
+}
+
+#[test]
+fn a_check_measures_every_engine() {
+    let report = check(&model("digits"));
+    let engine = &report["graphs"][0]["engine"];
+    let chosen = engine["engine"].as_str().expect("a name");
+    assert!(["tract", "rten"].contains(&chosen), "{engine}");
+    let candidates = engine["candidates"].as_array().expect("a list");
+    let names: Vec<&Value> = candidates.iter().map(|candidate| &candidate["engine"]).collect();
+    assert_eq!(names, ["tract", "rten"]);
+    for candidate in candidates {
+        assert!(candidate["cpu_us"].as_u64().is_some_and(|spent| spent > 0), "{candidate}");
+        assert!(candidate["difference"].as_f64().is_some_and(|off| off < 1e-3), "{candidate}");
+    }
+    let text = wisp().arg("check").arg(model("digits")).output().expect("wisp runs");
+    let text = succeeded(&text);
+    assert!(
+        text.contains("\nengine      tract (tract ") || text.contains("\nengine      rten (tract "),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_manifest_names_its_engine() {
+    let scratch = scratch();
+    for name in ["tract", "rten"] {
+        let path = bundle(scratch.path(), name, "scale", &format!("engine = \"{name}\""));
+        assert_eq!(check(&path)["graphs"][0]["engine"]["engine"], name);
+    }
+    let path = bundle(scratch.path(), "other", "scale", "engine = \"tensorflow\"");
+    let output = wisp().arg("check").arg(path).output().expect("wisp runs");
+    let said = refused(&output);
+    assert!(
+        said.contains("unknown variant `tensorflow`, expected one of `auto`, `tract`"),
+        "{said}"
+    );
+    let path = bundle(scratch.path(), "native", "scale", "engine = \"onnxruntime\"");
+    let output = wisp().arg("check").arg(&path).output().expect("wisp runs");
+    let said = refused(&output);
+    assert!(
+        said.contains("ONNX Runtime's library is not there: `--onnxruntime` names it"),
+        "{said}"
+    );
+    let output = wisp().arg("check").arg(&path).args(["--onnxruntime", "/none.so"]).output();
+    let said = refused(&output.expect("wisp runs"));
+    assert!(said.contains("ONNX Runtime at /none.so: "), "{said}");
+}
+
+#[test]
+fn a_graph_that_one_engine_refuses_runs_on_the_other() {
+    let scratch = scratch();
+    let path = bundle(scratch.path(), "loop", "loop", "");
+    let report = check(&path);
+    let engine = &report["graphs"][0]["engine"];
+    assert_eq!(engine["engine"], "rten", "{engine}");
+    assert!(
+        engine["reason"].as_str().is_some_and(|reason| reason.starts_with("tract refuses it: "))
+    );
+    let server = Server::start(&[path]);
+    let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0, -0.5]}]);
+    assert_eq!(server.infer("loop", &json!({"inputs": inputs})).floats("y"), [8.0, -4.0]);
+}
+
+#[test]
+fn a_deployed_version_keeps_what_was_measured() {
+    let (state, scratch) = (scratch(), scratch());
+    let path = bundle(scratch.path(), "loop", "loop", "");
+    let listed = |server: &Server| -> Value {
+        let list = server.wisp_ok(&["list", "--json"]);
+        let list: Value = serde_json::from_str(&list).expect("a list");
+        list[0]["versions"][0]["stored"]["engines"].clone()
+    };
+    let server = Server::start_admin(state.path(), &[], &[]);
+    server.wisp_ok(&["deploy", path.to_str().expect("UTF-8")]);
+    let before = listed(&server);
+    assert_eq!(before["model"]["engine"], "rten");
+    let text = server.wisp_ok(&["list"]);
+    assert!(text.contains("version 1, graph model: rten (tract refuses it: "), "{text}");
+    drop(server);
+    let server = Server::start_admin(state.path(), &[], &[]);
+    assert_eq!(listed(&server), before);
+    let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]);
+    assert_eq!(server.infer("loop", &json!({"inputs": inputs})).floats("y"), [8.0]);
+}
