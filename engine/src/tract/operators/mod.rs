@@ -8,10 +8,13 @@ mod branches;
 mod kernel;
 mod linear;
 mod mapping;
+mod ngrams;
 mod numeric;
 mod recurrent;
 mod scores;
+mod selection;
 mod svm;
+mod text;
 mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
@@ -23,8 +26,11 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     branches::register(operators);
     linear::register(operators);
     mapping::register(operators);
+    ngrams::register(operators);
     numeric::register(operators);
     recurrent::register(operators);
+    selection::register(operators);
     svm::register(operators);
+    text::register(operators);
     trees::register(operators);
 }
