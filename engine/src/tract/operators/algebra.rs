@@ -9,8 +9,8 @@ use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
-    Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of,
-    one, sizes_of,
+    Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of, one,
+    sizes_of,
 };
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -342,7 +342,9 @@ impl Kernel for AffineGrid {
                 let places = (0..axes).rev().map(|axis| self.place(index[axis], sizes[axis]));
                 let places: TVec<f64> = places.chain([1.0]).collect();
                 let rows = matrix.chunks_exact(columns);
-                grid.extend(rows.map(|row| row.iter().zip(&places).map(|(a, b)| a * b).sum::<f64>()));
+                grid.extend(
+                    rows.map(|row| row.iter().zip(&places).map(|(a, b)| a * b).sum::<f64>()),
+                );
             }
         }
         let grid = tract_ndarray::ArrayD::from_shape_vec(&*shape, grid)?.into_tensor();

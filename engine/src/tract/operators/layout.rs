@@ -6,8 +6,7 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
-    Built, Form, Kernel, Unknown, built, checked_axis, checked_len, integers_of,
-    one, sizes_of,
+    Built, Form, Kernel, Unknown, built, checked_axis, checked_len, integers_of, one, sizes_of,
 };
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -113,10 +112,13 @@ impl Kernel for OneHot {
         ensure!(indices.datum.is_number() && depth.datum.is_number(), "indices are no numbers");
         let axis = checked_axis(self.axis, indices.shape.len() + 1)?;
         let mut shape = indices.shape.clone();
-        shape.insert(axis, match &depth.constant {
-            Some(depth) => depth_of(depth)?.to_dim(),
-            None => self.depth.dim(0),
-        });
+        shape.insert(
+            axis,
+            match &depth.constant {
+                Some(depth) => depth_of(depth)?.to_dim(),
+                None => self.depth.dim(0),
+            },
+        );
         Ok(tvec![Form::new(values.datum, shape)])
     }
 

@@ -107,12 +107,7 @@ fn number<K: std::hash::Hash + Eq>(keys: impl Iterator<Item = K>) -> (HashMap<K,
 
 impl Pool {
     /// `counts` is where the n-grams of one token, of two and so on start in `tokens`.
-    fn new(
-        known: Tokens,
-        tokens: &[u32],
-        counts: &[usize],
-        places: &[usize],
-    ) -> TractResult<Self> {
+    fn new(known: Tokens, tokens: &[u32], counts: &[usize], places: &[usize]) -> TractResult<Self> {
         let mut pool = Self { tokens: known, children: HashMap::new(), columns: vec![None] };
         let mut places = places.iter();
         for (index, &start) in counts.iter().enumerate() {

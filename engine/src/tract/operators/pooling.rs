@@ -2,10 +2,10 @@
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_core::ops::cnn::{PaddingSpec, PoolSpec};
 use tract_onnx::tract_core::ops::math::{abs, pow};
 use tract_onnx::tract_core::ops::nn::DataFormat;
+use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::cnn::HirSumPool;
 
 use super::attributes::integers;
@@ -155,27 +155,44 @@ impl Kernel for MaxUnpool {
     }
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        fn scatter<T: Datum>(input: &Tensor, to: &[i64], shape: &[usize]) -> TractResult<Tensor> {
+        fn scatter<T: Datum>(
+            input: &Tensor,
+            places: impl Iterator<Item = TractResult<usize>>,
+            shape: &[usize],
+        ) -> TractResult<Tensor> {
             let mut output = vec![T::default(); checked_len(shape)?];
             let input = input.try_as_plain_ram()?;
-            for (value, &to) in input.as_slice::<T>()?.iter().zip(to) {
-                let to = usize::try_from(to).ok().and_then(|to| output.get_mut(to));
-                *to.context("an index out of range")? = value.clone();
+            for (value, to) in input.as_slice::<T>()?.iter().zip(places) {
+                *output.get_mut(to?).context("an index out of range")? = value.clone();
             }
             Ok(tract_ndarray::ArrayD::from_shape_vec(shape, output)?.into_tensor())
         }
         let [input, indices, wanted @ ..] = inputs else { bail!("expected two inputs or three") };
-        let shape: TVec<usize> = match wanted.first() {
-            Some(wanted) => sizes_of(wanted)?,
-            None => {
-                let dims: TVec<TDim> = input.shape().iter().map(|size| size.to_dim()).collect();
-                self.shape(&dims)?.iter().map(|size| Ok(size.to_usize()?)).collect::<TractResult<_>>()?
-            }
-        };
+        let dims: TVec<TDim> = input.shape().iter().map(|size| size.to_dim()).collect();
+        let pooled = self.shape(&dims)?;
+        let pooled = pooled.iter().map(|size| Ok(size.to_usize()?));
+        let pooled: TVec<usize> = pooled.collect::<TractResult<_>>()?;
+        let shape = wanted.first().map_or(Ok(pooled.clone()), |wanted| sizes_of(wanted))?;
         ensure!(shape.len() == input.rank(), "an output_shape of another rank");
-        let to = integers_of(indices)?;
-        Ok(tvec![dispatch_floatlike!(scatter(input.datum_type())(input, &to, &shape))?])
+        checked_len(&shape)?;
+        let places = integers_of(indices)?.into_iter().map(|index| moved(index, &pooled, &shape));
+        Ok(tvec![dispatch_floatlike!(scatter(input.datum_type())(input, places, &shape))?])
     }
+}
+
+/// An index counts the elements of the shape that was pooled; the one asked for may be larger.
+fn moved(index: i64, pooled: &[usize], shape: &[usize]) -> TractResult<usize> {
+    let mut rest = usize::try_from(index).context("an index out of range")?;
+    let (mut flat, mut step) = (0, 1);
+    for (&from, &to) in pooled.iter().zip(shape).rev() {
+        let place = rest % from.max(1);
+        ensure!(place < to, "an index out of range");
+        flat += place * step;
+        rest /= from.max(1);
+        step *= to;
+    }
+    ensure!(rest == 0, "an index out of range");
+    Ok(flat)
 }
 
 /// Adds windows that lie side by side back to a picture.

@@ -133,8 +133,7 @@ impl Places {
     }
 }
 
-const INTEGERS: [DatumType; 4] =
-    [DatumType::U8, DatumType::I8, DatumType::U16, DatumType::I16];
+const INTEGERS: [DatumType; 4] = [DatumType::U8, DatumType::I8, DatumType::U16, DatumType::I16];
 
 impl Kernel for Scaled {
     fn name(&self) -> &'static str {

@@ -70,7 +70,11 @@ fn beside(place: f32, size: usize) -> Option<[(usize, f32); 2]> {
 
 impl RoiAlign {
     /// The samples of each output of one region, rows first, in equal parts.
-    fn samples(&self, region: &[f32; 4], [height, width]: [usize; 2]) -> TractResult<Vec<Option<Sample>>> {
+    fn samples(
+        &self,
+        region: &[f32; 4],
+        [height, width]: [usize; 2],
+    ) -> TractResult<Vec<Option<Sample>>> {
         let [left, top, right, bottom] = region.map(|at| at * self.scale - self.offset);
         let least = if self.offset == 0.0 { 1.0 } else { f32::MIN };
         let (tall, wide) = ((bottom - top).max(least), (right - left).max(least));
@@ -83,7 +87,10 @@ impl RoiAlign {
         let outputs = (self.height * self.width) as f32;
         // A region of NaN fails this, too.
         let fits = outputs * count_y.max(1.0) * count_x.max(1.0) <= MAX_SAMPLES;
-        ensure!(fits && (top + left).is_finite(), "a region of {tall} × {wide} pixels is too large");
+        ensure!(
+            fits && (top + left).is_finite(),
+            "a region of {tall} × {wide} pixels is too large"
+        );
         let (count_y, count_x) = (count_y as usize, count_x as usize);
         let mut samples = Vec::with_capacity(self.height * self.width * count_y * count_x);
         let place = |start: f32, step: f32, output: usize, index: usize, count: usize| {
