@@ -219,14 +219,13 @@ trait Shift: Datum + Copy {
 macro_rules! shifts {
     ($($integer:ty),*) => {
         $(impl Shift for $integer {
-            // A signed type's sign is what is left.
-            #[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
             fn shift(self, by: Self, is_left: bool) -> Self {
                 let by = u32::try_from(by).ok();
                 match is_left {
                     true => by.and_then(|by| self.checked_shl(by)).unwrap_or(0),
+                    // A signed type's sign is what is left.
                     false => {
-                        let rest = if self < 0 { !0 } else { 0 };
+                        let rest = (self >> (Self::BITS - 1)) >> 1;
                         by.and_then(|by| self.checked_shr(by)).unwrap_or(rest)
                     }
                 }

@@ -14,6 +14,9 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 /// Columns of an output row.
 const MAX_COLUMNS: usize = 1 << 24;
 
+/// Each distance is another walk along the row.
+const MAX_SKIP: usize = 1 << 10;
+
 #[derive(Debug)]
 struct Vectorizer {
     pool: Pool,
@@ -62,6 +65,7 @@ fn tf_idf_vectorizer(_context: &ParsingContext, node: &NodeProto) -> Built {
     let longest = length(node, "max_gram_length")?;
     ensure!(1 <= shortest && shortest <= longest, "n-grams of {shortest} to {longest} tokens");
     let max_skip = length(node, "max_skip_count")?;
+    ensure!(max_skip <= MAX_SKIP, "max_skip_count {max_skip} is not served, only {MAX_SKIP}");
     let places = integers(node, "ngram_indexes")?.iter();
     let places = places.map(|&place| {
         let place = usize::try_from(place).ok().filter(|&place| place < MAX_COLUMNS);
