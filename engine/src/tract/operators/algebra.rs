@@ -16,7 +16,7 @@ use super::kernel::{
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("AffineGrid", affine_grid);
     operators.insert("BitShift", bit_shift);
-    operators.insert("Celu", |context, node| finer(context, node, DatumType::F16, DatumType::F32));
+    operators.insert("Celu", celu);
     operators.insert("CumProd", cum_prod);
     operators.insert("DFT", |context, node| finer(context, node, DatumType::F32, DatumType::F64));
     operators.insert("Det", |_, node| built(node, Det));
@@ -75,6 +75,40 @@ impl Expansion for Finer {
         inputs[0] = model.wire_node(name, cast(self.to), &inputs[..1])?[0];
         let outputs = self.inner.as_ref().wire(&format!("{prefix}.inner"), model, &inputs)?;
         model.wire_node(prefix, cast(self.from), &outputs)
+    }
+}
+
+/// tract's forgets to multiply by alpha.
+#[derive(Debug)]
+struct Celu {
+    alpha: f32,
+}
+
+fn celu(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let alpha = node.get_attr_opt::<f32>("alpha")?.unwrap_or(1.0);
+    built(node, Celu { alpha })
+}
+
+impl Kernel for Celu {
+    fn name(&self) -> &'static str {
+        "Celu"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let input = one(inputs)?;
+        expect_datum(input, &[DatumType::F16, DatumType::F32, DatumType::F64])?;
+        Ok(tvec![Form::new(input.datum, input.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let input = one(inputs)?;
+        let mut output = input.cast_to::<f32>()?.into_owned();
+        let mut plain = output.try_as_plain_ram_mut()?;
+        for value in plain.as_slice_mut::<f32>()? {
+            let below = self.alpha * (*value / self.alpha).exp_m1();
+            *value = value.max(0.0) + below.min(0.0);
+        }
+        Ok(tvec![output.cast_to_dt(input.datum_type())?.into_owned()])
     }
 }
 
