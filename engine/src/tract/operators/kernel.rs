@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
@@ -12,11 +13,13 @@ use tract_onnx::tract_hir::internal::*;
 pub(super) struct Form {
     pub(super) datum: DatumType,
     pub(super) shape: TVec<TDim>,
+    /// The value, of an input that is a constant.
+    pub(super) constant: Option<Arc<Tensor>>,
 }
 
 impl Form {
     pub(super) fn new(datum: DatumType, shape: impl IntoIterator<Item = TDim>) -> Self {
-        Self { datum, shape: shape.into_iter().collect() }
+        Self { datum, shape: shape.into_iter().collect(), constant: None }
     }
 }
 
@@ -56,6 +59,55 @@ pub(super) fn typed(kernel: impl Kernel) -> impl TypedOp + Clone {
 pub(super) fn one<T>(inputs: &[T]) -> TractResult<&T> {
     let [input] = inputs else { bail!("expected one input, got {}", inputs.len()) };
     Ok(input)
+}
+
+/// Sizes that depend on values: planning knows a name for each, and no more.
+#[derive(Debug, Clone)]
+pub(super) struct Unknown(TVec<Symbol>);
+
+impl Unknown {
+    pub(super) fn new(context: &ParsingContext, count: usize) -> Self {
+        let symbols = &context.template.symbols;
+        Self((0..count).map(|_| symbols.new_with_prefix("n")).collect())
+    }
+
+    pub(super) fn dim(&self, index: usize) -> TDim {
+        self.0[index].to_dim()
+    }
+}
+
+/// Elements that an operator may make of sizes that come as values.
+const MAX_ELEMENTS: usize = 1 << 28;
+
+/// # Errors
+/// A shape of more elements than that.
+pub(super) fn checked_len(shape: &[usize]) -> TractResult<usize> {
+    let size = shape.iter().try_fold(1usize, |size, &dim| size.checked_mul(dim));
+    let size = size.filter(|&size| size <= MAX_ELEMENTS);
+    size.with_context(|| format!("a shape of {shape:?} is too large"))
+}
+
+/// The list of sizes in a tensor of integers.
+///
+/// # Errors
+/// Another type, or a negative size.
+pub(super) fn sizes_of(tensor: &Tensor) -> TractResult<TVec<usize>> {
+    integers_of(tensor)?.iter().map(|&size| Ok(usize::try_from(size)?)).collect()
+}
+
+/// # Errors
+/// A tensor of no integers.
+pub(super) fn integers_of(tensor: &Tensor) -> TractResult<Vec<i64>> {
+    let cast = tensor.cast_to::<i64>()?;
+    Ok(cast.try_as_plain_ram()?.as_slice::<i64>()?.to_vec())
+}
+
+/// # Errors
+/// No axis of that rank.
+pub(super) fn checked_axis(axis: i64, rank: usize) -> TractResult<usize> {
+    let counted = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
+    let counted = usize::try_from(counted).ok().filter(|&axis| axis < rank);
+    counted.with_context(|| format!("no axis {axis} in a shape of rank {rank}"))
 }
 
 /// A numeric matrix's rows and columns: ONNX's classical operators take one row as a vector.
@@ -132,7 +184,10 @@ impl TypedOp for Operator {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let inputs: TVec<Form> = inputs
             .iter()
-            .map(|fact| Form::new(fact.datum_type, fact.shape.iter().cloned()))
+            .map(|fact| Form {
+                constant: fact.konst.clone(),
+                ..Form::new(fact.datum_type, fact.shape.iter().cloned())
+            })
             .collect();
         let forms = self.forms(&inputs)?;
         Ok(forms.into_iter().map(|form| form.datum.fact(&*form.shape)).collect())
@@ -150,7 +205,10 @@ impl InferenceOp for Operator {
     ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
         let known: Option<TVec<Form>> = inputs
             .iter()
-            .map(|fact| Some(Form::new(fact.datum_type()?, fact.shape.concretize()?)))
+            .map(|fact| {
+                let form = Form::new(fact.datum_type()?, fact.shape.concretize()?);
+                Some(Form { constant: fact.value.concretize(), ..form })
+            })
             .collect();
         let own = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect::<TVec<_>>();
         let mut inferred = own(outputs);

@@ -2,16 +2,25 @@
 //! not to be trusted: a builder checks every attribute, and what it has built cannot read out
 //! of bounds, hang or recurse without bound.
 
+mod algebra;
 mod attention;
 mod attributes;
 mod branches;
 mod kernel;
+mod layout;
 mod linear;
 mod mapping;
+mod ngrams;
 mod numeric;
+mod optional;
+mod pooling;
+mod quantize;
 mod recurrent;
+mod regions;
 mod scores;
+mod selection;
 mod svm;
+mod text;
 mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
@@ -19,12 +28,21 @@ use tract_onnx::model::OnnxOpRegister;
 /// Adds them to tract's own, or puts them in their place. tract looks at an operator's name
 /// only, not at its domain.
 pub(super) fn register(operators: &mut OnnxOpRegister) {
+    algebra::register(operators);
     attention::register(operators);
     branches::register(operators);
+    layout::register(operators);
     linear::register(operators);
     mapping::register(operators);
+    ngrams::register(operators);
     numeric::register(operators);
+    optional::register(operators);
+    pooling::register(operators);
+    quantize::register(operators);
     recurrent::register(operators);
+    regions::register(operators);
+    selection::register(operators);
     svm::register(operators);
+    text::register(operators);
     trees::register(operators);
 }

@@ -1,0 +1,386 @@
+//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, BitShift, DFT,
+//! Celu.
+
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::broadcast::multi_broadcast;
+use tract_onnx::tract_core::ops::array::{Pad, PadMode};
+use tract_onnx::tract_core::ops::cast::cast;
+use tract_onnx::tract_hir::internal::*;
+
+use super::kernel::{
+    Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of, one,
+    sizes_of,
+};
+
+pub(super) fn register(operators: &mut OnnxOpRegister) {
+    operators.insert("AffineGrid", affine_grid);
+    operators.insert("BitShift", bit_shift);
+    operators.insert("Celu", celu);
+    operators.insert("CumProd", cum_prod);
+    operators.insert("DFT", |context, node| finer(context, node, DatumType::F32, DatumType::F64));
+    operators.insert("Det", |_, node| built(node, Det));
+}
+
+/// tract's operator in a finer type than its input has.
+fn finer(context: &ParsingContext, node: &NodeProto, from: DatumType, to: DatumType) -> Built {
+    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
+    let (inner, _) = theirs.context("the engine lacks it")?(context, node)?;
+    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
+    let inner = inner.context("the engine's operator is not what it was")?.clone();
+    Ok((expand(Finer { inner, from, to, is_complex: node.op_type == "DFT" }), Vec::new()))
+}
+
+#[derive(Debug, Clone)]
+struct Finer {
+    inner: Box<dyn Expansion>,
+    from: DatumType,
+    to: DatumType,
+    /// The last axis is a number's parts, or its real one only.
+    is_complex: bool,
+}
+
+impl Expansion for Finer {
+    fn name(&self) -> StaticName {
+        self.inner.as_ref().name()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        self.inner.as_ref().rules(solver, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let fact = model.outlet_fact(inputs[0])?.clone();
+        if fact.datum_type != self.from {
+            return self.inner.as_ref().wire(prefix, model, inputs);
+        }
+        let mut inputs: TVec<OutletId> = inputs.into();
+        if self.is_complex && fact.shape.last() == Some(&1.to_dim()) {
+            let mut pads = vec![(0, 0); fact.rank()];
+            pads[fact.rank() - 1] = (0, 1);
+            let pad = Pad { mode: PadMode::Constant(rctensor0(0f32)), pads };
+            inputs[0] = model.wire_node(format!("{prefix}.complex"), pad, &inputs[..1])?[0];
+        }
+        let name = format!("{prefix}.finer");
+        inputs[0] = model.wire_node(name, cast(self.to), &inputs[..1])?[0];
+        let outputs = self.inner.as_ref().wire(&format!("{prefix}.inner"), model, &inputs)?;
+        model.wire_node(prefix, cast(self.from), &outputs)
+    }
+}
+
+/// tract's forgets to multiply by alpha.
+#[derive(Debug)]
+struct Celu {
+    alpha: f32,
+}
+
+fn celu(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let alpha = node.get_attr_opt::<f32>("alpha")?.unwrap_or(1.0);
+    built(node, Celu { alpha })
+}
+
+impl Kernel for Celu {
+    fn name(&self) -> &'static str {
+        "Celu"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let input = one(inputs)?;
+        expect_datum(input, &[DatumType::F16, DatumType::F32, DatumType::F64])?;
+        Ok(tvec![Form::new(input.datum, input.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let input = one(inputs)?;
+        let mut output = input.cast_to::<f32>()?.into_owned();
+        let mut plain = output.try_as_plain_ram_mut()?;
+        for value in plain.as_slice_mut::<f32>()? {
+            let below = self.alpha * (*value / self.alpha).exp_m1();
+            *value = value.max(0.0) + below.min(0.0);
+        }
+        Ok(tvec![output.cast_to_dt(input.datum_type())?.into_owned()])
+    }
+}
+
+#[derive(Debug)]
+struct Det;
+
+/// By elimination, the largest pivot first.
+fn determinant(matrix: &mut [f64], size: usize) -> f64 {
+    let mut product = 1.0;
+    for column in 0..size {
+        let size_of = |row: usize| matrix[row * size + column].abs();
+        let pivot = (column..size).max_by(|&a, &b| size_of(a).total_cmp(&size_of(b)));
+        let Some(pivot) = pivot.filter(|&pivot| matrix[pivot * size + column] != 0.0) else {
+            return 0.0;
+        };
+        if pivot != column {
+            (0..size).for_each(|at| matrix.swap(pivot * size + at, column * size + at));
+            product = -product;
+        }
+        let (above, below) = matrix.split_at_mut((column + 1) * size);
+        let above = &above[column * size..];
+        product *= above[column];
+        for row in below.chunks_exact_mut(size) {
+            let factor = row[column] / above[column];
+            row.iter_mut().zip(above).for_each(|(value, above)| *value -= factor * above);
+        }
+    }
+    product
+}
+
+impl Kernel for Det {
+    fn name(&self) -> &'static str {
+        "Det"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let input = one(inputs)?;
+        expect_datum(input, &[DatumType::F16, DatumType::F32, DatumType::F64])?;
+        let rank = input.shape.len();
+        ensure!(rank >= 2, "expected matrices, got a shape of rank {rank}");
+        Ok(tvec![Form::new(input.datum, input.shape[..rank - 2].iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let input = one(inputs)?;
+        let [rest @ .., rows, columns] = input.shape() else { bail!("expected matrices") };
+        ensure!(rows == columns, "matrices of {rows} × {columns} have no determinant");
+        let mut matrices = input.cast_to::<f64>()?.into_owned();
+        let mut plain = matrices.try_as_plain_ram_mut()?;
+        let values = plain.as_slice_mut::<f64>()?;
+        let count = checked_len(rest)?;
+        let area = rows * columns;
+        let found = (0..count).map(|index| determinant(&mut values[index * area..][..area], *rows));
+        let found = tract_ndarray::ArrayD::from_shape_vec(rest, found.collect())?.into_tensor();
+        Ok(tvec![found.cast_to_dt(input.datum_type())?.into_owned()])
+    }
+}
+
+#[derive(Debug)]
+struct CumProd {
+    is_exclusive: bool,
+    is_reversed: bool,
+}
+
+fn cum_prod(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let is_exclusive = node.get_attr_opt::<i64>("exclusive")?.unwrap_or(0) != 0;
+    let is_reversed = node.get_attr_opt::<i64>("reverse")?.unwrap_or(0) != 0;
+    built(node, CumProd { is_exclusive, is_reversed })
+}
+
+impl CumProd {
+    fn multiply<T: Datum + Copy + std::ops::Mul<Output = T>>(
+        &self,
+        input: &Tensor,
+        axis: usize,
+        one: T,
+        times: impl Fn(T, T) -> T,
+    ) -> TractResult<Tensor> {
+        let mut output = input.to_plain_array_view::<T>()?.into_owned();
+        for mut lane in output.lanes_mut(tract_ndarray::Axis(axis)) {
+            if self.is_reversed {
+                lane.invert_axis(tract_ndarray::Axis(0));
+            }
+            let mut product = one;
+            for value in &mut lane {
+                let next = times(product, *value);
+                *value = if self.is_exclusive { product } else { next };
+                product = next;
+            }
+        }
+        Ok(output.into_tensor())
+    }
+}
+
+impl Kernel for CumProd {
+    fn name(&self) -> &'static str {
+        "CumProd"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [input, _] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let datum = input.datum;
+        let wanted = [DatumType::F32, DatumType::F64, DatumType::I32, DatumType::I64];
+        expect_datum(input, &[&wanted[..], &[DatumType::U32, DatumType::U64]].concat())?;
+        Ok(tvec![Form::new(datum, input.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [input, axis] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let &[axis] = &*integers_of(axis)? else { bail!("expected one axis") };
+        let axis = checked_axis(axis, input.rank())?;
+        Ok(tvec![match input.datum_type() {
+            DatumType::F32 => self.multiply(input, axis, 1f32, |a, b| a * b)?,
+            DatumType::F64 => self.multiply(input, axis, 1f64, |a, b| a * b)?,
+            DatumType::I32 => self.multiply(input, axis, 1, i32::wrapping_mul)?,
+            DatumType::I64 => self.multiply(input, axis, 1, i64::wrapping_mul)?,
+            DatumType::U32 => self.multiply(input, axis, 1, u32::wrapping_mul)?,
+            _ => self.multiply(input, axis, 1, u64::wrapping_mul)?,
+        }])
+    }
+}
+
+#[derive(Debug)]
+struct BitShift {
+    is_left: bool,
+}
+
+fn bit_shift(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let is_left = match node.get_attr::<&str>("direction")? {
+        "LEFT" => true,
+        "RIGHT" => false,
+        other => bail!("unknown direction {other:?}"),
+    };
+    built(node, BitShift { is_left })
+}
+
+/// Nothing is left of bits that are shifted by their width, or by less than nothing.
+trait Shift: Datum + Copy {
+    fn shift(self, by: Self, is_left: bool) -> Self;
+}
+
+macro_rules! shifts {
+    ($($integer:ty),*) => {
+        $(impl Shift for $integer {
+            fn shift(self, by: Self, is_left: bool) -> Self {
+                let by = u32::try_from(by).ok();
+                match is_left {
+                    true => by.and_then(|by| self.checked_shl(by)).unwrap_or(0),
+                    // A signed type's sign is what is left.
+                    false => {
+                        let rest = (self >> (Self::BITS - 1)) >> 1;
+                        by.and_then(|by| self.checked_shr(by)).unwrap_or(rest)
+                    }
+                }
+            }
+        })*
+    };
+}
+
+shifts!(u8, u16, u32, u64, i8, i16, i32, i64);
+
+impl Kernel for BitShift {
+    fn name(&self) -> &'static str {
+        "BitShift"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let (datum, shape) = (left.datum, multi_broadcast(&[&left.shape, &right.shape])?);
+        ensure!(datum.is_integer() && datum == right.datum, "expected integers of one type");
+        Ok(tvec![Form::new(datum, shape)])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        fn shift<T: Shift>(left: &Tensor, right: &Tensor, is_left: bool) -> TractResult<Tensor> {
+            let shape: TVec<usize> = multi_broadcast(&[left.shape(), right.shape()])?;
+            checked_len(&shape)?;
+            let (left, right) =
+                (left.to_plain_array_view::<T>()?, right.to_plain_array_view::<T>()?);
+            let left = left.broadcast(&*shape).context("shapes do not broadcast")?;
+            let right = right.broadcast(&*shape).context("shapes do not broadcast")?;
+            let pairs = left.iter().zip(right.iter());
+            let shifted = pairs.map(|(left, &by)| left.shift(by, is_left)).collect();
+            Ok(tract_ndarray::ArrayD::from_shape_vec(&*shape, shifted)?.into_tensor())
+        }
+        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let is_left = self.is_left;
+        Ok(tvec![match left.datum_type() {
+            DatumType::U8 => shift::<u8>(left, right, is_left)?,
+            DatumType::U16 => shift::<u16>(left, right, is_left)?,
+            DatumType::U32 => shift::<u32>(left, right, is_left)?,
+            DatumType::U64 => shift::<u64>(left, right, is_left)?,
+            DatumType::I8 => shift::<i8>(left, right, is_left)?,
+            DatumType::I16 => shift::<i16>(left, right, is_left)?,
+            DatumType::I32 => shift::<i32>(left, right, is_left)?,
+            DatumType::I64 => shift::<i64>(left, right, is_left)?,
+            other => bail!("a shift of {other:?}"),
+        }])
+    }
+}
+
+/// Where each pixel of an output lies in the input, for GridSample.
+#[derive(Debug)]
+struct AffineGrid {
+    aligns_corners: bool,
+    sizes: Unknown,
+}
+
+fn affine_grid(context: &ParsingContext, node: &NodeProto) -> Built {
+    let aligns_corners = node.get_attr_opt::<i64>("align_corners")?.unwrap_or(0) != 0;
+    built(node, AffineGrid { aligns_corners, sizes: Unknown::new(context, 3) })
+}
+
+impl AffineGrid {
+    /// From -1 to 1: the middles of pixels, or the first one's and the last one's.
+    fn place(&self, index: usize, size: usize) -> f64 {
+        match self.aligns_corners {
+            true if size == 1 => -1.0,
+            true => 2.0 * index as f64 / (size - 1) as f64 - 1.0,
+            false => (2 * index + 1) as f64 / size as f64 - 1.0,
+        }
+    }
+}
+
+impl Kernel for AffineGrid {
+    fn name(&self) -> &'static str {
+        "AffineGrid"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [theta, size] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        expect_datum(theta, &[DatumType::F16, DatumType::F32, DatumType::F64])?;
+        let [batch, rows, _] = &*theta.shape else { bail!("expected matrices") };
+        let axes = rows.to_usize().context("the number of axes is not known")?;
+        ensure!(matches!(axes, 2 | 3), "a grid of {axes} axes");
+        let sizes: TVec<TDim> = match &size.constant {
+            Some(size) => {
+                let sizes = sizes_of(size)?;
+                ensure!(sizes.len() == axes + 2, "{} sizes for {axes} axes", sizes.len());
+                sizes[2..].iter().map(|size| size.to_dim()).collect()
+            }
+            None => (0..axes).map(|index| self.sizes.dim(index)).collect(),
+        };
+        let shape = [batch.clone()].into_iter().chain(sizes).chain([axes.to_dim()]);
+        Ok(tvec![Form::new(theta.datum, shape)])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [theta, size] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let (sizes, datum) = (sizes_of(size)?, theta.datum_type());
+        let &[batch, axes, columns] = theta.shape() else { bail!("expected matrices") };
+        ensure!(matches!(axes, 2 | 3) && columns == axes + 1, "matrices of {axes} × {columns}");
+        ensure!(sizes.len() == axes + 2, "{} sizes for {axes} axes", sizes.len());
+        ensure!(sizes[0] == batch, "{batch} matrices for a batch of {}", sizes[0]);
+        let sizes = &sizes[2..];
+        let shape: TVec<usize> =
+            [batch].into_iter().chain(sizes.iter().copied()).chain([axes]).collect();
+        let mut grid = Vec::with_capacity(checked_len(&shape)?);
+        let theta = theta.cast_to::<f64>()?;
+        let theta = theta.try_as_plain_ram()?;
+        for matrix in theta.as_slice::<f64>()?.chunks_exact(axes * columns) {
+            for index in tract_ndarray::indices(sizes) {
+                // The last axis is the first coordinate.
+                let places = (0..axes).rev().map(|axis| self.place(index[axis], sizes[axis]));
+                let places: TVec<f64> = places.chain([1.0]).collect();
+                let rows = matrix.chunks_exact(columns);
+                grid.extend(
+                    rows.map(|row| row.iter().zip(&places).map(|(a, b)| a * b).sum::<f64>()),
+                );
+            }
+        }
+        let grid = tract_ndarray::ArrayD::from_shape_vec(&*shape, grid)?.into_tensor();
+        Ok(tvec![grid.cast_to_dt(datum)?.into_owned()])
+    }
+}

@@ -1,0 +1,193 @@
+//! QuantizeLinear and DequantizeLinear where tract's own do not do: scales that are computed,
+//! or in blocks, and integers of 16 bits.
+
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_hir::internal::*;
+
+use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
+
+pub(super) fn register(operators: &mut OnnxOpRegister) {
+    operators.insert("QuantizeLinear", quantize_linear);
+    operators.insert("DequantizeLinear", quantize_linear);
+}
+
+#[derive(Debug, Clone)]
+struct Scaled {
+    is_quantizing: bool,
+    axis: i64,
+    /// Elements along the axis that share a scale; all where it is zero.
+    block: usize,
+    /// What comes out, where a zero point does not say it.
+    datum: Option<DatumType>,
+}
+
+fn quantize_linear(context: &ParsingContext, node: &NodeProto) -> Built {
+    let axis = node.get_attr_opt::<i64>("axis")?.unwrap_or(1);
+    let block = node.get_attr_opt::<i64>("block_size")?.unwrap_or(0);
+    let block = usize::try_from(block).with_context(|| format!("block_size {block}"))?;
+    let asked = node.get_attr_opt::<i64>("output_dtype")?.unwrap_or(0) != 0;
+    let datum = if asked { Some(node.get_attr::<DatumType>("output_dtype")?) } else { None };
+    let is_quantizing = node.op_type == "QuantizeLinear";
+    let scaled = Scaled { is_quantizing, axis, block, datum };
+    if block > 0 || datum.is_some() {
+        return built(node, scaled);
+    }
+    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
+    let (inner, _) = theirs.context("the engine lacks it")?(context, node)?;
+    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
+    let inner = inner.context("the engine's operator is not what it was")?.clone();
+    Ok((expand(Either { inner, scaled }), Vec::new()))
+}
+
+/// tract's, or ours where that does not do.
+#[derive(Debug, Clone)]
+struct Either {
+    inner: Box<dyn Expansion>,
+    scaled: Scaled,
+}
+
+impl Expansion for Either {
+    fn name(&self) -> StaticName {
+        self.inner.as_ref().name()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        self.inner.as_ref().rules(solver, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let is_theirs = {
+            let facts = inputs.iter().map(|&input| model.outlet_fact(input));
+            let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
+            let narrow = if self.scaled.is_quantizing { facts.get(2) } else { facts.first() };
+            let narrow = narrow.is_none_or(|fact| fact.datum_type.size_of() == 1);
+            let are_constants = facts[1..].iter().all(|fact| fact.konst.is_some());
+            are_constants && (narrow || facts[0].datum_type == DatumType::I32)
+        };
+        if is_theirs {
+            return self.inner.as_ref().wire(prefix, model, inputs);
+        }
+        model.wire_node(prefix, typed(self.scaled.clone()), inputs)
+    }
+}
+
+impl Scaled {
+    fn datum(&self, scale: DatumType, zero: Option<DatumType>) -> DatumType {
+        match self.is_quantizing {
+            true => zero.or(self.datum).unwrap_or(DatumType::U8),
+            false => self.datum.unwrap_or(scale),
+        }
+    }
+
+    /// For each element, its scale's place.
+    fn places(&self, shape: &[usize], scale: &Tensor) -> TractResult<Places> {
+        if self.block == 0 && scale.len() == 1 {
+            return Ok(Places { axis: 1, inner: 1, block: 1, of_blocks: 0, is_single: true });
+        }
+        let axis = checked_axis(self.axis, shape.len())?;
+        let inner = shape[axis + 1..].iter().product();
+        let size = shape[axis];
+        if self.block == 0 {
+            ensure!(scale.len() == size, "{} scales for {size} elements", scale.len());
+            return Ok(Places { axis: size, inner, block: 1, of_blocks: 0, is_single: false });
+        }
+        let mut wanted: TVec<usize> = shape.into();
+        wanted[axis] = size.div_ceil(self.block);
+        ensure!(*wanted == *scale.shape(), "scales of another shape than {wanted:?}");
+        let (block, of_blocks) = (self.block, wanted[axis]);
+        Ok(Places { axis: size, inner, block, of_blocks, is_single: false })
+    }
+}
+
+struct Places {
+    axis: usize,
+    inner: usize,
+    block: usize,
+    /// Blocks along the axis; zero where all other axes share scales.
+    of_blocks: usize,
+    is_single: bool,
+}
+
+impl Places {
+    fn of(&self, element: usize) -> usize {
+        if self.is_single {
+            return 0;
+        }
+        let (row, inner) = (element / self.inner, element % self.inner);
+        let along = row % self.axis;
+        match self.of_blocks {
+            0 => along,
+            blocks => (row / self.axis * blocks + along / self.block) * self.inner + inner,
+        }
+    }
+}
+
+const INTEGERS: [DatumType; 4] = [DatumType::U8, DatumType::I8, DatumType::U16, DatumType::I16];
+
+impl Kernel for Scaled {
+    fn name(&self) -> &'static str {
+        if self.is_quantizing { "QuantizeLinear" } else { "DequantizeLinear" }
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [input, scale, zero @ ..] = inputs else { bail!("expected two inputs or three") };
+        let datum = self.datum(scale.datum, zero.first().map(|zero| zero.datum));
+        let form = Form::new(datum, input.shape.iter().cloned());
+        ensure!(scale.datum.is_float(), "scales of {:?}", scale.datum);
+        match self.is_quantizing {
+            true => {
+                ensure!(input.datum.is_number(), "expected numbers, got {:?}", input.datum);
+                expect_datum(&form, &INTEGERS)?;
+            }
+            false => {
+                expect_datum(input, &[&INTEGERS[..], &[DatumType::I32]].concat())?;
+                ensure!(datum.is_float(), "expected an output of floats, got {datum:?}");
+            }
+        }
+        Ok(tvec![form])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [input, scale, zero @ ..] = inputs else { bail!("expected two inputs or three") };
+        let datum = self.datum(scale.datum_type(), zero.first().map(|zero| zero.datum_type()));
+        let places = self.places(input.shape(), scale)?;
+        let zeros = match zero.first() {
+            Some(zero) => zero.cast_to::<f32>()?.into_owned(),
+            None => Tensor::zero::<f32>(scale.shape())?,
+        };
+        ensure!(zeros.len() == scale.len(), "{} zero points", zeros.len());
+        let (scale, zeros_plain) = (scale.cast_to::<f32>()?, zeros.try_as_plain_ram()?);
+        let scale = scale.try_as_plain_ram()?;
+        let (scale, zeros) = (scale.as_slice::<f32>()?, zeros_plain.as_slice::<f32>()?);
+        let mut values = input.cast_to::<f32>()?.into_owned();
+        let mut plain = values.try_as_plain_ram_mut()?;
+        let (least, most) = match datum {
+            DatumType::U8 => (0.0, f32::from(u8::MAX)),
+            DatumType::I8 => (f32::from(i8::MIN), f32::from(i8::MAX)),
+            DatumType::U16 => (0.0, f32::from(u16::MAX)),
+            _ => (f32::from(i16::MIN), f32::from(i16::MAX)),
+        };
+        for (element, value) in plain.as_slice_mut::<f32>()?.iter_mut().enumerate() {
+            let place = places.of(element);
+            *value = match self.is_quantizing {
+                true => {
+                    let rounded = (*value / scale[place]).round_ties_even() + zeros[place];
+                    rounded.clamp(least, most)
+                }
+                false => (*value - zeros[place]) * scale[place],
+            };
+        }
+        Ok(tvec![values.cast_to_dt(datum)?.into_owned()])
+    }
+}
