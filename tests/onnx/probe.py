@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-REFERENCE = "onnxruntime"  # by its Python API, in a process of its own
+REFERENCE = "reference"  # ONNX Runtime by its Python API, in a process of its own
 
 
 class Crashed(Exception):

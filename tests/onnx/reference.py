@@ -53,13 +53,15 @@ class Reference:
         names = [value.name for value in session.get_outputs()]
         times = []
         try:
-            inputs = {
-                value.name: to_ort(onnx.load_tensor(folder / f"{index}.pb"))
-                for index, value in enumerate(session.get_inputs())
-            }
+            tensors = [onnx.load_tensor(folder / f"{i}.pb") for i in range(len(session.get_inputs()))]
+            # Strings cannot be made an OrtValue, and what NumPy lacks can be nothing else.
+            has_strings = any(tensor.data_type == onnx.TensorProto.STRING for tensor in tensors)
+            convert = numpy_helper.to_array if has_strings else to_ort
+            run = session.run if has_strings else session.run_with_ort_values
+            inputs = {value.name: convert(tensor) for value, tensor in zip(session.get_inputs(), tensors)}
             for _ in range(request.get("times", 1)):
                 since = time.process_time_ns()
-                outputs = session.run_with_ort_values(names, inputs)
+                outputs = run(names, inputs)
                 times.append((time.process_time_ns() - since) // 1000)
             if "write_outputs" in request:
                 write(Path(request["write_outputs"]), outputs)
@@ -83,30 +85,37 @@ def spec(value):
 
 def to_ort(tensor):
     array = numpy_helper.to_array(tensor)
-    if array.dtype.isbuiltin != 1 and array.dtype != object:
-        # A type that NumPy has from ml_dtypes: its bits, and the name of the type.
-        bits = array.view(f"u{array.itemsize}")
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.data_type)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    if array.dtype.isbuiltin == 1:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    # A type that NumPy has from ml_dtypes: its bits, and the name of the type. What is less
+    # than a byte is packed, as in the message, at the front of as many bytes as elements.
+    packed = numpy_helper.from_array(array).raw_data
+    bits = np.zeros(array.shape, f"u{array.itemsize}")
+    bits.reshape(-1).view(np.uint8)[: len(packed)] = np.frombuffer(packed, np.uint8)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.data_type)
 
 
 def write(folder, values):
     folder.mkdir(parents=True, exist_ok=True)
     for index, value in enumerate(values):
-        array = from_ort(value)
-        (folder / f"{index}.pb").write_bytes(numpy_helper.from_array(array).SerializeToString())
+        (folder / f"{index}.pb").write_bytes(from_ort(value).SerializeToString())
+
+
+BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
 def from_ort(value):
+    if isinstance(value, np.ndarray):
+        return numpy_helper.from_array(value)
+    if not value.is_tensor():
+        raise TypeError(f"the output is a {value.data_type()}")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.element_type())
     if dtype.isbuiltin == 1 or dtype == object:
-        return value.numpy()
-    if dtype.name in ("int4", "uint4", "int2", "uint2", "float4_e2m1fn"):
-        raise TypeError(f"{dtype.name} cannot be read through the Python API")
+        return numpy_helper.from_array(value.numpy())
     shape = value.shape()
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = (int(np.prod(shape)) * BITS.get(dtype.name, 8 * dtype.itemsize) + 7) // 8
     bits = ctypes.string_at(value.data_ptr(), size) if size else b""
-    return np.frombuffer(bits, dtype).reshape(shape)
+    return onnx.TensorProto(dims=shape, data_type=value.element_type(), raw_data=bits)
 
 
 def one_line(error):

@@ -74,7 +74,8 @@ def normalised(reason):
     """The reason without what differs from one graph to the next."""
     reason = re.sub(r"\s+", " ", reason)
     reason = re.sub(r"\[[^\[\]]*\]", "[…]", reason)
-    reason = re.sub(r"(?<![A-Za-z])-?\d+(\.\d+)?", "n", reason)
+    reason = re.sub(r"node #\d+ \"[^\"]*\"|`[^`]*`|^\w+: ", "…", reason)
+    reason = re.sub(r"(?<![\w.])(?<!element type )-?\d+(\.\d+)?", "n", reason)
     return reason[:160]
 
 
