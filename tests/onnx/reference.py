@@ -49,22 +49,15 @@ class Reference:
 
     def run(self, request):
         session = self.sessions[request["run"]]
-        folder = Path(request["inputs"])
-        names = [value.name for value in session.get_outputs()]
         times = []
         try:
-            tensors = [onnx.load_tensor(folder / f"{i}.pb") for i in range(len(session.get_inputs()))]
-            # Strings cannot be made an OrtValue, and what NumPy lacks can be nothing else.
-            has_strings = any(tensor.data_type == onnx.TensorProto.STRING for tensor in tensors)
-            convert = numpy_helper.to_array if has_strings else to_ort
-            run = session.run if has_strings else session.run_with_ort_values
-            inputs = {value.name: convert(tensor) for value, tensor in zip(session.get_inputs(), tensors)}
+            run = prepare(session, Path(request["inputs"]))
             for _ in range(request.get("times", 1)):
                 since = time.process_time_ns()
-                outputs = run(names, inputs)
-                times.append((time.process_time_ns() - since) // 1000)
+                outputs = run()
+                times.append((time.process_time_ns() - since) / 1000)
             if "write_outputs" in request:
-                write(Path(request["write_outputs"]), outputs)
+                write(Path(request["write_outputs"]), outputs())
         except Exception as error:  # as above
             return {"failed": one_line(error)}
         return {"cpu_us": times}
@@ -81,6 +74,34 @@ def options():
 
 def spec(value):
     return {"name": value.name, "datatype": value.type, "shape": value.shape}
+
+
+def prepare(session, folder):
+    """A function that runs the session and gives one that reads the outputs."""
+    inputs = session.get_inputs()
+    tensors = [onnx.load_tensor(folder / f"{index}.pb") for index in range(len(inputs))]
+    names = [value.name for value in session.get_outputs()]
+    if any(tensor.data_type == onnx.TensorProto.STRING for tensor in tensors):
+        # Strings cannot be made an OrtValue, and what NumPy lacks can be nothing else.
+        arrays = {value.name: numpy_helper.to_array(tensor) for value, tensor in zip(inputs, tensors)}
+
+        def run_arrays():
+            outputs = session.run(names, arrays)
+            return lambda: outputs
+
+        return run_arrays
+    # The leanest way: `run` costs 6 µs more, `run_with_ort_values` a hundred.
+    binding = session.io_binding()
+    for value, tensor in zip(inputs, tensors):
+        binding.bind_ortvalue_input(value.name, to_ort(tensor))
+    for name in names:
+        binding.bind_output(name)
+
+    def run_bound():
+        session.run_with_iobinding(binding)
+        return binding.get_outputs
+
+    return run_bound
 
 
 def to_ort(tensor):

@@ -6,6 +6,8 @@ import json
 import re
 from collections import Counter, defaultdict
 
+from probe import REFERENCE
+
 KINDS = ["passed", "refused", "failed", "wrong", "crashed", "hung", "not servable"]
 GROUPS = ["inference", "training", "loss"]
 REASONS = 30
@@ -34,7 +36,8 @@ def print_suite(title, picked, outcomes):
         counts = Counter(row[index].kind for index in picked)
         share = f"{100 * counts['passed'] / len(picked):.1f} %"
         cells = [f"{counts['passed']} {share:>7}", *(counts[kind] or "-" for kind in KINDS[1:])]
-        print("".join([f"  {runner:12}", *(f"{cell:>14}" for cell in cells)]))
+        name = "ONNX Runtime" if runner == REFERENCE else runner
+        print("".join([f"  {name:12}", *(f"{cell:>14}" for cell in cells)]))
     print()
 
 
