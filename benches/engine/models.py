@@ -150,7 +150,9 @@ def wheel(package):
 @cache
 def own(target, path):
     """A file that models/fetch.py makes."""
-    fetch.fetch(target, fetch.TARGETS[target])
+    outputs = fetch.TARGETS[target]
+    if not all(map(fetch.is_up_to_date, outputs)):
+        fetch.fetch(target, outputs)
     return REPOSITORY / path
 
 
