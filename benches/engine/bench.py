@@ -6,7 +6,8 @@ Each model of models.py is loaded by ONNX Runtime (Python API; one thread, seque
 each engine (engine_probe), which then run it in turn, round by round, so that a busy machine
 slows all of them. A figure is the median over the rounds of a round's mean. CPU time is the
 whole process's. ONNX Runtime runs with its inputs bound beforehand, but for strings, which its
-Python API cannot bind: `run` is some 6 µs dearer. Loading is from file to first answer, in a fresh process, median of 3.
+Python API cannot bind: `run` is some 6 µs dearer. Loading is from file to first answer, in a
+fresh process, median of 3.
 
 An engine agrees if each output has ONNX Runtime's shape and type; its integers, booleans and
 strings are equal, and its floats differ by at most 1e-3 of the output's largest magnitude
