@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments reference deny
+	bench-deployments bench-engine onnx-tests engine-probe reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -64,6 +64,24 @@ bench-http: guests build
 
 bench-deployments: guests build
 	@python3 benches/deployments.py
+
+# Engines against ONNX Runtime on real models, the results written to benches/engine/RESULTS.md.
+# With ARGS="--models minilm --rounds 5", only those models.
+bench-engine: engine-probe target/engine-venv/.complete
+	@target/engine-venv/bin/python benches/engine/bench.py $(ARGS)
+
+# The ONNX project's own backend tests; fails where tests/onnx/expected.json knew better. With
+# ARGS=--update, notes the outcomes there; CI runs ARGS="--check --subset --no-reference".
+onnx-tests: engine-probe target/engine-venv/.complete
+	@target/engine-venv/bin/python tests/onnx/node_tests.py $(or $(ARGS),--check)
+
+engine-probe:
+	@cargo build $(CARGO_FLAGS) --example engine_probe
+
+target/engine-venv/.complete: benches/engine/requirements.txt
+	@python3 -m venv target/engine-venv
+	@target/engine-venv/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
+	@touch $@
 
 # After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
 reference: models guests
