@@ -1,5 +1,7 @@
 //! Which engine runs a graph: measured, once, before it is served.
 
+use std::time::{Duration, Instant};
+
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::EngineKind;
@@ -10,9 +12,9 @@ use crate::tensor::{Contract, Datatype, Value, push_bytes_element};
 /// A challenger must need less than this share of the reference's CPU time.
 const CLEARLY_LESS: f64 = 0.95;
 
-/// CPU time an engine is measured for, and how often at most.
-const MEASURED_US: u64 = 500_000;
-const MAX_ROUNDS: usize = 20;
+/// How often each engine is measured, and for how long each time.
+const ROUNDS: usize = 6;
+const ROUND: Duration = Duration::from_millis(40);
 
 const MAX_GENERATED_ELEMENTS: usize = 1 << 24;
 
@@ -38,7 +40,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
     Measured {
-        /// Of one run of all inputs: the median.
+        /// Of one run of all inputs, on average; 0 where there was nothing to compare it with.
         cpu_us: u64,
         load_us: u64,
         /// From the reference, of any floating-point value, relative to the larger of it and 1.
@@ -58,7 +60,10 @@ struct Contender {
     graph: Graph,
     load_us: u64,
     outputs: Vec<Inputs>,
-    times: Vec<u64>,
+    runs: u64,
+    spent_us: u64,
+    /// Why it broke while it was measured.
+    failure: Option<String>,
 }
 
 /// Runs `inputs` on each of `engines` that loads the graph, and takes the fastest by CPU time of
@@ -86,8 +91,10 @@ pub fn choose(
                 match run_all(&graph, inputs) {
                     Err(failure) => verdicts[index] = Some(Verdict::Failed(failure)),
                     Ok(outputs) => {
-                        let times = Vec::new();
-                        contenders.push(Contender { index, graph, load_us, outputs, times });
+                        let (runs, spent_us, failure) = (0, 0, None);
+                        let contender =
+                            Contender { index, graph, load_us, outputs, runs, spent_us, failure };
+                        contenders.push(contender);
                     }
                 }
             }
@@ -115,6 +122,17 @@ pub fn choose(
     if contenders.len() > 1 {
         measure(&mut contenders, inputs);
     }
+    contenders.retain(|contender| match &contender.failure {
+        None => true,
+        Some(failure) => {
+            verdicts[contender.index] = Some(Verdict::Failed(failure.clone()));
+            false
+        }
+    });
+    if contenders.is_empty() {
+        let reason = describe(engines, &verdicts);
+        return Ok(finish(engines, verdicts, loaded, reason));
+    }
     // Given in the caller's order: the first keeps its place unless another is clearly faster.
     let mut best = 0;
     for (at, contender) in contenders.iter().enumerate() {
@@ -136,9 +154,8 @@ pub fn choose(
 
 impl Contender {
     fn cpu_us(&self) -> u64 {
-        let mut times = self.times.clone();
-        times.sort_unstable();
-        times.get(times.len() / 2).copied().unwrap_or_default()
+        // Zero is for what was not measured.
+        self.spent_us.checked_div(self.runs).map_or(0, |spent| spent.max(1))
     }
 }
 
@@ -203,18 +220,20 @@ fn compare_all(expected: &[Inputs], got: &[Inputs], tolerance: f64) -> Result<f6
     Ok(largest)
 }
 
-/// In alternation, so that whatever else the machine does falls on all of them.
+/// In alternation, so that whatever else the machine does falls on all of them; for a while each
+/// time, as the clock may tick in milliseconds where the process has a limit on its CPU time.
 fn measure(contenders: &mut [Contender], inputs: &[Inputs]) {
-    for round in 0..MAX_ROUNDS {
-        for contender in contenders.iter_mut() {
-            let spent: u64 = contender.times.iter().sum();
-            if round > 0 && spent > MEASURED_US {
-                continue;
+    for _ in 0..ROUNDS {
+        for contender in contenders.iter_mut().filter(|contender| contender.failure.is_none()) {
+            let (since, before) = (Instant::now(), cpu_us());
+            while contender.failure.is_none() {
+                contender.failure = run_all(&contender.graph, inputs).err();
+                contender.runs += 1;
+                if since.elapsed() >= ROUND {
+                    break;
+                }
             }
-            let before = cpu_us();
-            // It ran them before; whether it does is not asked again.
-            let _ = run_all(&contender.graph, inputs);
-            contender.times.push(cpu_us() - before);
+            contender.spent_us += cpu_us() - before;
         }
     }
 }

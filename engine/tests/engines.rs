@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use tract_onnx::pb;
 use wisp_engine::tensor::{Datatype, Value, push_bytes_element};
-use wisp_engine::{EngineKind, Failure, Graph, OnnxRuntime};
+use wisp_engine::{EngineKind, Failure, Graph, OnnxRuntime, Verdict, choose, generated};
 
 /// The engines that can be had here.
 fn engines() -> Vec<EngineKind> {
@@ -323,4 +323,35 @@ fn engines_are_found_by_name() {
         assert_eq!(EngineKind::parse(engine.name()), Some(engine));
     }
     assert_eq!(EngineKind::parse("Tract"), None);
+}
+
+#[test]
+fn the_fastest_that_agrees_is_chosen() {
+    let onnx = fixture("pool");
+    let graph = Graph::load(&onnx, EngineKind::Tract).unwrap();
+    let inputs = generated(graph.contract()).unwrap();
+    let engines = [EngineKind::Tract, EngineKind::Rten];
+    let choice = choose(&onnx, &engines, &[inputs], 1e-3).unwrap();
+    let measured = |engine: EngineKind| {
+        let found = choice.candidates.iter().find(|candidate| candidate.engine == engine).unwrap();
+        match found.verdict {
+            Verdict::Measured { cpu_us, difference, .. } => (cpu_us, difference),
+            ref other => panic!("{engine}: {other:?}"),
+        }
+    };
+    let [tract, rten] = engines.map(measured);
+    assert!(tract.0 > 0 && rten.0 > 0 && rten.1 < 1e-4, "{choice:?}");
+    let fastest = if rten.0 * 20 < tract.0 * 19 { EngineKind::Rten } else { EngineKind::Tract };
+    assert_eq!(choice.engine, fastest, "{choice:?}");
+}
+
+#[test]
+fn an_engine_that_answers_otherwise_is_not_chosen() {
+    // rten holds 64-bit integers in 32 bits.
+    let onnx = fixture("int64_large");
+    let graph = Graph::load(&onnx, EngineKind::Tract).unwrap();
+    let inputs = [generated(graph.contract()).unwrap()];
+    let choice = choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3).unwrap();
+    assert_eq!(choice.engine, EngineKind::Tract);
+    assert!(matches!(choice.candidates[1].verdict, Verdict::Disagrees(_)), "{choice:?}");
 }

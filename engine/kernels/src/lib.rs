@@ -4,6 +4,10 @@
 //! graphs, tensors' reference counts, threads, files.
 
 #![warn(missing_docs)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "indices that the compiler knows keep sums in registers"
+)]
 
 mod conv;
 pub mod depthwise;

@@ -59,13 +59,12 @@ impl Chain {
         if model.output_outlets()?.iter().any(|outlet| outlet.node == self.last) {
             return Ok(false);
         }
-        if self.activation == Activation::None && self.post.is_none() {
-            if let Some((last, post)) = hard_swish(model, self.last)? {
-                self.activation = Activation::HardSwish;
-                self.post = (post != 1.0).then_some((post, 0.0));
-                self.last = last;
-                return Ok(true);
-            }
+        let is_linear = self.activation == Activation::None && self.post.is_none();
+        if is_linear && let Some((last, post)) = hard_swish(model, self.last)? {
+            self.activation = Activation::HardSwish;
+            self.post = (post != 1.0).then_some((post, 0.0));
+            self.last = last;
+            return Ok(true);
         }
         let Some(next) = model.single_succ(self.last)? else { return Ok(false) };
         let shape = &model.node(self.last).outputs[0].fact.shape;

@@ -115,10 +115,9 @@ fn pack(geometry: Geometry, window: Window, may_be_line: bool, weights: &[f32]) 
         let depthwise = Depthwise::new(groups, outputs / groups, window, weights.to_vec());
         return depthwise.map(Kernel::Depthwise).ok();
     }
-    if may_be_line && groups == 1 {
-        if let Some(line) = Line::new(&window, [inputs, outputs], weights) {
-            return Some(Kernel::Line(line));
-        }
+    let is_line = may_be_line && groups == 1;
+    if is_line && let Some(line) = Line::new(&window, [inputs, outputs], weights) {
+        return Some(Kernel::Line(line));
     }
     Conv2d::new(geometry, weights).map(Kernel::General).ok()
 }

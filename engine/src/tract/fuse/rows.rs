@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
-use tract_onnx::tract_hir::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_hir::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::tract_core::ops::math::{Add, Mul, Sub};
 use tract_onnx::tract_hir::tract_core::ops::nn::{
@@ -97,13 +97,10 @@ fn norm(model: &TypedModel, id: usize) -> TractResult<Option<(RowFunction, Outle
 }
 
 /// The other operand of a binary node, and its constant.
-fn with_constant<O: 'static>(
+fn with_constant<O: BinMiniOp>(
     model: &TypedModel,
     id: usize,
-) -> TractResult<Option<(OutletId, Arc<Tensor>)>>
-where
-    O: tract_onnx::tract_hir::tract_core::ops::binary::BinMiniOp,
-{
+) -> TractResult<Option<(OutletId, Arc<Tensor>)>> {
     let node = model.node(id);
     let is_ours = node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<O>());
     let [a, b] = node.inputs[..] else { return Ok(None) };
