@@ -27,7 +27,7 @@ fn bundle(folder: &Path, round: u32) -> Vec<u8> {
     let answer = r#"{"outputs":[{"name":"sum","datatype":"FP32","shape":[1,4],"data":[2,4,6,8]}]}"#;
     fs::write(source.join("two.json"), answer).expect("a file");
     let manifest = format!(
-        "name = \"add\"\nversion = \"{round}\"\n[graphs]\nmodel = \"add.onnx\"\n[[tests]]\ninput = \"one.json\"\nexpect = \"two.json\"\n"
+        "name = \"add\"\nversion = \"{round}\"\nengine = \"tract\"\n[graphs]\nmodel = \"add.onnx\"\n[[tests]]\ninput = \"one.json\"\nexpect = \"two.json\"\n"
     );
     fs::write(source.join("wisp.toml"), manifest).expect("a file");
     let packed = folder.join("add.wisp");

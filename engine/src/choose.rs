@@ -10,11 +10,11 @@ use crate::graph::{Failure, Graph, LoadError};
 use crate::tensor::{Contract, Datatype, Value, push_bytes_element};
 
 /// A challenger must need less than this share of the reference's CPU time.
-const CLEARLY_LESS: f64 = 0.95;
+const CLEARLY_LESS: f64 = 0.9;
 
 /// How often each engine is measured, and for how long each time.
-const ROUNDS: usize = 6;
-const ROUND: Duration = Duration::from_millis(40);
+const ROUNDS: usize = 8;
+const ROUND: Duration = Duration::from_millis(5);
 
 const MAX_GENERATED_ELEMENTS: usize = 1 << 24;
 
