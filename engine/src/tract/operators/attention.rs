@@ -10,6 +10,17 @@ use tract_onnx::tract_hir::ops::logic::wire_with_rank_broadcast;
 
 use super::kernel::Built;
 
+/// The attributes of its first version, which tract reads or refuses.
+const KNOWN: [&str; 7] = [
+    "is_causal",
+    "kv_num_heads",
+    "q_num_heads",
+    "qk_matmul_output_mode",
+    "scale",
+    "softcap",
+    "softmax_precision",
+];
+
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Attention", attention);
 }
@@ -17,6 +28,10 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_standard = matches!(&*node.domain, "" | "ai.onnx");
     ensure!(is_standard, "Attention of domain {} is not served", node.domain);
+    // Later versions add some that change the answer, as a window: none is passed over.
+    if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
+        bail!("Attention's attribute {} is not served", other.name);
+    }
     let theirs = tract_onnx::onnx().op_register.0.get("Attention").copied();
     let theirs = theirs.context("the engine lacks Attention")?;
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
