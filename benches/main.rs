@@ -54,10 +54,8 @@ impl Bench {
     /// Prepares a guest with graphs by name, as the repository does.
     fn guest(&self, guest: &str, graphs: &[(&str, &str)], labels: &str) -> Arc<Guest> {
         let graph = |&(name, path): &(&str, &str)| {
-            (
-                name.to_owned(),
-                Arc::new(Graph::load(&read(path), EngineKind::Tract).expect("a graph")),
-            )
+            let graph = Graph::load(&read(path), EngineKind::Tract).expect("a graph");
+            (name.to_owned(), graph, None)
         };
         let files = BundleFiles {
             assets: BTreeMap::from([(

@@ -83,7 +83,7 @@ fn a_guest_reaches_nothing_that_is_not_its_own() {
     let folder = scratch();
     let server = serve(folder.path());
     insta::assert_snapshot!(order(&server, "read-asset").error(500, "guest-failed"), @"the guest of model `hostile` failed: the bundle can be read in `prepare` only");
-    insta::assert_snapshot!(order(&server, "other-graph").error(500, "guest-failed"), @"the guest of model `hostile` failed: graph `model`: ErrorCode::NotFound: failed to find graph with name: model");
+    insta::assert_snapshot!(order(&server, "other-graph").error(500, "guest-failed"), @"the guest of model `hostile` failed: graph `model`: ErrorCode::NotFound: the bundle has no graph `model`");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod archives;
 mod attacks;
 mod bad_bundles;
 mod bad_input;
+mod batching;
 mod chaos;
 mod cli;
 mod deployments;

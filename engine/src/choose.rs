@@ -239,7 +239,7 @@ fn measure(contenders: &mut [Contender], inputs: &[Inputs]) {
 }
 
 /// Of the whole process: an engine may compute on threads of its own.
-fn cpu_us() -> u64 {
+pub(crate) fn cpu_us() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }

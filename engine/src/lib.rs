@@ -4,6 +4,7 @@
 //! tensors go out, and who calls says when to stop. Each engine has its room and only that room
 //! names its library.
 
+mod batch;
 mod choose;
 pub mod compare;
 mod contract;
@@ -16,7 +17,9 @@ pub mod tensor;
 mod tract;
 mod whole;
 
+pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
 pub use graph::{Failure, Graph, LoadError, Session};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;
+pub use tensor::Value;

@@ -14,7 +14,7 @@ use std::{fs, io};
 use rustix::param::page_size;
 use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Deserialize, Serialize};
-use wisp_engine::{Candidate, Choice, Verdict};
+use wisp_engine::{Batches, Candidate, Choice, Verdict};
 
 use crate::bundle::{ContractForm, ManifestLimits};
 use crate::digest::Digest;
@@ -93,6 +93,23 @@ pub struct EngineReport {
     pub reason: String,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub candidates: Vec<CandidateReport>,
+    /// What was measured of batches, where the manifest asks for them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub batches: Option<BatchesReport>,
+}
+
+/// Which batches pay.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BatchesReport {
+    pub sizes: Vec<usize>,
+    /// For people.
+    pub reason: String,
+}
+
+impl From<Batches> for BatchesReport {
+    fn from(Batches { sizes, reason }: Batches) -> Self {
+        Self { sizes, reason }
+    }
 }
 
 /// What came of an engine: figures, or a problem.
@@ -115,8 +132,11 @@ impl Report {
     /// What is kept of the engines, by graph.
     pub fn engines(&self) -> BTreeMap<String, EngineRecord> {
         let record = |graph: &GraphReport| {
-            let EngineReport { engine, reason, .. } = graph.engine.clone();
-            (graph.name.clone(), EngineRecord { engine, reason })
+            let EngineReport { engine, reason, batches, .. } = graph.engine.clone();
+            let (batch_sizes, batching) =
+                batches.map(|batches| (batches.sizes, batches.reason)).unzip();
+            let batch_sizes = batch_sizes.unwrap_or_default();
+            (graph.name.clone(), EngineRecord { engine, reason, batch_sizes, batching })
         };
         self.graphs.iter().map(record).collect()
     }
@@ -143,6 +163,7 @@ impl From<Choice> for EngineReport {
             engine: choice.engine.name().to_owned(),
             reason: choice.reason,
             candidates: candidates.collect(),
+            batches: None,
         }
     }
 }

@@ -125,7 +125,7 @@ impl Inference {
         let result = self.run(model, revision, request).await;
         match &result {
             Ok(InferResponse { queue, timings, .. }) => pending.succeeded(Phases {
-                queue: *queue,
+                queue: *queue + timings.waited,
                 sandbox: timings.start,
                 before: timings.before,
                 graphs: (timings.guest + timings.compute)
@@ -133,6 +133,7 @@ impl Inference {
                 after: timings.after,
                 guest: timings.guest,
                 compute: timings.compute,
+                batch: timings.batch,
             }),
             Err(error) => pending.failed(error.kind(), error.trap()),
         }

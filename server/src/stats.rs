@@ -36,8 +36,19 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// When the last answer was given, ms since 1970; 0 before the first.
     pub last_ms: AtomicU64,
+    executions: Mutex<BTreeMap<usize, Execution>>,
     failures: Mutex<BTreeMap<&'static str, u64>>,
     traps: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// Answered requests that ran a graph for as many rows, alone or for others too: how many, and
+/// how long in all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Execution {
+    pub count: u64,
+    pub input_ns: u64,
+    pub infer_ns: u64,
+    pub output_ns: u64,
 }
 
 /// How often, and how long in all.
@@ -97,6 +108,8 @@ pub struct Phases {
     pub after: Duration,
     pub guest: Duration,
     pub compute: Duration,
+    /// Rows that its graph ran for at once; 1 where it was alone, 0 where another's run did.
+    pub batch: usize,
 }
 
 impl Stats {
@@ -104,6 +117,20 @@ impl Stats {
     pub fn enter(&self) -> Pending<'_> {
         self.pending.fetch_add(1, Ordering::Relaxed);
         Pending { stats: self, began: std::time::Instant::now(), settled: false }
+    }
+
+    /// Runs by how many rows they were for.
+    pub fn executions(&self) -> BTreeMap<usize, Execution> {
+        self.executions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn execute(&self, phases: &Phases) {
+        let mut executions = self.executions.lock().unwrap_or_else(PoisonError::into_inner);
+        let execution = executions.entry(phases.batch).or_default();
+        execution.count += 1;
+        execution.input_ns += (phases.sandbox + phases.before).as_nanos() as u64;
+        execution.infer_ns += phases.graphs.as_nanos() as u64;
+        execution.output_ns += phases.after.as_nanos() as u64;
     }
 
     /// How many failed, by the error's kind.
@@ -142,6 +169,9 @@ impl Pending<'_> {
         stats.after.add(phases.after);
         stats.guest.add(phases.guest);
         stats.compute.add(phases.compute);
+        if phases.batch > 0 {
+            stats.execute(&phases);
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         stats.last_ms.store(now.as_millis() as u64, Ordering::Relaxed);
     }
@@ -182,11 +212,16 @@ mod tests {
             after: took,
             guest: took * 2,
             compute: took * 10,
+            batch: 4,
         };
         stats.enter().succeeded(phases);
         stats.enter().failed("deadline", None);
         drop(stats.enter());
         assert_eq!((stats.success.count(), stats.failure.count()), (1, 2));
+        assert_eq!(
+            stats.executions().iter().map(|(rows, run)| (*rows, run.count)).collect::<Vec<_>>(),
+            [(4, 1)]
+        );
         assert_eq!(stats.failures(), BTreeMap::from([("cancelled", 1), ("deadline", 1)]));
         assert_eq!(stats.pending.load(Ordering::Relaxed), 0);
         assert_eq!(stats.graphs.cumulative()[4..6], [0, 1]);

@@ -18,10 +18,8 @@ use crate::log_levels::LogLevels;
 /// # Errors
 /// `filter` is not a tracing filter.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    // wasi-nn logs every error that a guest sees as one of the server's; they are told with the
-    // request that they fail. Cranelift and tract narrate at info.
-    let filter =
-        format!("wasmtime_wasi_nn=off,tract_core=warn,tract_onnx=warn,tract_hir=warn,{filter}");
+    // Cranelift and tract narrate at info.
+    let filter = format!("tract_core=warn,tract_onnx=warn,tract_hir=warn,{filter}");
     let filter = EnvFilter::builder()
         .parse(&filter)
         .map_err(|error| anyhow::anyhow!("setting log: {error}"))?;

@@ -111,14 +111,21 @@ pub(super) fn of_version(version: &Version) -> VersionStatistics {
     let compute_input = Duration { count: before.count, ns: sandbox.ns + before.ns };
     let compute_infer = Duration::from(&stats.graphs.span);
     let compute_output = Duration::from(&stats.after.span);
-    let count = stats.success.count();
-    let batch = BatchStatistics { batch_size: 1, compute_input, compute_infer, compute_output };
+    let batches = stats.executions().into_iter().map(|(rows, run)| {
+        let span = |ns| Duration { count: run.count, ns };
+        BatchStatistics {
+            batch_size: rows as u64,
+            compute_input: span(run.input_ns),
+            compute_infer: span(run.infer_ns),
+            compute_output: span(run.output_ns),
+        }
+    });
     VersionStatistics {
         name: version.model.clone(),
         version: version.label.clone(),
         last_inference: stats.last_ms.load(Ordering::Relaxed),
-        inference_count: count,
-        execution_count: count,
+        inference_count: stats.success.count(),
+        execution_count: executions(version),
         inference_stats: InferenceStatistics {
             success: (&stats.success).into(),
             fail: (&stats.failure).into(),
@@ -129,9 +136,14 @@ pub(super) fn of_version(version: &Version) -> VersionStatistics {
             cache_hit: Duration::default(),
             cache_miss: Duration::default(),
         },
-        batch_stats: if count == 0 { Vec::new() } else { vec![batch] },
+        batch_stats: batches.collect(),
         memory_usage: [],
     }
+}
+
+/// Runs: fewer than answers where some ran for several requests.
+fn executions(version: &Version) -> u64 {
+    version.stats.executions().values().map(|run| run.count).sum()
 }
 
 /// A counter or gauge: its name, type, meaning, and value for one version.
@@ -149,7 +161,7 @@ const METRICS: [Metric; 13] = [
         version.stats.success.count() as f64
     }),
     ("nv_inference_exec_count", "counter", "Model executions performed", |version| {
-        version.stats.success.count() as f64
+        executions(version) as f64
     }),
     ("nv_inference_pending_request_count", "gauge", "Requests that wait or run", |version| {
         version.stats.pending.load(Ordering::Relaxed) as f64

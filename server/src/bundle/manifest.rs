@@ -45,6 +45,9 @@ pub struct Manifest {
     pub settings: BTreeMap<String, Setting>,
     #[serde(default)]
     pub limits: ManifestLimits,
+    /// Whether several requests' computes of a graph may be one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batching: Option<BatchingSetting>,
     /// What `prepare` must return, where it is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contract: Option<ContractForm>,
@@ -156,6 +159,68 @@ pub struct ManifestLimits {
     pub deadline_ms: Option<u64>,
 }
 
+/// How computes of several requests may be run at once. Used for the graphs and sizes of which an
+/// examination measured that it pays, and for no others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchingSetting {
+    /// Rows run at once at most: what requests bring along their graph's first axis.
+    pub max_batch_size: usize,
+    /// How long a request may wait for others, beyond those that are ready to run.
+    #[serde(default)]
+    pub max_queue_delay_us: u64,
+    /// The sizes to be made; powers of two and `max_batch_size` where it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preferred_batch_size: Vec<usize>,
+}
+
+/// Above it a batch is so large that its first request waits for seconds.
+const MAX_BATCH_SIZE: usize = 1024;
+const MAX_QUEUE_DELAY_US: u64 = 1_000_000;
+const MAX_PREFERRED: usize = 16;
+
+impl BatchingSetting {
+    /// The sizes that are worth measuring, the least first.
+    pub fn sizes(&self) -> Vec<usize> {
+        let mut sizes = self.preferred_batch_size.clone();
+        if sizes.is_empty() {
+            sizes.extend(
+                (1..).map(|power| 1 << power).take_while(|&size| size < self.max_batch_size),
+            );
+            sizes.push(self.max_batch_size);
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Self { max_batch_size: most, max_queue_delay_us: delay, preferred_batch_size } = self;
+        if !(2..=MAX_BATCH_SIZE).contains(most) {
+            return Err(format!(
+                "batching.max_batch_size is {most}, expected 2 to {MAX_BATCH_SIZE}"
+            ));
+        }
+        if *delay > MAX_QUEUE_DELAY_US {
+            return Err(format!(
+                "batching.max_queue_delay_us is {delay}, expected at most {MAX_QUEUE_DELAY_US}"
+            ));
+        }
+        if preferred_batch_size.len() > MAX_PREFERRED {
+            let came = preferred_batch_size.len();
+            return Err(format!(
+                "batching.preferred_batch_size has {came} sizes, expected at most {MAX_PREFERRED}"
+            ));
+        }
+        match preferred_batch_size.iter().find(|size| !(2..=*most).contains(*size)) {
+            None => Ok(()),
+            Some(odd) => Err(format!(
+                "batching.preferred_batch_size has {odd}, expected 2 to max_batch_size, {most}"
+            )),
+        }
+    }
+}
+
 /// One input and the answer to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -261,6 +326,7 @@ impl Manifest {
         if self.limits.deadline_ms == Some(0) {
             return Err("limits.deadline_ms is 0, expected 1 or more".to_owned());
         }
+        self.batching.as_ref().map_or(Ok(()), BatchingSetting::check)?;
         if let Some((output, file)) =
             self.labels.iter().find(|(_, file)| !self.assets.contains(file))
         {

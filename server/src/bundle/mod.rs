@@ -9,8 +9,8 @@ mod manifest;
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{
-    ContractForm, EngineSetting, FileKind, Manifest, ManifestLimits, Setting, SpecForm, Task,
-    check_name, check_version,
+    BatchingSetting, ContractForm, EngineSetting, FileKind, Manifest, ManifestLimits, Setting,
+    SpecForm, Task, check_name, check_version,
 };
 
 use std::collections::BTreeMap;
@@ -51,6 +51,9 @@ pub struct Bundle {
     pub engine: EngineSetting,
     /// By graph, where `auto` has been decided.
     pub engines: BTreeMap<String, EngineKind>,
+    pub batching: Option<BatchingSetting>,
+    /// By graph, the sizes of batches that were measured to pay.
+    pub batch_sizes: BTreeMap<String, Vec<usize>>,
     pub files: BundleFiles,
     pub limits: ManifestLimits,
     pub contract: Option<ContractForm>,
@@ -111,6 +114,8 @@ impl Bundle {
             graphs,
             engine: manifest.engine,
             engines: BTreeMap::new(),
+            batching: manifest.batching.clone(),
+            batch_sizes: BTreeMap::new(),
             files: BundleFiles { assets, settings: manifest.settings.clone() },
             limits: manifest.limits,
             contract: manifest.contract.clone(),

@@ -15,7 +15,7 @@ use reqwest::{Body, Method};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::bundles::{named, print_report};
+use super::bundles::{named, print_report, sizes_text};
 use super::client::{Server, ServerArgs};
 use super::{bar, say, say_json, size, spinner};
 use crate::deploy::{Deployed, ModelView};
@@ -284,6 +284,10 @@ fn print_models(models: &[ModelView]) {
             let [version, graph] = [&version.version, graph].map(|name| one_line(name));
             let reason = one_line(&record.reason);
             say(&format!("version {version}, graph {graph}: {} ({reason})", record.engine));
+            if let Some(reason) = &record.batching {
+                let (sizes, reason) = (sizes_text(&record.batch_sizes), one_line(reason));
+                say(&format!("version {version}, graph {graph}: batches {sizes} ({reason})"));
+            }
         }
     }
     for model in models {

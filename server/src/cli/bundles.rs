@@ -16,7 +16,7 @@ use crate::bundle::ContractForm;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
-use crate::examine::{EngineReport, Examination, Report};
+use crate::examine::{BatchesReport, EngineReport, Examination, Report};
 use crate::registry::{Remote, is_reference};
 use crate::signature::{PrivateKey, PublicKey, Signature};
 use crate::store::{Staged, Staging};
@@ -305,6 +305,14 @@ pub(super) fn check(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sizes of batches for people.
+pub(super) fn sizes_text(sizes: &[usize]) -> String {
+    match sizes {
+        [] => "none".to_owned(),
+        _ => sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// A report for people.
 pub(super) fn print_report(report: &Report) {
     say(&format!("digest      {}", report.digest));
@@ -313,8 +321,11 @@ pub(super) fn print_report(report: &Report) {
     for graph in &report.graphs {
         let (inputs, outputs) = (graph.contract.inputs.len(), graph.contract.outputs.len());
         say(&format!("graph       {}: inputs {inputs}, outputs {outputs}", one_line(&graph.name)));
-        let EngineReport { engine, reason, .. } = &graph.engine;
+        let EngineReport { engine, reason, batches, .. } = &graph.engine;
         say(&format!("engine      {engine} ({})", one_line(reason)));
+        if let Some(BatchesReport { sizes, reason }) = batches {
+            say(&format!("batches     {} ({})", sizes_text(sizes), one_line(reason)));
+        }
     }
     say(&format!("loaded in   {} ms", report.load_ms));
     for test in &report.tests {

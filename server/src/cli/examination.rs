@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use wisp_engine::{EngineKind, Graph, choose, generated};
+use wisp_engine::{Batches, EngineKind, Graph, choose, generated, measure_batches};
 
 use crate::api::check_golden;
 use crate::bundle::{Artifact, Bundle, ContractForm, Head};
@@ -74,8 +74,8 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let graphs = bundle.graphs.iter().filter_map(|(name, onnx)| {
         let graph = revision.graphs.get(name)?;
         let contract = ContractForm::from(graph.contract());
-        let measures = job.runs_tests && bundle.engine.named().is_none();
-        let engine = if measures { decide(&onnx.bytes, graph) } else { taken(graph) };
+        let engine =
+            if job.runs_tests { decide(&bundle, &onnx.bytes, graph) } else { taken(graph) };
         Some(GraphReport { name: name.clone(), contract, engine })
     });
     Ok(Report {
@@ -111,22 +111,43 @@ fn try_engines<T>(
     Err(reason)
 }
 
-/// Measures the engines on what the golden tests gave the graph, or on what its contract lets
-/// one make up. The engine whose answers were tested is the reference.
-fn decide(onnx: &[u8], graph: &Graph) -> EngineReport {
-    let mut engines = EngineKind::available();
-    engines.sort_by_key(|engine| *engine != graph.engine());
+/// Measures the engines, and batches where the manifest asks for them, on what the golden tests
+/// gave the graph, or on what its contract lets one make up. The engine whose answers were tested
+/// is the reference.
+fn decide(bundle: &Bundle, onnx: &[u8], graph: &Graph) -> EngineReport {
     let mut inputs = graph.recorded();
     if inputs.is_empty() {
         inputs.extend(generated(graph.contract()));
     }
-    // It was loaded just now; should it not be again, there is nothing to choose.
-    choose(onnx, &engines, &inputs, AGREEMENT).map_or_else(|_| taken(graph), EngineReport::from)
+    let mut report = taken(graph);
+    if bundle.engine.named().is_none() {
+        let mut engines = EngineKind::available();
+        engines.sort_by_key(|engine| *engine != graph.engine());
+        // It was loaded just now; should it not be again, there is nothing to choose.
+        if let Ok(choice) = choose(onnx, &engines, &inputs, AGREEMENT) {
+            report = EngineReport::from(choice);
+        }
+    }
+    if let Some(setting) = &bundle.batching {
+        let measure = |graph: &Graph| measure_batches(graph, &inputs, &setting.sizes(), AGREEMENT);
+        let chosen = EngineKind::parse(&report.engine).filter(|chosen| *chosen != graph.engine());
+        let batches = match chosen.map(|chosen| Graph::load(onnx, chosen)) {
+            None => measure(graph),
+            Some(Ok(chosen)) => measure(&chosen),
+            Some(Err(error)) => Batches { sizes: Vec::new(), reason: error.to_string() },
+        };
+        report.batches = Some(batches.into());
+    }
+    report
 }
 
 fn taken(graph: &Graph) -> EngineReport {
-    let reason = "not measured".to_owned();
-    EngineReport { engine: graph.engine().name().to_owned(), reason, candidates: Vec::new() }
+    EngineReport {
+        engine: graph.engine().name().to_owned(),
+        reason: "not measured".to_owned(),
+        candidates: Vec::new(),
+        batches: None,
+    }
 }
 
 /// Reads the bundle, its digests once more.

@@ -1,127 +1,311 @@
-//! The seam to `wasmtime-wasi-nn`: a registry of one bundle's graphs for one request, and an
-//! execution context that checks a guest's tensors before the engine sees them.
+//! wasi-nn for one sandbox: its graphs by name, under its run, and no way to load another. A
+//! guest's tensors are bounded all together, and checked before an engine sees them. A compute
+//! may wait for others without holding its thread.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use wasmtime_wasi_nn::backend::{
-    BackendError, BackendExecutionContext, BackendGraph, Id, NamedTensor,
-};
-use wasmtime_wasi_nn::wit::{TensorType, WasiNnCtx};
-use wasmtime_wasi_nn::{ExecutionContext, Graph as WasiGraph, GraphRegistry, Tensor};
-use wisp_engine::{Failure, Graph};
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wisp_engine::Failure;
 
-use super::{Graphs, Run};
+use self::wasi::nn::errors::{self, ErrorCode};
+use self::wasi::nn::graph::{self, ExecutionTarget, GraphEncoding};
+use self::wasi::nn::inference;
+use self::wasi::nn::tensor::{self, TensorType};
+use super::{Graphs, Run, Served};
 use crate::tensor::{Datatype, Value};
 
-impl Graphs {
-    /// What one sandbox sees of wasi-nn: these graphs by name, under `run`, and no backend
-    /// that would load a graph from bytes.
-    pub fn context(self: &Arc<Self>, run: &Arc<Run>) -> WasiNnCtx {
-        let registry = Registry { graphs: self.clone(), run: run.clone(), seen: OnceLock::new() };
-        WasiNnCtx::new([], wasmtime_wasi_nn::Registry::from(registry))
-    }
+wasmtime::component::bindgen!({
+    path: "../wit",
+    inline: "
+        package wisp:nn;
+        world imports {
+            import wasi:nn/tensor@0.2.0-rc-2024-10-28;
+            import wasi:nn/errors@0.2.0-rc-2024-10-28;
+            import wasi:nn/inference@0.2.0-rc-2024-10-28;
+            import wasi:nn/graph@0.2.0-rc-2024-10-28;
+        }
+    ",
+    world: "wisp:nn/imports",
+    imports: {
+        "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
+        default: trappable,
+    },
+    with: {
+        "wasi:nn/tensor.tensor": crate::nn::wasi::Tensor,
+        "wasi:nn/errors.error": crate::nn::wasi::Error,
+        "wasi:nn/graph.graph": crate::nn::wasi::BoundGraph,
+        "wasi:nn/inference.graph-execution-context": crate::nn::wasi::ExecutionContext,
+    },
+});
+
+/// A tensor that a guest made or was given.
+pub struct Tensor {
+    dimensions: Vec<u32>,
+    ty: TensorType,
+    data: Vec<u8>,
 }
 
-struct Registry {
+/// What a guest is told of a failure.
+pub struct Error {
+    code: ErrorCode,
+    text: String,
+}
+
+/// A graph that a guest has asked for by name.
+pub struct BoundGraph(Arc<Served>);
+
+/// A graph that it will run.
+pub struct ExecutionContext(Arc<Served>);
+
+/// What one sandbox has of wasi-nn.
+#[derive(Debug)]
+pub struct Context {
     graphs: Arc<Graphs>,
     run: Arc<Run>,
-    /// Filled at the first look-up: a guest that fails early pays nothing.
-    seen: OnceLock<Vec<WasiGraph>>,
+    /// Of all its tensors, bytes.
+    held_bytes: usize,
+    most_bytes: usize,
+    is_full: bool,
 }
 
-impl GraphRegistry for Registry {
-    fn get(&self, name: &str) -> Option<&WasiGraph> {
-        let index = self.graphs.0.iter().position(|(known, _)| known == name)?;
-        let seen = self.seen.get_or_init(|| {
-            let bind = |(_, graph): &(_, Arc<Graph>)| {
-                let bound = BoundGraph { graph: graph.clone(), run: self.run.clone() };
-                WasiGraph::from(Box::new(bound) as Box<dyn BackendGraph>)
-            };
-            self.graphs.0.iter().map(bind).collect()
-        });
-        seen.get(index)
+impl Context {
+    /// These graphs by name, under `run`, and room for tensors of `most_bytes` in all.
+    pub fn new(graphs: &Arc<Graphs>, run: &Arc<Run>, most_bytes: usize) -> Self {
+        graphs.sandboxes.fetch_add(1, Ordering::Relaxed);
+        let (graphs, run) = (graphs.clone(), run.clone());
+        Self { graphs, run, held_bytes: 0, most_bytes, is_full: false }
     }
 
-    fn get_mut(&mut self, name: &str) -> Option<&mut WasiGraph> {
-        self.get(name)?;
-        let index = self.graphs.0.iter().position(|(known, _)| known == name)?;
-        self.seen.get_mut()?.get_mut(index)
+    pub fn graphs(&self) -> &Graphs {
+        &self.graphs
     }
-}
 
-/// A shared graph under one request's deadline.
-#[derive(Clone)]
-struct BoundGraph {
-    graph: Arc<Graph>,
-    run: Arc<Run>,
-}
-
-impl BackendGraph for BoundGraph {
-    fn init_execution_context(&self) -> Result<ExecutionContext, BackendError> {
-        Ok(ExecutionContext::from(Box::new(self.clone()) as Box<dyn BackendExecutionContext>))
+    /// Whether a tensor was refused for want of room.
+    pub fn is_full(&self) -> bool {
+        self.is_full
     }
 }
 
-impl BackendExecutionContext for BoundGraph {
-    fn set_input(&mut self, _: Id, _: &Tensor) -> Result<(), BackendError> {
-        Err(BackendError::UnsupportedTensorType("set-input is not part of this wasi-nn".into()))
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.graphs.sandboxes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A sandbox's context, and the table with its resources.
+pub struct View<'a> {
+    pub context: &'a mut Context,
+    pub table: &'a mut ResourceTable,
+}
+
+struct HasView;
+
+impl HasData for HasView {
+    type Data<'a> = View<'a>;
+}
+
+/// Adds the four interfaces to a linker.
+///
+/// # Errors
+/// It has some of them already.
+pub fn add_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> View<'_>,
+) -> wasmtime::Result<()> {
+    tensor::add_to_linker::<_, HasView>(linker, view)?;
+    errors::add_to_linker::<_, HasView>(linker, view)?;
+    inference::add_to_linker::<_, HasView>(linker, view)?;
+    graph::add_to_linker::<_, HasView>(linker, view)
+}
+
+/// What a function returns: a trap, an error for the guest, or a value.
+type Answer<T> = wasmtime::Result<Result<T, Resource<Error>>>;
+
+impl View<'_> {
+    /// Keeps a tensor, unless the sandbox would hold more in tensors than it may.
+    fn push(&mut self, tensor: Tensor) -> wasmtime::Result<Resource<Tensor>> {
+        let held = self.context.held_bytes.saturating_add(tensor.data.len());
+        if held > self.context.most_bytes {
+            self.context.is_full = true;
+            let most = self.context.most_bytes >> 20;
+            wasmtime::bail!("tensors of more than {most} MiB are held");
+        }
+        self.context.held_bytes = held;
+        Ok(self.table.push(tensor)?)
     }
 
-    fn get_output(&mut self, _: Id) -> Result<Tensor, BackendError> {
-        Err(BackendError::UnsupportedTensorType("get-output is not part of this wasi-nn".into()))
+    fn take(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Tensor> {
+        let tensor = self.table.delete(tensor)?;
+        self.context.held_bytes -= tensor.data.len();
+        Ok(tensor)
     }
 
-    fn compute(
+    fn refuse<T>(&mut self, code: ErrorCode, text: String) -> Answer<T> {
+        Ok(Err(self.table.push(Error { code, text })?))
+    }
+}
+
+impl tensor::Host for View<'_> {}
+
+impl tensor::HostTensor for View<'_> {
+    fn new(
         &mut self,
-        inputs: Option<Vec<NamedTensor>>,
-    ) -> Result<Option<Vec<NamedTensor>>, BackendError> {
+        dimensions: Vec<u32>,
+        ty: TensorType,
+        data: Vec<u8>,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        self.push(Tensor { dimensions, ty, data })
+    }
+
+    fn dimensions(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
+        Ok(self.table.get(&tensor)?.dimensions.clone())
+    }
+
+    fn ty(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<TensorType> {
+        Ok(self.table.get(&tensor)?.ty)
+    }
+
+    fn data(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u8>> {
+        Ok(self.table.get(&tensor)?.data.clone())
+    }
+
+    fn drop(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<()> {
+        self.take(tensor).map(drop)
+    }
+}
+
+impl errors::Host for View<'_> {}
+
+impl errors::HostError for View<'_> {
+    fn code(&mut self, error: Resource<Error>) -> wasmtime::Result<ErrorCode> {
+        Ok(self.table.get(&error)?.code)
+    }
+
+    fn data(&mut self, error: Resource<Error>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&error)?.text.clone())
+    }
+
+    fn drop(&mut self, error: Resource<Error>) -> wasmtime::Result<()> {
+        self.table.delete(error)?;
+        Ok(())
+    }
+}
+
+impl graph::Host for View<'_> {
+    fn load(
+        &mut self,
+        _: Vec<Vec<u8>>,
+        _: GraphEncoding,
+        _: ExecutionTarget,
+    ) -> Answer<Resource<BoundGraph>> {
+        let text = "graphs come with the bundle and are loaded by name".to_owned();
+        self.refuse(ErrorCode::UnsupportedOperation, text)
+    }
+
+    fn load_by_name(&mut self, name: String) -> Answer<Resource<BoundGraph>> {
+        match self.context.graphs.served(&name) {
+            Some(served) => Ok(Ok(self.table.push(BoundGraph(served.clone()))?)),
+            None => self.refuse(ErrorCode::NotFound, format!("the bundle has no graph `{name}`")),
+        }
+    }
+}
+
+impl graph::HostGraph for View<'_> {
+    fn init_execution_context(
+        &mut self,
+        graph: Resource<BoundGraph>,
+    ) -> Answer<Resource<ExecutionContext>> {
+        let served = self.table.get(&graph)?.0.clone();
+        Ok(Ok(self.table.push(ExecutionContext(served))?))
+    }
+
+    fn drop(&mut self, graph: Resource<BoundGraph>) -> wasmtime::Result<()> {
+        self.table.delete(graph)?;
+        Ok(())
+    }
+}
+
+impl inference::Host for View<'_> {}
+
+impl inference::HostGraphExecutionContext for View<'_> {
+    async fn compute(
+        &mut self,
+        context: Resource<ExecutionContext>,
+        inputs: Vec<(String, Resource<Tensor>)>,
+    ) -> Answer<Vec<(String, Resource<Tensor>)>> {
+        let named = inputs.into_iter().map(|(name, tensor)| Ok((name, self.take(tensor)?)));
+        let named = named.collect::<wasmtime::Result<Vec<_>>>()?;
+        let served = self.table.get(&context)?.0.clone();
+        let run = self.context.run.clone();
+        let is_alone = self.context.graphs.sandboxes.load(Ordering::Relaxed) <= 1;
         let started = Instant::now();
-        let result = self.run_named(&inputs.unwrap_or_default());
-        self.run.record(started, result.as_ref().err());
-        result.map(Some).map_err(|failure| {
-            BackendError::BackendAccess(wasmtime::Error::msg(format!("{failure:?}")))
-        })
+        let (result, computed) = match order(&served, named) {
+            Ok(inputs) => served.run(inputs, &run, is_alone).await,
+            Err(failure) => (Err(failure), started.elapsed()),
+        };
+        let result = result.and_then(|outputs| name(&served, outputs));
+        run.record(started, computed, result.as_ref().err());
+        match result {
+            Ok(outputs) => {
+                let outputs =
+                    outputs.into_iter().map(|(name, tensor)| Ok((name, self.push(tensor)?)));
+                Ok(Ok(outputs.collect::<wasmtime::Result<_>>()?))
+            }
+            Err(Failure::Refused(text)) => self.refuse(ErrorCode::InvalidArgument, text),
+            Err(Failure::Failed(text)) => self.refuse(ErrorCode::RuntimeError, text),
+            Err(Failure::Stopped) => self.refuse(ErrorCode::Timeout, "stopped".to_owned()),
+        }
+    }
+
+    fn drop(&mut self, context: Resource<ExecutionContext>) -> wasmtime::Result<()> {
+        self.table.delete(context)?;
+        Ok(())
     }
 }
 
-impl BoundGraph {
-    fn run_named(&self, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, Failure> {
-        let contract = self.graph.contract();
-        let mut ordered = Vec::with_capacity(contract.inputs.len());
-        for spec in &contract.inputs {
-            let mut named = inputs.iter().filter(|input| input.name == spec.name);
-            let (Some(input), None) = (named.next(), named.next()) else {
-                let came: Vec<_> = inputs.iter().map(|input| &input.name).collect();
-                return Err(Failure::Refused(format!(
-                    "graph input `{}` is wanted once, got {came:?}",
-                    spec.name
-                )));
-            };
-            ordered.push(to_value(&input.tensor));
+/// Puts a guest's tensors in the order of the graph's inputs.
+fn order(
+    served: &Served,
+    mut named: Vec<(String, Tensor)>,
+) -> Result<Vec<Value<'static>>, Failure> {
+    let specs = &served.graph.contract().inputs;
+    let mut ordered = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let found = named.iter().position(|(name, _)| *name == spec.name);
+        let Some(found) = found else {
+            let came: Vec<_> = named.iter().map(|(name, _)| name).collect();
+            let text = format!("graph input `{}` is wanted, got {came:?} beside it", spec.name);
+            return Err(Failure::Refused(text));
+        };
+        ordered.push(to_value(named.swap_remove(found).1));
+    }
+    match named.first() {
+        None => Ok(ordered),
+        Some((name, _)) if specs.iter().any(|spec| spec.name == *name) => {
+            Err(Failure::Refused(format!("graph input `{name}` came twice")))
         }
-        if let Some(extra) =
-            inputs.iter().find(|input| contract.inputs.iter().all(|spec| spec.name != input.name))
-        {
-            return Err(Failure::Refused(format!("the graph has no input `{}`", extra.name)));
-        }
-        let outputs = self.graph.run(&mut ordered, &|| self.run.is_over())?;
-        let named = contract.outputs.iter().zip(outputs).map(|(spec, value)| {
-            let tensor = to_wasi(value).map_err(|reason| {
-                Failure::Failed(format!("graph output `{}`: {reason}", spec.name))
-            })?;
-            Ok(NamedTensor { name: spec.name.clone(), tensor })
-        });
-        named.collect()
+        Some((name, _)) => Err(Failure::Refused(format!("the graph has no input `{name}`"))),
     }
 }
 
-fn to_value(tensor: &Tensor) -> Value<'_> {
+fn name(served: &Served, outputs: Vec<Value<'static>>) -> Result<Vec<(String, Tensor)>, Failure> {
+    let specs = &served.graph.contract().outputs;
+    let named = specs.iter().zip(outputs).map(|(spec, value)| {
+        let tensor = to_wasi(value)
+            .map_err(|reason| Failure::Failed(format!("graph output `{}`: {reason}", spec.name)))?;
+        Ok((spec.name.clone(), tensor))
+    });
+    named.collect()
+}
+
+fn to_value(tensor: Tensor) -> Value<'static> {
     Value {
         datatype: datatype_of(tensor.ty),
         shape: tensor.dimensions.iter().map(|&size| size as usize).collect(),
-        data: Cow::Borrowed(&tensor.data),
+        data: Cow::Owned(tensor.data),
     }
 }
 

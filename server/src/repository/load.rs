@@ -10,7 +10,7 @@ use wisp_engine::{EngineKind, Graph, OnnxRuntime};
 
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
-use crate::nn::Graphs;
+use crate::nn::{Batching, Graphs};
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
 use crate::schedule::Gate;
 use crate::stats::Stats;
@@ -117,9 +117,13 @@ pub fn load(
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
         let graph = Graph::load_any(&onnx.bytes, &engines_for(bundle, name))
             .map_err(|error| format!("graph `{name}`: {error}"))?;
-        Ok((name.clone(), Arc::new(graph)))
+        Ok((name.clone(), graph, batching(bundle, name)))
     });
-    let graphs = Graphs::new(graphs.collect::<Result<_, String>>()?);
+    let graphs = graphs.collect::<Result<Vec<_>, String>>()?;
+    // While one batch runs, another may gather.
+    let batch = graphs.iter().filter_map(|(.., batching)| batching.as_ref()?.sizes.last()).max();
+    let concurrency = options.concurrency.max(batch.map_or(0, |size| 2 * size));
+    let graphs = Graphs::new(graphs);
     let mut limits = options.limits;
     if let Some(memory_mib) = bundle.limits.memory_mib {
         let most = limits.memory_bytes >> 20;
@@ -144,11 +148,18 @@ pub fn load(
         graphs,
         passthrough: bundle.passthrough,
         deadline: asked.min(options.deadline),
-        gate: Arc::new(Gate::new(options.concurrency, options.queue)),
+        gate: Arc::new(Gate::new(concurrency, options.queue)),
         stats,
         task: bundle.task,
         labels,
     }))
+}
+
+/// How a graph's computes are batched: as was measured, where the manifest asks for it.
+fn batching(bundle: &Bundle, graph: &str) -> Option<Batching> {
+    let setting = bundle.batching.as_ref()?;
+    let sizes = bundle.batch_sizes.get(graph).filter(|sizes| !sizes.is_empty())?.clone();
+    Some(Batching { sizes, delay: Duration::from_micros(setting.max_queue_delay_us) })
 }
 
 /// The engines to try a graph with, in order.

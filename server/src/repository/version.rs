@@ -299,7 +299,8 @@ impl Version {
                 .map_err(|error| error.to_string())?,
             Origin::Stored(stored, store) => {
                 let bundle = store.bundle(&stored.digest).map_err(|error| error.to_string())?;
-                Bundle { engines: stored.engine_kinds(), ..bundle }
+                let (engines, batch_sizes) = (stored.engine_kinds(), stored.batch_sizes());
+                Bundle { engines, batch_sizes, ..bundle }
             }
             Origin::Nowhere => return Err("it has no bundle".to_owned()),
         };

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
-use wasmtime::{ResourceLimiter, Store, StoreContextMut, UpdateDeadline};
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{
     HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
 };
-use wasmtime_wasi_nn::Tensor;
-use wasmtime_wasi_nn::wit::{WasiNnCtx, WasiNnView};
 
 use super::Limits;
 use super::bindings::{types, wasi::logging::logging, wisp::model::bundle};
 use super::engine::Live;
 use super::output::{Output, Stream};
-use crate::nn::{Graphs, Run};
+use crate::nn::{self, Graphs, Run};
 
 /// What a guest can read of its bundle while it prepares.
 pub trait BundleView: Send + Sync {
@@ -41,8 +39,7 @@ pub(super) struct Host {
     table_elements: usize,
     growth_denied: bool,
     table: ResourceTable,
-    nn: WasiNnCtx,
-    graphs: Arc<Graphs>,
+    nn: nn::Context,
     /// Present while the guest prepares, and only then.
     bundle: Option<Arc<dyn BundleView>>,
     output: Output,
@@ -72,8 +69,7 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
         table_elements: 0,
         growth_denied: false,
         table,
-        nn: graphs.context(run),
-        graphs: graphs.clone(),
+        nn: nn::Context::new(graphs, run, limits.memory_bytes),
         bundle,
         output: Output::new(model, limits.output_bytes),
         wasi: None,
@@ -85,13 +81,8 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
     store.set_max_component_handles(limits.handles);
     store.set_epoch_deadline(1);
     let run = run.clone();
-    store.epoch_deadline_callback(move |mut store| {
-        if run.is_over() {
-            return Ok(UpdateDeadline::Interrupt);
-        }
-        // What graphs give back comes without a call that could refuse it: it is counted here.
-        store.data_mut().check_tensors(0)?;
-        Ok(UpdateDeadline::Yield(1))
+    store.epoch_deadline_callback(move |_| {
+        Ok(if run.is_over() { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
     });
     store
 }
@@ -101,45 +92,19 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_nn::wit::add_to_linker(&mut linker, |host: &mut Host| {
-        WasiNnView::new(&mut host.table, &mut host.nn)
+    nn::add_to_linker(&mut linker, |host: &mut Host| nn::View {
+        context: &mut host.nn,
+        table: &mut host.table,
     })?;
-    // wasi-nn bounds neither what a tensor holds nor how much all of them do.
-    linker.allow_shadowing(true);
-    let mut tensors = linker.instance("wasi:nn/tensor@0.2.0-rc-2024-10-28")?;
-    tensors.func_wrap(
-        "[constructor]tensor",
-        |mut store: StoreContextMut<'_, Host>, (dimensions, ty, data)| {
-            Ok((store.data_mut().push_tensor(Tensor { dimensions, ty, data })?,))
-        },
-    )?;
-    linker.allow_shadowing(false);
     bundle::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
     logging::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
     Ok(linker)
 }
 
 impl Host {
-    /// Whether a memory or table was refused more room.
+    /// Whether a memory, a table or the tensors were refused more room.
     pub(super) fn growth_denied(&self) -> bool {
-        self.growth_denied
-    }
-
-    /// Takes a tensor from the guest, unless it would hold more in tensors than in memory.
-    fn push_tensor(&mut self, tensor: Tensor) -> wasmtime::Result<Resource<Tensor>> {
-        self.check_tensors(tensor.data.len())?;
-        Ok(self.table.push(tensor)?)
-    }
-
-    /// Fails where all tensors held and `more` bytes are over the limit.
-    fn check_tensors(&mut self, more: usize) -> wasmtime::Result<()> {
-        let held = self.table.iter_mut().filter_map(|entry| entry.downcast_ref::<Tensor>());
-        let held: usize = held.map(|tensor| tensor.data.len()).sum();
-        if held.saturating_add(more) > self.limits.memory_bytes {
-            self.growth_denied = true;
-            wasmtime::bail!("tensors of more than {} MiB are held", self.limits.memory_bytes >> 20);
-        }
-        Ok(())
+        self.growth_denied || self.nn.is_full()
     }
 
     fn bundle(&self) -> Result<&Arc<dyn BundleView>, String> {
@@ -212,8 +177,8 @@ impl bundle::Host for Host {
 
     fn describe_graph(&mut self, name: String) -> Result<types::Contract, String> {
         self.bundle()?;
-        let graph =
-            self.graphs.get(&name).ok_or_else(|| format!("the bundle has no graph `{name}`"))?;
+        let graph = self.nn.graphs().get(&name);
+        let graph = graph.ok_or_else(|| format!("the bundle has no graph `{name}`"))?;
         Ok(graph.contract().clone().into())
     }
 }

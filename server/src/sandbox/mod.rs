@@ -97,10 +97,14 @@ pub struct Timings {
     pub guest: Duration,
     /// The graphs.
     pub compute: Duration,
+    /// Waiting for other sandboxes to run a graph with.
+    pub waited: Duration,
     /// Of the guest's time, what came before its first graph; all of it where it ran none.
     pub before: Duration,
     /// And what came after its last.
     pub after: Duration,
+    /// Rows that its largest run was for; 1 where nobody joined it, 0 where it joined another's.
+    pub batch: usize,
 }
 
 /// One instance for one request. Running consumes it: nothing a request leaves in it can be
@@ -132,14 +136,16 @@ impl Sandbox {
             Ok(instance) => instance.infer(&mut self.store, request).await,
             Err(error) => Err(error),
         };
-        let (ended, compute) = (Instant::now(), self.run.compute_time());
+        let (ended, compute, waited) = (Instant::now(), self.run.compute_time(), self.run.waited());
         let (first, last) = self.run.compute_span().unwrap_or((ended, ended));
         let timings = Timings {
             start: started - self.created,
-            guest: (ended - started).saturating_sub(compute),
+            guest: (ended - started).saturating_sub(compute + waited),
             compute,
+            waited,
             before: first - started,
             after: ended - last,
+            batch: self.run.batch(),
         };
         let result = match answer {
             Ok(Ok(response)) => Ok(response),

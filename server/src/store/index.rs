@@ -73,6 +73,12 @@ pub struct VersionRecord {
 pub struct EngineRecord {
     pub engine: String,
     pub reason: String,
+    /// Sizes of batches that pay, the least first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub batch_sizes: Vec<usize>,
+    /// Why these, or none, where the manifest asks for batches.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub batching: Option<String>,
 }
 
 impl VersionRecord {
@@ -82,6 +88,13 @@ impl VersionRecord {
             Some((graph.clone(), EngineKind::parse(&record.engine)?))
         });
         known.collect()
+    }
+
+    /// The sizes of batches by graph.
+    pub fn batch_sizes(&self) -> BTreeMap<String, Vec<usize>> {
+        let sizes =
+            |(graph, record): (&String, &EngineRecord)| (graph.clone(), record.batch_sizes.clone());
+        self.engines.iter().map(sizes).collect()
     }
 }
 

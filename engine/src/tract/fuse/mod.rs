@@ -2,6 +2,7 @@
 //! follows them, pooling, and functions of rows become operators of ours. What is not
 //! recognised stays tract's.
 
+mod barrier;
 mod chain;
 mod conv;
 mod line;
@@ -21,6 +22,7 @@ use tract_onnx::prelude::*;
 pub(super) fn optimize(mut model: TypedModel, packed: &PackedWeights) -> TractResult<TypedModel> {
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
+    barrier::raise(&mut model)?;
     conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;

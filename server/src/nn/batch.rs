@@ -1,0 +1,271 @@
+//! One run for several sandboxes' computes of a graph. The first to come leads: it lets the
+//! others that are ready join, then runs what they all brought and hands out the rows. Nobody
+//! holds a thread while it waits, and whoever goes away leaves the others as they were.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+use wisp_engine::{Failure, Graph, Value, rows, split, stack};
+
+use super::Run;
+
+/// How a graph's computes are batched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batching {
+    /// Rows run at once, the least first; all above 1, one or more.
+    pub sizes: Vec<usize>,
+    /// How long the first may wait for others, beyond those that are ready.
+    pub delay: Duration,
+}
+
+type Inputs = Vec<Value<'static>>;
+type Outcome = Result<Inputs, Failure>;
+
+/// Sizes but for the first, by input: what can be stacked, and how many rows it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    sizes: Vec<Vec<usize>>,
+    rows: usize,
+}
+
+/// What of these inputs must be the same as others', where they may be run with others'.
+pub(super) fn key(graph: &Graph, inputs: &[Value<'_>]) -> Option<Key> {
+    let rows = rows(graph, inputs)?;
+    let sizes = inputs.iter().map(|value| value.shape[1..].to_vec()).collect();
+    Some(Key { sizes, rows })
+}
+
+#[derive(Debug)]
+pub(super) struct Batcher {
+    batching: Batching,
+    groups: Mutex<Vec<Group>>,
+}
+
+/// Those who wait to run together; the one at the front leads.
+#[derive(Debug)]
+struct Group {
+    sizes: Vec<Vec<usize>>,
+    jobs: VecDeque<Job>,
+    joined: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Job {
+    inputs: Inputs,
+    rows: usize,
+    run: Arc<Run>,
+    /// `None`: it leads, and takes its outcome itself.
+    reply: Option<oneshot::Sender<Reply>>,
+}
+
+#[derive(Debug)]
+enum Reply {
+    /// Whoever led has gone or has had enough rows: now lead.
+    Lead,
+    /// What came of it, and its part of the time.
+    Done(Outcome, Duration),
+}
+
+impl Batcher {
+    pub(super) fn new(batching: Batching) -> Self {
+        Self { batching, groups: Mutex::default() }
+    }
+
+    /// Runs the graph on `inputs`, with others' where there are any. Returns the outcome and the
+    /// time spent for it: its rows' part of a run. `is_alone`: nobody is ready to join.
+    pub(super) async fn run(
+        &self,
+        graph: &Graph,
+        key: Key,
+        inputs: Inputs,
+        run: &Arc<Run>,
+        is_alone: bool,
+    ) -> (Outcome, Duration) {
+        let waiting = self.join(&key, inputs, run);
+        let mut seat = Seat { batcher: self, sizes: &key.sizes, waiting, has_left: false };
+        if let Some(reply) = &mut seat.waiting {
+            match reply.await {
+                Ok(Reply::Lead) => seat.waiting = None,
+                Ok(Reply::Done(outcome, took)) => return (outcome, took),
+                Err(_) => {
+                    let reason = "the run that it was part of broke off".to_owned();
+                    return (Err(Failure::Failed(reason)), Duration::ZERO);
+                }
+            }
+        }
+        seat.wait_for_others(is_alone).await;
+        execute(graph, seat.take())
+    }
+
+    /// Joins those who wait with the same sizes, or becomes the first of them.
+    fn join(&self, key: &Key, inputs: Inputs, run: &Arc<Run>) -> Option<oneshot::Receiver<Reply>> {
+        let (rows, run) = (key.rows, run.clone());
+        let mut groups = self.groups();
+        let Some(group) = groups.iter_mut().find(|group| group.sizes == key.sizes) else {
+            let jobs = VecDeque::from([Job { inputs, rows, run, reply: None }]);
+            groups.push(Group { sizes: key.sizes.clone(), jobs, joined: Arc::default() });
+            return None;
+        };
+        let (sender, receiver) = oneshot::channel();
+        group.jobs.push_back(Job { inputs, rows, run, reply: Some(sender) });
+        group.joined.notify_one();
+        Some(receiver)
+    }
+
+    fn groups(&self) -> MutexGuard<'_, Vec<Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn most(&self) -> usize {
+        self.batching.sizes.last().copied().unwrap_or(1)
+    }
+}
+
+/// A place in a group. Left before its rows were run (its client has gone), the others go on.
+struct Seat<'a> {
+    batcher: &'a Batcher,
+    sizes: &'a [Vec<usize>],
+    /// `None`: it leads.
+    waiting: Option<oneshot::Receiver<Reply>>,
+    has_left: bool,
+}
+
+impl Seat<'_> {
+    /// Until those who are ready have joined, and then for more for as long as may be waited.
+    async fn wait_for_others(&self, is_alone: bool) {
+        if !is_alone {
+            tokio::task::yield_now().await;
+        }
+        let until = Instant::now() + self.batcher.batching.delay;
+        while Instant::now() < until {
+            let Some((rows, joined)) = self.look() else { return };
+            if rows >= self.batcher.most() {
+                return;
+            }
+            // Late or not: the loop looks at the clock.
+            let _ = tokio::time::timeout_at(until.into(), joined.notified()).await;
+        }
+    }
+
+    fn look(&self) -> Option<(usize, Arc<Notify>)> {
+        let groups = self.batcher.groups();
+        let group = groups.iter().find(|group| group.sizes == self.sizes)?;
+        Some((group.jobs.iter().map(|job| job.rows).sum(), group.joined.clone()))
+    }
+
+    /// Takes its own job and as many others' as make a size that pays; the rest get a new leader.
+    fn take(mut self) -> Vec<Job> {
+        self.has_left = true;
+        let most = self.batcher.most();
+        let mut groups = self.batcher.groups();
+        let Some(index) = groups.iter().position(|group| group.sizes == self.sizes) else {
+            return Vec::new();
+        };
+        let jobs = &mut groups[index].jobs;
+        let mut taken: Vec<Job> = jobs.pop_front().into_iter().collect();
+        let mut rows: usize = taken.iter().map(|job| job.rows).sum();
+        jobs.retain(Job::is_awaited);
+        while let Some(job) = jobs.pop_front_if(|job| rows + job.rows <= most) {
+            rows += job.rows;
+            taken.push(job);
+        }
+        while taken.len() > 1 && !self.batcher.batching.sizes.contains(&rows) {
+            if let Some(job) = taken.pop() {
+                rows -= job.rows;
+                jobs.push_front(job);
+            }
+        }
+        pass_on(&mut groups, index);
+        taken
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let leads = match &mut self.waiting {
+            None => !self.has_left,
+            // It may have been told to lead just now.
+            Some(waiting) => {
+                waiting.close();
+                matches!(waiting.try_recv(), Ok(Reply::Lead))
+            }
+        };
+        if !leads {
+            return;
+        }
+        let mut groups = self.batcher.groups();
+        if let Some(index) = groups.iter().position(|group| group.sizes == self.sizes) {
+            groups[index].jobs.pop_front();
+            pass_on(&mut groups, index);
+        }
+    }
+}
+
+impl Job {
+    fn is_awaited(&self) -> bool {
+        self.reply.as_ref().is_none_or(|reply| !reply.is_closed())
+    }
+}
+
+/// Has the first who is still there lead, or ends the group.
+fn pass_on(groups: &mut Vec<Group>, index: usize) {
+    let jobs = &mut groups[index].jobs;
+    while let Some(first) = jobs.front_mut() {
+        let Some(reply) = first.reply.take() else { return };
+        if reply.send(Reply::Lead).is_ok() {
+            return;
+        }
+        jobs.pop_front();
+    }
+    groups.swap_remove(index);
+}
+
+/// Runs the jobs, the leader's first, and hands out what came of them.
+fn execute(graph: &Graph, mut jobs: Vec<Job>) -> (Outcome, Duration) {
+    let started = Instant::now();
+    let together = if jobs.len() > 1 { run_together(graph, &jobs) } else { None };
+    let took = started.elapsed();
+    let rows: usize = jobs.iter().map(|job| job.rows).sum();
+    let mut outcomes = together.map(Vec::into_iter);
+    let mut own = (Err(Failure::Stopped), Duration::ZERO);
+    for job in &mut jobs {
+        let (outcome, took) = match outcomes.as_mut().and_then(Iterator::next) {
+            Some(outcome) => {
+                match job.reply {
+                    None => job.run.lead(rows),
+                    Some(_) => job.run.join(),
+                }
+                (outcome, took.mul_f64(job.rows as f64 / rows as f64))
+            }
+            None => run_alone(graph, job),
+        };
+        match job.reply.take() {
+            None => own = (outcome, took),
+            // Gone already, where it fails.
+            Some(reply) => drop(reply.send(Reply::Done(outcome, took))),
+        }
+    }
+    own
+}
+
+/// `None` where they must be run singly: one of them broke it, or the rows got lost.
+fn run_together(graph: &Graph, jobs: &[Job]) -> Option<Vec<Outcome>> {
+    let inputs: Vec<&[Value<'_>]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
+    let rows: Vec<usize> = jobs.iter().map(|job| job.rows).collect();
+    let is_over = || jobs.iter().all(|job| job.run.is_over());
+    match graph.run(&mut stack(&inputs), &is_over) {
+        Ok(outputs) => Some(split(&outputs, &rows)?.into_iter().map(Ok).collect()),
+        Err(Failure::Stopped) => Some(jobs.iter().map(|_| Err(Failure::Stopped)).collect()),
+        Err(Failure::Refused(_) | Failure::Failed(_)) => None,
+    }
+}
+
+fn run_alone(graph: &Graph, job: &mut Job) -> (Outcome, Duration) {
+    let started = Instant::now();
+    let mut inputs = mem::take(&mut job.inputs);
+    let outcome = graph.run(&mut inputs, &|| job.run.is_over());
+    (outcome, started.elapsed())
+}
