@@ -101,6 +101,18 @@ fn a_deployed_version_keeps_what_was_measured() {
         text.contains("version 1, graph model: rten (rten runs it; tract refuses it: "),
         "{text}"
     );
+    let inspect = |more: &[&str]| {
+        let state = ["--state", state.path().to_str().expect("UTF-8")];
+        let output = wisp().arg("inspect").arg(&path).args(state).args(more).output();
+        succeeded(&output.expect("wisp runs"))
+    };
+    let text = inspect(&[]);
+    assert!(
+        text.contains("\ndeployed    loop, version 1\nmeasured    model: rten (rten"),
+        "{text}"
+    );
+    let inspected: Value = serde_json::from_str(&inspect(&["--json"])).expect("JSON");
+    assert_eq!(inspected["deployed"][0]["engines"], before);
     drop(server);
     let server = Server::start_admin(state.path(), &[], &[]);
     assert_eq!(listed(&server), before);

@@ -1,4 +1,4 @@
-//! Bundles as files and in registries: pack, inspect, check, unpack, sign, verify, push, pull.
+//! Bundles as files and in registries: pack, check, unpack, sign, verify, push, pull.
 
 use std::fs;
 use std::io::BufWriter;
@@ -10,7 +10,6 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{bar, say, say_json, size, spinner};
-use wisp_engine::EngineKind;
 
 use crate::bundle::ContractForm;
 use crate::config::Config;
@@ -42,12 +41,12 @@ pub(super) struct PackArgs {
 pub(super) struct InspectArgs {
     /// A bundle: a folder, an .onnx or .wisp file, an OCI layout, or oci://host/name:tag
     #[arg(value_name = "BUNDLE")]
-    bundle: String,
+    pub(super) bundle: String,
     /// Print as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(super) registry: RegistryArgs,
 }
 
 #[derive(Args)]
@@ -116,12 +115,12 @@ pub(super) struct RegistryArgs {
 }
 
 /// A bundle, and the scratch folder that it lies in.
-struct Opened {
-    staged: Staged,
+pub(super) struct Opened {
+    pub(super) staged: Staged,
     _scratch: TempDir,
 }
 
-fn open(bundle: &str, registry: &RegistryArgs) -> anyhow::Result<Opened> {
+pub(super) fn open(bundle: &str, registry: &RegistryArgs) -> anyhow::Result<Opened> {
     let scratch = tempfile::tempdir()?;
     let staging = Staging::new(scratch.path(), LIMIT)?;
     let staged = match is_reference(bundle) {
@@ -205,73 +204,7 @@ fn write(staged: &Staged, out: &Path) -> anyhow::Result<()> {
     write().inspect_err(|_| drop(fs::remove_file(&scratch)))
 }
 
-pub(super) fn inspect(config: &Config, args: InspectArgs) -> anyhow::Result<()> {
-    telemetry::start(&config.log, config.log_format)?;
-    let opened = open(&args.bundle, &args.registry)?;
-    let artifact = &opened.staged.artifact;
-    let (head, manifest) = (&artifact.head, &artifact.manifest);
-    let signatures = opened.staged.signatures()?.len();
-    let contract = contract(config, &opened.staged);
-    if args.json {
-        let layers = head.layers.iter().map(|layer| {
-            json!({"title": layer.title, "media_type": layer.blob.media_type,
-                   "digest": layer.blob.digest, "bytes": layer.blob.size})
-        });
-        return say_json(&json!({
-            "digest": head.digest,
-            "bytes": head.total_size(),
-            "manifest": manifest,
-            "component": artifact.component,
-            "contract": contract.as_ref().ok(),
-            "layers": layers.collect::<Vec<_>>(),
-            "signatures": signatures,
-        }));
-    }
-    let name = manifest.name.as_deref().unwrap_or("(no name)");
-    let version = manifest.version.as_deref().unwrap_or("(numbered at deployment)");
-    say(&format!("name        {name}"));
-    say(&format!("version     {version}"));
-    say(&format!("digest      {}", head.digest));
-    say(&format!("size        {}", size(head.total_size())));
-    let limit = |value: Option<String>| value.unwrap_or_else(|| "the server's".to_owned());
-    let memory = limit(manifest.limits.memory_mib.map(|mib| format!("{mib} MiB")));
-    let deadline = limit(manifest.limits.deadline_ms.map(|ms| format!("{ms} ms")));
-    say(&format!("limits      memory {memory}, deadline {deadline}"));
-    let engine = manifest.engine.named().map_or("auto", EngineKind::name);
-    say(&format!("engine      {engine}"));
-    say(&format!("tests       {}", manifest.tests.len()));
-    match &contract {
-        Ok(contract) => print_contract(contract),
-        Err(reason) => say(&format!("contract    unknown: {}", one_line(reason))),
-    }
-    say(&format!("signatures  {signatures}"));
-    for layer in &head.layers {
-        let (digest, title) = (layer.blob.digest.short(), one_line(&layer.title));
-        say(&format!("file        {digest}  {:>10}  {title}", size(layer.blob.size)));
-    }
-    for (what, names) in
-        [("imports", &artifact.component.imports), ("exports", &artifact.component.exports)]
-    {
-        names.iter().for_each(|name| say(&format!("{what}     {}", one_line(name))));
-    }
-    Ok(())
-}
-
-/// What the manifest declares, else what `prepare` says, in a process that is held in.
-fn contract(config: &Config, staged: &Staged) -> Result<ContractForm, String> {
-    if let Some(declared) = &staged.artifact.manifest.contract {
-        return Ok(declared.clone());
-    }
-    let examination = Examination {
-        model: "model",
-        engine: &config.engine,
-        limits: config.deploy.examine,
-        runs_tests: false,
-    };
-    examination.run(staged).map(|report| report.contract).map_err(|error| error.to_string())
-}
-
-fn print_contract(contract: &ContractForm) {
+pub(super) fn print_contract(contract: &ContractForm) {
     for (what, specs) in [("input ", &contract.inputs), ("output", &contract.outputs)] {
         for spec in specs {
             say(&format!(

@@ -6,6 +6,7 @@ mod bundles;
 mod client;
 mod examination;
 mod infer;
+mod inspect;
 mod serve;
 mod store;
 
@@ -39,7 +40,7 @@ enum Command {
     Infer(InferArgs),
     /// Make a bundle's folder or an .onnx file into one .wisp file
     Pack(bundles::PackArgs),
-    /// Say what a bundle is
+    /// Say what a bundle is, and what was measured of it where the state folder has it
     Inspect(ExamineArgs),
     /// Examine a bundle as a deployment would: prepare, compile, golden tests
     Check(ExamineArgs),
@@ -139,7 +140,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             infer::infer(&settings.check(matches, "warn", DefaultState::None)?, &path, &file)
         }
         Command::Inspect(ExamineArgs { bundle, settings }) => {
-            bundles::inspect(&settings.check(matches, "error", DefaultState::None)?, bundle)
+            inspect::inspect(&settings.check(matches, "error", DefaultState::User)?, bundle)
         }
         Command::Check(ExamineArgs { bundle, settings }) => {
             bundles::check(&settings.check(matches, "warn", DefaultState::None)?, bundle)

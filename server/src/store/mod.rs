@@ -336,6 +336,17 @@ fn lock(root: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+impl Index {
+    /// What a state folder has deployed, also while a server is on it; nothing where there is no
+    /// folder.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn read(root: &Path) -> Result<Self, Error> {
+        Ok(read_index(root)?.unwrap_or_default())
+    }
+}
+
 /// `None`: there is none.
 fn read_index(root: &Path) -> Result<Option<Index>, Error> {
     let path = root.join("index.json");
