@@ -5,13 +5,17 @@ use tract_onnx::pb;
 
 use crate::LoadError;
 
-/// Refuses a graph with a tensor in another file.
+/// Refuses a graph with a tensor in another file; and one with functions of its own, whose
+/// attributes may have such tensors as defaults, where the messages read here do not show them.
 ///
 /// # Errors
-/// The text names the tensor.
+/// The text names the tensor or the function.
 pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
-    proto.graph.iter().try_for_each(check_graph)?;
-    proto.functions.iter().flat_map(|function| &function.node).try_for_each(check_node)
+    if let Some(function) = proto.functions.first() {
+        let name = function.name.as_deref().unwrap_or_default();
+        return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
+    }
+    proto.graph.iter().try_for_each(check_graph)
 }
 
 fn check_graph(graph: &pb::GraphProto) -> Result<(), LoadError> {

@@ -275,8 +275,11 @@ fn gate_of(
                     *value *= factor[0];
                 }
             }
-            Some(Step::AtLeast(value)) => least = value,
-            Some(Step::AtMost(value)) => most = value,
+            // One of each, the lower below the upper: then their order is all the same.
+            Some(Step::AtLeast(value)) if least == f32::NEG_INFINITY && value <= most => {
+                least = value;
+            }
+            Some(Step::AtMost(value)) if most == f32::INFINITY && least <= value => most = value,
             _ => return Ok(None),
         }
         let Some(next) = model.single_succ(at)? else { return Ok(None) };

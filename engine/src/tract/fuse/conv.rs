@@ -181,7 +181,12 @@ fn along_rows(window: Window, [n, c, h, w]: [usize; 4]) -> (Window, [usize; 4]) 
 
 impl PartialEq for FusedConv {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.kernel, &other.kernel) && self.input == other.input
+        // The same weights may be shared by convolutions that differ in all else.
+        Arc::ptr_eq(&self.kernel, &other.kernel)
+            && self.bias == other.bias
+            && (self.order, self.activation, self.post)
+                == (other.order, other.activation, other.post)
+            && (self.input, &self.output) == (other.input, &other.output)
     }
 }
 

@@ -243,7 +243,12 @@ fn merge(mut spans: Vec<Span>, tensor: usize) -> Vec<Span> {
 impl PartialEq for FusedProduct {
     fn eq(&self, other: &Self) -> bool {
         let weights = |op: &Self| op.weights.as_ref().map(Arc::as_ptr);
-        self.plan == other.plan && weights(self) == weights(other) && self.output == other.output
+        self.plan == other.plan
+            && weights(self) == weights(other)
+            && self.bias == other.bias
+            && (self.order, self.activation, self.post)
+                == (other.order, other.activation, other.post)
+            && self.output == other.output
     }
 }
 
