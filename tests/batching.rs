@@ -63,6 +63,9 @@ fn what_pays_is_measured() {
     };
     let mixed = none("mixed_rows");
     assert!(mixed.contains("of 2 rows at once it gives others: "), "{mixed}");
+    let scaled = none("scaled_rows");
+    assert!(scaled.contains("of 2 rows at once it gives others: "), "{scaled}");
+    assert_eq!(none("quantized_rows"), "DynamicQuantizeLinear makes one scale for all rows");
     assert_eq!(none("add"), "its tensors' first sizes are not all free");
     let text = wisp().arg("check").arg(scratch.path().join("rows")).output().expect("wisp runs");
     let text = succeeded(&text);

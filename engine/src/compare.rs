@@ -25,6 +25,31 @@ pub fn differences(expected: &[Tensor], got: &[Tensor], tolerance: f64) -> Resul
 /// # Errors
 /// A text: where it differs, what was expected and what came.
 pub fn difference(expected: &Value<'_>, got: &Value<'_>, tolerance: f64) -> Result<f64, String> {
+    compare(expected, got, tolerance, |_| 1.0)
+}
+
+/// As [`difference`], but relative to the largest value that is expected: probabilities of a
+/// thousand classes are all far below 1, and an engine that gives none of them is wrong.
+///
+/// # Errors
+/// As there.
+pub fn agreement(expected: &Value<'_>, got: &Value<'_>, tolerance: f64) -> Result<f64, String> {
+    compare(expected, got, tolerance, |expected| {
+        let finite = expected.iter().filter(|value| value.is_finite());
+        finite.fold(LEAST, |largest, value| largest.max(value.abs()))
+    })
+}
+
+/// What is below it all over is rounding.
+const LEAST: f64 = 1e-6;
+
+/// `scale` says of all values to what a difference is relative at least.
+fn compare(
+    expected: &Value<'_>,
+    got: &Value<'_>,
+    tolerance: f64,
+    scale: impl Fn(&[f64]) -> f64,
+) -> Result<f64, String> {
     if (got.datatype, &got.shape) != (expected.datatype, &expected.shape) {
         return Err(format!(
             "expected {} {:?}, got {} {:?}",
@@ -37,12 +62,12 @@ pub fn difference(expected: &Value<'_>, got: &Value<'_>, tolerance: f64) -> Resu
             false => Err(format!("its {} elements differ", expected.datatype)),
         };
     };
-    let mut largest = 0f64;
+    let (mut largest, scale) = (0f64, scale(&expected));
     for (index, (expected, got)) in expected.iter().zip(&got).enumerate() {
         if expected == got || (expected.is_nan() && got.is_nan()) {
             continue;
         }
-        let difference = (expected - got).abs() / expected.abs().max(1.0);
+        let difference = (expected - got).abs() / expected.abs().max(scale);
         if difference.is_nan() || difference > tolerance {
             return Err(format!(
                 "element {index}: expected {expected}, got {got}, off by more than {tolerance}"
@@ -100,5 +125,19 @@ mod tests {
         assert!(compare(&[1.0], &[1.0, 2.0]).is_err());
         assert!(differences(&tensor(&[1.0]), &[], 1.0).is_err());
         assert!(differences(&[], &tensor(&[1.0]), 0.0).is_ok());
+    }
+
+    #[test]
+    fn small_values_must_agree_too() {
+        let agree = |a: &[f32], b: &[f32]| {
+            let [a, b] = [tensor(a), tensor(b)];
+            agreement(&value_of(&a[0]), &value_of(&b[0]), 1e-3).is_ok()
+        };
+        assert!(!agree(&[1e-3, 2e-3], &[0.0, 0.0]));
+        assert!(agree(&[1e-3, 2e-3], &[1e-3, 2.001e-3]));
+        assert!(agree(&[1e-6, 2.0], &[0.0, 2.0]));
+        assert!(agree(&[0.0], &[1e-10]));
+        assert!(agree(&[f32::INFINITY, 1.0], &[f32::INFINITY, 1.0]));
+        assert!(!agree(&[f32::INFINITY], &[1.0]));
     }
 }

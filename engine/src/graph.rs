@@ -57,6 +57,8 @@ pub struct Graph {
     contract: Contract,
     session: Box<dyn Session>,
     engine: EngineKind,
+    /// An operator whose answer for a row depends on the others by its nature.
+    mixing: Option<&'static str>,
     /// What it was run on, where that is wanted.
     recorded: OnceLock<Mutex<Vec<Vec<Value<'static>>>>>,
 }
@@ -86,7 +88,8 @@ impl Graph {
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
-        Ok(Self { contract, session, engine, recorded: OnceLock::new() })
+        let mixing = whole::mixing(&proto);
+        Ok(Self { contract, session, engine, mixing, recorded: OnceLock::new() })
     }
 
     /// Loads it for the first of `engines` that can.
@@ -111,6 +114,11 @@ impl Graph {
 
     pub fn engine(&self) -> EngineKind {
         self.engine
+    }
+
+    /// The operator for which rows of several callers must not be run at once, if it has one.
+    pub(crate) fn mixes_rows(&self) -> Option<&'static str> {
+        self.mixing
     }
 
     /// From now on the inputs of its first runs are kept.

@@ -1,5 +1,6 @@
-//! Whether a graph is all in its file. Engines differ in what they do with weights that are said
-//! to lie elsewhere; one would read them from the server's own folder.
+//! What a file says of a graph as a whole: whether it is all there, and whether each row of its
+//! tensors stands for itself. Engines differ in what they do with weights that are said to lie
+//! elsewhere; one would read them from the server's own folder.
 
 use tract_onnx::pb;
 
@@ -16,6 +17,25 @@ pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
         return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
     }
     proto.graph.iter().try_for_each(check_graph)
+}
+
+/// The first operator that takes a scale from all of a tensor.
+pub(crate) fn mixing(proto: &pb::ModelProto) -> Option<&'static str> {
+    proto.graph.as_ref().and_then(mixing_in)
+}
+
+fn mixing_in(graph: &pb::GraphProto) -> Option<&'static str> {
+    const MIXING: [&str; 3] =
+        ["DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"];
+    graph.node.iter().find_map(|node| {
+        let inner = || {
+            node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+        };
+        MIXING
+            .into_iter()
+            .find(|name| node.op_type == *name)
+            .or_else(|| inner().find_map(mixing_in))
+    })
 }
 
 fn check_graph(graph: &pb::GraphProto) -> Result<(), LoadError> {

@@ -331,7 +331,7 @@ fn the_fastest_that_agrees_is_chosen() {
     let graph = Graph::load(&onnx, EngineKind::Tract).unwrap();
     let inputs = generated(graph.contract()).unwrap();
     let engines = [EngineKind::Tract, EngineKind::Rten];
-    let choice = choose(&onnx, &engines, &[inputs], 1e-3).unwrap();
+    let choice = choose(&onnx, &engines, &[inputs], 1e-3, false).unwrap();
     let measured = |engine: EngineKind| {
         let found = choice.candidates.iter().find(|candidate| candidate.engine == engine).unwrap();
         match found.verdict {
@@ -351,7 +351,18 @@ fn an_engine_that_answers_otherwise_is_not_chosen() {
     let onnx = fixture("int64_large");
     let graph = Graph::load(&onnx, EngineKind::Tract).unwrap();
     let inputs = [generated(graph.contract()).unwrap()];
-    let choice = choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3).unwrap();
+    let choice = choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, false).unwrap();
     assert_eq!(choice.engine, EngineKind::Tract);
     assert!(matches!(choice.candidates[1].verdict, Verdict::Disagrees(_)), "{choice:?}");
+}
+
+#[test]
+fn an_engine_that_cannot_hold_what_a_graph_takes_is_not_chosen() {
+    // Small numbers look the same in 32 bits.
+    let onnx = fixture("int64");
+    let inputs = [generated(Graph::load(&onnx, EngineKind::Tract).unwrap().contract()).unwrap()];
+    let engines = [EngineKind::Tract, EngineKind::Rten];
+    let choice = choose(&onnx, &engines, &inputs, 1e-3, true).unwrap();
+    assert_eq!(choice.engine, EngineKind::Tract);
+    assert!(choice.reason.contains("rten disagrees: large numbers: "), "{}", choice.reason);
 }

@@ -91,7 +91,7 @@ fn compare(wanted: &Value<'_>, came: &Value<'_>) -> Result<(), String> {
     let near = |wanted: f64, came: f64| {
         wanted == came
             || (wanted.is_nan() && came.is_nan())
-            || (wanted - came).abs() <= TOLERANCE * wanted.abs().max(1.0)
+            || wanted.is_finite() && (wanted - came).abs() <= TOLERANCE * wanted.abs().max(1.0)
     };
     match wanted.iter().zip(&came).all(|(&wanted, &came)| near(wanted, came)) {
         true => Ok(()),

@@ -254,8 +254,8 @@ impl Config {
                 deadline: Duration::from_millis(deadline_ms),
                 concurrency,
                 queue,
-                cache: some(cache),
-                onnxruntime: some(onnxruntime),
+                cache: some(cache).map(absolute).transpose()?,
+                onnxruntime: some(onnxruntime).map(absolute).transpose()?,
             },
             deploy: DeployConfig {
                 state,
@@ -274,6 +274,11 @@ impl Config {
             origins,
         })
     }
+}
+
+/// The process that examines works elsewhere.
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| path.display().to_string())
 }
 
 fn read_file(path: &Path) -> anyhow::Result<RawSettings> {

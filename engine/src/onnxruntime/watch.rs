@@ -9,6 +9,7 @@ use ort_sys::OrtRunOptions;
 
 use super::OnnxRuntime;
 use super::handle::Handle;
+use crate::guard::guarded;
 
 /// How often runs are looked at: a run learns at most so much too late that it is over.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -95,7 +96,9 @@ fn look() {
         thread::sleep(PERIOD);
         let mut state = lock();
         idle_looks = if state.runs.is_empty() { idle_looks + 1 } else { 0 };
-        for run in state.runs.iter().filter(|run| (run.is_over)()) {
+        // Of a caller's own code: where it panics its run is over, and the others are looked at.
+        let is_over = |run: &&Run| guarded(|| (run.is_over)()).unwrap_or(true);
+        for run in state.runs.iter().filter(is_over) {
             // SAFETY: a run in the list is under way, so its options live.
             let status = unsafe { (run.runtime.api.RunOptionsSetTerminate)(run.options) };
             // It cannot fail for options that live; the text is released all the same.

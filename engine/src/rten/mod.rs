@@ -18,6 +18,7 @@ use rten::{Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOp
 use crate::contract::Inferred;
 use crate::graph::{Failure, LoadError, Session};
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
+use threads::GivenUp;
 
 /// Reads and optimises a graph, and says what is known of its outputs.
 ///
@@ -48,7 +49,8 @@ pub(crate) fn load(
     let inferred = outputs.iter().zip(&contract.outputs).map(|(&id, spec)| infer(&model, id, spec));
     let inferred = inferred.collect();
     let datatypes = contract.outputs.iter().map(|spec| spec.datatype).collect();
-    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes }, inferred))
+    let given_up = GivenUp::default();
+    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes, given_up }, inferred))
 }
 
 /// What rten knows of an output; as the file declares it where rten knows nothing.
@@ -81,6 +83,7 @@ pub(crate) struct RtenSession {
     outputs: Vec<NodeId>,
     /// The outputs' datatypes to a client.
     datatypes: Vec<Datatype>,
+    given_up: GivenUp,
 }
 
 impl Session for RtenSession {
@@ -97,6 +100,7 @@ impl Session for RtenSession {
         let inputs = inputs.collect::<Result<_, _>>().map_err(Failure::Refused)?;
         let (model, wanted) = (self.model.clone(), self.outputs.clone());
         let outputs = threads::run(
+            &self.given_up,
             move |pool| {
                 let options = RunOptions::default().with_thread_pool(Some(pool));
                 model.run(inputs, &wanted, Some(options)).map_err(failure)

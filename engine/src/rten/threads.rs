@@ -25,26 +25,54 @@ type Job = Box<dyn FnOnce(&Arc<ThreadPool>) + Send>;
 /// Workers without a run; the one used last is on top, as its caches are warm.
 static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
 
-/// Runs that were given up and have not ended.
-static GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+/// Of all graphs together, as many times the cores.
+const MOST_GIVEN_UP: usize = 4;
 
-/// Runs `work` on a worker, and waits for it until `is_over`.
+/// Runs of any graph that were given up and have not ended.
+static ALL_GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs of one graph that were given up and have not ended.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GivenUp(Arc<AtomicUsize>);
+
+impl GivenUp {
+    /// # Errors
+    /// As many go on as there are cores, of this graph; or so many of all.
+    fn check(&self) -> Result<(), Failure> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let (own, all) = (self.0.load(Ordering::Relaxed), ALL_GIVEN_UP.load(Ordering::Relaxed));
+        if own < cores && all < MOST_GIVEN_UP * cores {
+            return Ok(());
+        }
+        Err(Failure::Failed(format!(
+            "rten still computes {own} runs of it, {all} in all, whose time is over"
+        )))
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        ALL_GIVEN_UP.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        ALL_GIVEN_UP.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs `work` on a worker, and waits for it until `is_over`. `given_up` counts its graph's.
 ///
 /// # Errors
-/// What `work` returns; it panicked; it was given up; as many that were given up go on as there
-/// are cores.
+/// What `work` returns; it panicked; it was given up; too many that were given up go on.
 pub(super) fn run<T: Send + 'static>(
+    given_up: &GivenUp,
     work: impl FnOnce(Arc<ThreadPool>) -> Result<T, Failure> + Send + 'static,
     is_over: &(dyn Fn() -> bool + Sync),
 ) -> Result<T, Failure> {
     if is_over() {
         return Err(Failure::Stopped);
     }
-    let given_up = GIVEN_UP.load(Ordering::Relaxed);
-    if given_up >= thread::available_parallelism().map_or(1, usize::from) {
-        let text = format!("rten still computes {given_up} runs whose time is over");
-        return Err(Failure::Failed(text));
-    }
+    given_up.check()?;
     let worker = match idle().pop() {
         Some(worker) => worker,
         None => start().map_err(Failure::Failed)?,
@@ -52,7 +80,7 @@ pub(super) fn run<T: Send + 'static>(
     let (sender, receiver) = channel();
     // Set by whoever is done with the run first: the worker, or the caller that gives it up.
     let settled = Arc::new(AtomicBool::new(false));
-    let (again, settles) = (worker.clone(), settled.clone());
+    let (again, settles, counted) = (worker.clone(), settled.clone(), given_up.clone());
     let job: Job = Box::new(move |pool| {
         let pool = pool.clone();
         let result = guarded(move || work(pool))
@@ -61,7 +89,7 @@ pub(super) fn run<T: Send + 'static>(
         // A caller that has gone wants no result.
         let _ = sender.send(result);
         if settles.swap(true, Ordering::AcqRel) {
-            GIVEN_UP.fetch_sub(1, Ordering::Relaxed);
+            counted.take();
         }
     });
     let gone = || Failure::Failed("rten's thread has ended".to_owned());
@@ -71,9 +99,9 @@ pub(super) fn run<T: Send + 'static>(
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => return Err(gone()),
             Err(RecvTimeoutError::Timeout) if is_over() => {
-                GIVEN_UP.fetch_add(1, Ordering::Relaxed);
+                given_up.add();
                 if settled.swap(true, Ordering::AcqRel) {
-                    GIVEN_UP.fetch_sub(1, Ordering::Relaxed);
+                    given_up.take();
                     return receiver.recv().unwrap_or_else(|_| Err(gone()));
                 }
                 return Err(Failure::Stopped);

@@ -6,7 +6,6 @@
 //! tract must know them to plan it. Such inputs are made constants, with a plan for each of the
 //! last few values.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tract_onnx::prelude::*;
@@ -20,6 +19,9 @@ use crate::guard::guarded;
 
 /// Plans remembered for a graph with free sizes; the one unused longest goes first.
 const REMEMBERED_PLANS: usize = 8;
+
+/// Shapes of which is remembered what they need.
+const REMEMBERED_LEVELS: usize = 64;
 
 /// Elements of an input that may be made a constant: a shape, axes, sizes, a scalar.
 const MAX_PARAMETER_ELEMENTS: usize = 64;
@@ -49,8 +51,10 @@ pub(super) struct Free {
     /// Inputs to be made constants: none, those of whole numbers, those of other numbers too.
     /// The next is tried where one does not do.
     parameters: Vec<Vec<usize>>,
-    /// Which of them does.
-    level: AtomicUsize,
+    /// Which of them does, where nothing is known of the shapes.
+    level: usize,
+    /// And where something is; the last few.
+    levels: Mutex<Vec<(Shapes, usize)>>,
     recent: Mutex<Vec<(Asked, Arc<Slot>)>>,
 }
 
@@ -125,9 +129,9 @@ impl Plans {
         };
         let slot = |plan| Arc::new(OnceLock::from(Ok(Arc::new(plan))));
         let recent = first.zip(planned.map(slot)).into_iter().collect();
-        let (level, recent) = (AtomicUsize::new(level), Mutex::new(recent));
+        let (levels, recent) = (Mutex::default(), Mutex::new(recent));
         let model = Box::new(model);
-        Ok((Self::Free(Free { model, packed, parameters, level, recent }), outputs))
+        Ok((Self::Free(Free { model, packed, parameters, level, levels, recent }), outputs))
     }
 
     /// The plan for these inputs, made now where there is none yet.
@@ -148,7 +152,7 @@ impl Plans {
 
 impl Free {
     fn get(&self, shapes: Shapes, values: &[TValue]) -> Result<Arc<Plan>, String> {
-        let level = self.level.load(Ordering::Relaxed);
+        let level = self.level_of(&shapes);
         let mut found = self.at_level(level, &shapes, values);
         for higher in level + 1..self.parameters.len() {
             if found.is_ok() {
@@ -156,11 +160,25 @@ impl Free {
             }
             let other = self.at_level(higher, &shapes, values);
             if other.is_ok() {
-                self.level.store(higher, Ordering::Relaxed);
+                self.remember_level(&shapes, higher);
                 found = other;
             }
         }
         found
+    }
+
+    /// By shapes: one odd request must not have every other planned for its values.
+    fn level_of(&self, shapes: &Shapes) -> usize {
+        let levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = levels.iter().find(|(known, _)| known == shapes);
+        known.map_or(self.level, |(_, level)| *level)
+    }
+
+    fn remember_level(&self, shapes: &Shapes, level: usize) {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        levels.retain(|(known, _)| known != shapes);
+        levels.insert(0, (shapes.clone(), level));
+        levels.truncate(REMEMBERED_LEVELS);
     }
 
     fn at_level(

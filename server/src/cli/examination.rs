@@ -1,12 +1,13 @@
 //! The examination itself, in a process that is held in and may die of it: everything that a
 //! server will do with the bundle is done here first.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use wisp_engine::{Batches, EngineKind, Graph, choose, generated, measure_batches};
+use wisp_engine::{EngineKind, Graph, Inputs, choose, generated, measure_batches};
 
 use crate::api::check_golden;
 use crate::bundle::{Artifact, Bundle, ContractForm, Head};
@@ -14,12 +15,12 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, confine};
 use crate::infer::Inference;
-use crate::repository::{LoadOptions, Repository, load};
+use crate::repository::{LoadOptions, Repository, Revision, load};
 use crate::schedule::Scheduler;
 use crate::store::{Blobs, bundle_of};
 use crate::telemetry;
 
-/// How far the answers of two engines may be apart, relative to the larger of them and 1.
+/// How far the answers of two engines may be apart, relative to the largest of them.
 const AGREEMENT: f64 = 1e-3;
 
 /// Reads a job from stdin, does it, and writes what came of it to stdout.
@@ -43,7 +44,6 @@ pub(super) fn run() -> anyhow::Result<()> {
 }
 
 fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
-    let started = Instant::now();
     let (artifact, mut bundle) = read(job)?;
     let options = LoadOptions::new(&job.engine)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -55,6 +55,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let try_with = |bundle: &Bundle| {
+        let started = Instant::now();
         let revision = load(&job.model, &version, bundle, &options, Arc::default())?;
         let load_ms = started.elapsed().as_millis() as u64;
         let graphs = bundle.graphs.keys().filter_map(|name| revision.graphs.get(name));
@@ -68,15 +69,39 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
             let elapsed_ms = started.elapsed().as_secs_f64() * 1000.0;
             tests.push(TestReport { input: golden.name.clone(), largest_difference, elapsed_ms });
         }
-        Ok((revision, tests, load_ms))
+        Ok(Tried { revision, tests, load_ms })
     };
-    let (revision, tests, load_ms) = try_engines(&mut bundle, try_with)?;
-    let graphs = bundle.graphs.iter().filter_map(|(name, onnx)| {
-        let graph = revision.graphs.get(name)?;
-        let contract = ContractForm::from(graph.contract());
-        let engine =
-            if job.runs_tests { decide(&bundle, &onnx.bytes, graph) } else { taken(graph) };
-        Some(GraphReport { name: name.clone(), contract, engine })
+    let mut tried = try_engines(&mut bundle, try_with)?;
+    let mut engines = engines_of(job, &bundle, &tried);
+    let chosen: BTreeMap<String, EngineKind> = engines
+        .iter()
+        .filter_map(|(name, report)| Some((name.clone(), EngineKind::parse(&report.engine)?)))
+        .collect();
+    let others = |name: &String| tried.revision.graphs.get(name).map(Graph::engine);
+    if chosen.iter().any(|(name, engine)| others(name) != Some(*engine)) {
+        // What serves is what is examined.
+        bundle.engines = chosen;
+        match try_with(&bundle) {
+            Ok(again) => tried = again,
+            Err(reason) => {
+                for (name, report) in &mut engines {
+                    let Some(engine) = others(name) else { continue };
+                    let taken = std::mem::replace(&mut report.engine, engine.name().to_owned());
+                    if taken != report.engine {
+                        report.reason = format!("{}; with {taken}: {reason}", report.reason);
+                    }
+                }
+            }
+        }
+    }
+    let Tried { revision, tests, load_ms } = tried;
+    let graphs = engines.into_iter().filter_map(|(name, mut engine)| {
+        let graph = revision.graphs.get(&name)?;
+        let batching = bundle.batching.as_ref().filter(|_| job.runs_tests);
+        engine.batches = batching.map(|setting| {
+            measure_batches(graph, &inputs_of(graph), &setting.sizes(), AGREEMENT).into()
+        });
+        Some(GraphReport { contract: ContractForm::from(graph.contract()), name, engine })
     });
     Ok(Report {
         digest: job.manifest.clone(),
@@ -89,6 +114,13 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
         load_ms,
         confined_by,
     })
+}
+
+/// What came of loading and testing a bundle.
+struct Tried {
+    revision: Arc<Revision>,
+    tests: Vec<TestReport>,
+    load_ms: u64,
 }
 
 /// Tries the bundle with the engines in order, until its golden tests pass. An engine that is
@@ -111,34 +143,38 @@ fn try_engines<T>(
     Err(reason)
 }
 
-/// Measures the engines, and batches where the manifest asks for them, on what the golden tests
-/// gave the graph, or on what its contract lets one make up. The engine whose answers were tested
-/// is the reference.
-fn decide(bundle: &Bundle, onnx: &[u8], graph: &Graph) -> EngineReport {
+/// By graph, the engine to serve it: measured, where the manifest leaves it open.
+fn engines_of(job: &Job, bundle: &Bundle, tried: &Tried) -> BTreeMap<String, EngineReport> {
+    let measures = job.runs_tests && bundle.engine.named().is_none();
+    let engines = bundle.graphs.iter().filter_map(|(name, onnx)| {
+        let graph = tried.revision.graphs.get(name)?;
+        let report = match measures {
+            true => decide(&onnx.bytes, graph),
+            false => taken(graph),
+        };
+        Some((name.clone(), report))
+    });
+    engines.collect()
+}
+
+/// Measures the engines on what the golden tests gave the graph, or on what its contract lets
+/// one make up. The engine whose answers were tested is the reference.
+fn decide(onnx: &[u8], graph: &Graph) -> EngineReport {
+    let mut engines = EngineKind::available();
+    engines.sort_by_key(|engine| *engine != graph.engine());
+    let is_tested = !graph.recorded().is_empty();
+    // It was loaded just now; should it not be again, there is nothing to choose.
+    choose(onnx, &engines, &inputs_of(graph), AGREEMENT, is_tested)
+        .map_or_else(|_| taken(graph), EngineReport::from)
+}
+
+/// What the golden tests gave the graph; made up where there are none.
+fn inputs_of(graph: &Graph) -> Vec<Inputs> {
     let mut inputs = graph.recorded();
     if inputs.is_empty() {
         inputs.extend(generated(graph.contract()));
     }
-    let mut report = taken(graph);
-    if bundle.engine.named().is_none() {
-        let mut engines = EngineKind::available();
-        engines.sort_by_key(|engine| *engine != graph.engine());
-        // It was loaded just now; should it not be again, there is nothing to choose.
-        if let Ok(choice) = choose(onnx, &engines, &inputs, AGREEMENT) {
-            report = EngineReport::from(choice);
-        }
-    }
-    if let Some(setting) = &bundle.batching {
-        let measure = |graph: &Graph| measure_batches(graph, &inputs, &setting.sizes(), AGREEMENT);
-        let chosen = EngineKind::parse(&report.engine).filter(|chosen| *chosen != graph.engine());
-        let batches = match chosen.map(|chosen| Graph::load(onnx, chosen)) {
-            None => measure(graph),
-            Some(Ok(chosen)) => measure(&chosen),
-            Some(Err(error)) => Batches { sizes: Vec::new(), reason: error.to_string() },
-        };
-        report.batches = Some(batches.into());
-    }
-    report
+    inputs
 }
 
 fn taken(graph: &Graph) -> EngineReport {

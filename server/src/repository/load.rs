@@ -117,6 +117,16 @@ pub fn load(
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
         let graph = Graph::load_any(&onnx.bytes, &engines_for(bundle, name))
             .map_err(|error| format!("graph `{name}`: {error}"))?;
+        if let Some(decided) =
+            bundle.engines.get(name).filter(|&&decided| decided != graph.engine())
+        {
+            let engine = graph.engine();
+            tracing::warn!(
+                model,
+                version,
+                "graph `{name}` was to be run by {decided}, which cannot load it: {engine} does"
+            );
+        }
         Ok((name.clone(), graph, batching(bundle, name)))
     });
     let graphs = graphs.collect::<Result<Vec<_>, String>>()?;
@@ -164,8 +174,14 @@ fn batching(bundle: &Bundle, graph: &str) -> Option<Batching> {
 
 /// The engines to try a graph with, in order.
 fn engines_for(bundle: &Bundle, graph: &str) -> Vec<EngineKind> {
-    let decided = bundle.engine.named().or_else(|| bundle.engines.get(graph).copied());
-    decided.map_or_else(EngineKind::available, |engine| vec![engine])
+    if let Some(named) = bundle.engine.named() {
+        return vec![named];
+    }
+    // The engine that was decided for first; the others where it is not to be had any more.
+    let decided = bundle.engines.get(graph);
+    let mut engines = EngineKind::available();
+    engines.retain(|engine| Some(engine) != decided);
+    decided.copied().into_iter().chain(engines).collect()
 }
 
 fn read_labels(

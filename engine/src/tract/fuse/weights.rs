@@ -33,7 +33,11 @@ impl PackedWeights {
         // Packed outside the lock: two plans made at a time may do it twice.
         let packed = Arc::new(pack()?);
         let kept: Arc<dyn Any + Send + Sync> = packed.clone();
-        self.lock().insert(key, Arc::downgrade(&kept));
+        let mut known = self.lock();
+        // What was packed for plans that are gone is not known for ever.
+        known.retain(|_, packed| packed.strong_count() > 0);
+        known.insert(key, Arc::downgrade(&kept));
+        drop(known);
         Some(packed)
     }
 

@@ -8,6 +8,7 @@ use tract_onnx::prelude::TypedRunnableModel;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::*;
 
+use super::super::fuse::{self, PackedWeights};
 use super::kernel::Built;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -102,7 +103,7 @@ impl Branch {
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
-        let plan = typed.into_optimized()?.into_runnable()?;
+        let plan = fuse::optimize(typed, &PackedWeights::default())?.into_runnable()?;
         Ok(Planned { plan, facts, inputs: self.inputs.clone() })
     }
 }

@@ -87,6 +87,17 @@ pub(super) fn checked_len(shape: &[usize]) -> TractResult<usize> {
     size.with_context(|| format!("a shape of {shape:?} is too large"))
 }
 
+/// Strings that an operator may make: each is 24 bytes before its text.
+const MAX_STRINGS: usize = 1 << 22;
+
+/// # Errors
+/// A shape of more strings than that.
+pub(super) fn checked_strings(shape: &[usize]) -> TractResult<usize> {
+    let size = checked_len(shape)?;
+    ensure!(size <= MAX_STRINGS, "a shape of {shape:?} has too many strings");
+    Ok(size)
+}
+
 /// The list of sizes in a tensor of integers.
 ///
 /// # Errors
@@ -149,6 +160,34 @@ impl Operator {
     }
 }
 
+/// Inputs of fewer elements are not looked at before a run: what a graph makes of one row was
+/// seen when it was examined.
+const FEW_ELEMENTS: usize = 1 << 10;
+
+impl Operator {
+    /// # Errors
+    /// Outputs, as far as their sizes follow from the inputs', of too many elements.
+    fn check_sizes(&self, inputs: &[TValue]) -> TractResult<()> {
+        if inputs.iter().all(|input| input.len() < FEW_ELEMENTS) {
+            return Ok(());
+        }
+        let forms = inputs.iter().map(|input| {
+            Form::new(input.datum_type(), input.shape().iter().map(|&size| size.to_dim()))
+        });
+        let forms: TVec<Form> = forms.collect();
+        // What it needs values for says so itself when it runs.
+        let Ok(outputs) = self.kernel.outputs(&forms) else { return Ok(()) };
+        for output in outputs {
+            let sizes: Option<TVec<usize>> =
+                output.shape.iter().map(|size| size.to_usize().ok()).collect();
+            if let Some(sizes) = sizes {
+                checked_len(&sizes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl PartialEq for Operator {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.kernel, &other.kernel) && self.kept == other.kept
@@ -169,6 +208,7 @@ impl EvalOp for Operator {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.check_sizes(&inputs).with_context(|| self.kernel.name())?;
         let outputs = self.kernel.run(&inputs).with_context(|| self.kernel.name())?;
         let mut outputs: TVec<Option<Tensor>> = outputs.into_iter().map(Some).collect();
         let kept = self.kept.iter().map(|&index| {

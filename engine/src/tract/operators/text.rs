@@ -8,7 +8,7 @@ use tract_onnx::tract_core::broadcast::multi_broadcast;
 use tract_onnx::tract_hir::internal::*;
 
 use super::attributes::strings;
-use super::kernel::{Built, Form, Kernel, Unknown, built, checked_len, expect_datum, one};
+use super::kernel::{Built, Form, Kernel, Unknown, built, checked_strings, expect_datum, one};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("StringNormalizer", string_normalizer);
@@ -98,6 +98,9 @@ impl Kernel for StringNormalizer {
     }
 }
 
+/// Of all strings that one join makes.
+const MAX_BYTES: usize = 1 << 28;
+
 #[derive(Debug)]
 struct StringConcat;
 
@@ -116,13 +119,16 @@ impl Kernel for StringConcat {
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
         let shape: TVec<usize> = multi_broadcast(&[left.shape(), right.shape()])?;
-        checked_len(&shape)?;
+        checked_strings(&shape)?;
         let (left, right) =
             (left.to_plain_array_view::<String>()?, right.to_plain_array_view::<String>()?);
         let left = left.broadcast(&*shape).context("shapes do not broadcast")?;
         let right = right.broadcast(&*shape).context("shapes do not broadcast")?;
-        let joined = left.iter().zip(right.iter()).map(|(left, right)| format!("{left}{right}"));
-        let joined = tract_ndarray::ArrayD::from_shape_vec(&*shape, joined.collect())?;
+        let pairs = || left.iter().zip(right.iter());
+        let bytes: usize = pairs().map(|(left, right)| left.len() + right.len()).sum();
+        ensure!(bytes <= MAX_BYTES, "the strings would have {bytes} bytes in all");
+        let joined = pairs().map(|(left, right)| format!("{left}{right}")).collect();
+        let joined = tract_ndarray::ArrayD::from_shape_vec(&*shape, joined)?;
         Ok(tvec![joined.into_tensor()])
     }
 }
@@ -189,7 +195,7 @@ impl Kernel for StringSplit {
         let most = split.iter().map(Vec::len).max().unwrap_or(0);
         let shape: TVec<usize> = input.shape().iter().copied().chain([most]).collect();
         // One string of many parts makes every other's row as long.
-        checked_len(&shape)?;
+        checked_strings(&shape)?;
         let counts = split.iter().map(|parts| parts.len() as i64).collect();
         let rows = split.iter();
         let padded = rows.flat_map(|parts| {

@@ -53,7 +53,12 @@ impl<D: Decoder<Error = Status>> Decoder for Checked<D> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
         // A message lies in one piece.
-        if parts(buffer.chunk(), true) > MOST_PARTS {
+        let Some(parts) = parts(buffer.chunk(), true) else {
+            return Err(Status::from(Error::InvalidInput(
+                "the message has a group, which the protocol's messages have not".to_owned(),
+            )));
+        };
+        if parts > MOST_PARTS {
             return Err(Status::from(Error::InvalidInput(format!(
                 "the message has more than {MOST_PARTS} inputs, outputs and parameters"
             ))));
@@ -67,39 +72,47 @@ impl<D: Decoder<Error = Status>> Decoder for Checked<D> {
 }
 
 /// The fields of a message that may be messages themselves, and theirs; up to what is damaged,
-/// which the decoder will say.
-fn parts(mut message: &[u8], is_outermost: bool) -> usize {
+/// which the decoder will say. `None`: there is a group, an old form of message without a length,
+/// which the decoder reads over.
+fn parts(mut message: &[u8], is_outermost: bool) -> Option<usize> {
     let mut parts = 0;
     while let Some(field) = next_field(&mut message) {
-        let (number, Some(content)) = field else { continue };
+        let (number, content) = match field {
+            Field::Sized(number, content) => (number, content),
+            Field::Number => continue,
+            Field::Group => return None,
+        };
         parts += 1;
         if is_outermost && matches!(number, INPUTS | OUTPUTS) {
-            parts += self::parts(content, false);
+            parts += self::parts(content, false)?;
         }
         if parts > MOST_PARTS {
             break;
         }
     }
-    parts
+    Some(parts)
 }
 
-/// A field's number, and its content where that has a length.
-fn next_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Option<&'a [u8]>)> {
+enum Field<'a> {
+    Number,
+    /// Its number and content.
+    Sized(u64, &'a [u8]),
+    Group,
+}
+
+fn next_field<'a>(message: &mut &'a [u8]) -> Option<Field<'a>> {
     let key = next_varint(message)?;
-    let content = match key & 7 {
-        0 => {
-            next_varint(message)?;
-            None
-        }
-        1 => take(message, 8).map(|_| None)?,
-        5 => take(message, 4).map(|_| None)?,
+    match key & 7 {
+        0 => next_varint(message).map(|_| Field::Number),
+        1 => take(message, 8).map(|_| Field::Number),
+        5 => take(message, 4).map(|_| Field::Number),
         2 => {
             let length = next_varint(message)?;
-            Some(take(message, length)?)
+            Some(Field::Sized(key >> 3, take(message, length)?))
         }
-        _ => return None,
-    };
-    Some((key >> 3, content))
+        3 | 4 => Some(Field::Group),
+        _ => None,
+    }
 }
 
 fn take<'a>(message: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
@@ -137,16 +150,19 @@ mod tests {
         }
         // A name, two inputs with a name each, three parameters; then a number and a raw input.
         message.extend(b"\x18\xff\x01\x3a\x04\x2a\x00\x2a\x00");
-        assert_eq!(parts(&message, true), 1 + 2 + 2 + 3 + 1);
-        assert!(parts(&b"\x2a\x00".repeat(20_000), true) > MOST_PARTS);
+        assert_eq!(parts(&message, true), Some(1 + 2 + 2 + 3 + 1));
+        assert!(parts(&b"\x2a\x00".repeat(20_000), true) > Some(MOST_PARTS));
         assert!(
             parts(&[&b"\x2a\xc0\xb8\x02"[..], &b"\x22\x00".repeat(20_000)].concat(), true)
-                > MOST_PARTS
+                > Some(MOST_PARTS)
         );
+        let group = [&b"\xa3\x06\xa4\x06"[..], &b"\x2a\x00".repeat(20_000)].concat();
+        assert_eq!(parts(&group, true), None);
+        assert_eq!(parts(b"\x2a\x02\xa3\x06", true), None);
         for damaged in
-            [&b"\x2a"[..], b"\x2a\x05", b"\x2b", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+            [&b"\x2a"[..], b"\x2a\x05", b"\x2e", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
         {
-            assert_eq!(parts(damaged, true), 0);
+            assert_eq!(parts(damaged, true), Some(0));
         }
     }
 }
