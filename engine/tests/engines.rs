@@ -351,7 +351,8 @@ fn an_engine_that_answers_otherwise_is_not_chosen() {
     let onnx = fixture("int64_large");
     let graph = Graph::load(&onnx, EngineKind::Tract).unwrap();
     let inputs = [generated(graph.contract()).unwrap()];
-    let choice = choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, false).unwrap();
+    let choice =
+        choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, false).unwrap();
     assert_eq!(choice.engine, EngineKind::Tract);
     assert!(matches!(choice.candidates[1].verdict, Verdict::Disagrees(_)), "{choice:?}");
 }

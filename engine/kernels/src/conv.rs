@@ -9,6 +9,7 @@ use crate::gemm::{Left, spread};
 use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
 use crate::rows::rows;
 use crate::simd::Level;
+use crate::window::SLACK_FLOATS;
 
 /// Planes of at most this many values go through `direct`: wider ones fill vectors well, and turning the sums over
 /// costs more than packing the image.
@@ -169,9 +170,11 @@ impl Conv2d {
         let g = &self.geometry;
         let inputs = g.inputs / g.groups;
         let padded = [image[0] + g.pads[0] + g.pads[2], image[1] + g.pads[1] + g.pads[3]];
+        // Scratch memory stays with the thread: padding may not be most of what it ever holds.
+        let most = (inputs * image[0] * image[1]).saturating_mul(4).saturating_add(SLACK_FLOATS);
         ensure(
-            size(&[inputs, padded[0], padded[1]]).is_some_and(|s| s <= u32::MAX as usize),
-            "image is too large",
+            size(&[inputs, padded[0], padded[1]]).is_some_and(|s| s <= most.min(u32::MAX as usize)),
+            "image and its padding are too large",
         )?;
         // An image that must be copied anyway is laid out by rows, each with all channels: what a window sees is then a
         // few stretches of memory, not a piece of a page for each channel.

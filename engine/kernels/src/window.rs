@@ -84,7 +84,7 @@ impl Window {
 /// Floats of padded rows that are worth having at once: half of a small first-level cache.
 const BAND_FLOATS: usize = 6 * 1024;
 /// Padded rows may take this much beyond a few times the plane itself.
-const SLACK_FLOATS: usize = 1 << 24;
+pub(crate) const SLACK_FLOATS: usize = 1 << 24;
 
 /// How padded rows lie in scratch memory. Columns of a strided window are split by phase (column modulo stride), so
 /// that each tap of a row of outputs is one contiguous run: a row is `strides[1]` runs of `phase_pitch` floats.

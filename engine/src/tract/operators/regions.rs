@@ -13,6 +13,9 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 /// Samples of one region and channel: a region far larger than its picture wants more.
 const MAX_SAMPLES: f32 = (1 << 20) as f32;
 
+/// Of all regions and channels of a run, which nothing stops: seconds of work.
+const MAX_STEPS: usize = 1 << 30;
+
 #[derive(Debug)]
 struct RoiAlign {
     height: usize,
@@ -157,11 +160,13 @@ impl Kernel for RoiAlign {
             (pictures.as_slice::<f32>()?, regions.as_slice::<f32>()?.as_chunks::<4>());
         let shape = [count, channels, self.height, self.width];
         let mut output = Vec::with_capacity(checked_len(&shape)?);
-        let area = height * width;
+        let (area, mut steps) = (height * width, 0usize);
         for (region, index) in regions.iter().zip(integers_of(batches)?) {
             let index = usize::try_from(index).ok().filter(|&index| index < batch);
             let index = index.context("a batch index out of range")?;
             let samples = self.samples(region, [height, width])?;
+            steps = steps.saturating_add(samples.len().saturating_mul(channels));
+            ensure!(steps <= MAX_STEPS, "the regions are too large or too many");
             let each = samples.len() / (self.height * self.width);
             for channel in 0..channels {
                 let picture = &pictures[(index * channels + channel) * area..][..area];
