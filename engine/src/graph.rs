@@ -79,16 +79,16 @@ impl Graph {
     }
 
     fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
-        let proto = tract::read(onnx)?;
-        whole::check(&proto)?;
-        let mut contract = contract::read(graph_of(&proto)?)?;
+        let file = tract::File::read(onnx)?;
+        whole::check(&file.proto)?;
+        let mut contract = contract::read(graph_of(&file.proto)?)?;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
-            EngineKind::Tract => boxed(tract::load(&proto)?),
+            EngineKind::Tract => boxed(tract::load(&file)?),
             EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
-        let mixing = whole::mixing(&proto);
+        let mixing = whole::mixing(&file.proto);
         Ok(Self { contract, session, engine, mixing, recorded: OnceLock::new() })
     }
 

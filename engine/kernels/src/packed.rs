@@ -43,6 +43,9 @@ pub struct Packed {
     lines: Vec<Line>,
 }
 
+/// Lines that are packed at a time.
+const BLOCK: usize = 64;
+
 impl Packed {
     /// Packs `data`, where element `i` of vector `v` stands at `v * extent_step + i * k_step`: a convolution's
     /// `[extent, k]` has steps `(k, 1)`, a linear layer's `[k, extent]` has `(1, extent)`.
@@ -59,11 +62,12 @@ impl Packed {
             View { data, row_step: extent_step, column_step: k_step }.covers(extent, k),
             "matrix to pack",
         )?;
-        let mut lines = vec![Line([0.0; PANEL]); extent.div_ceil(PANEL) * k];
-        for v in 0..extent {
-            for i in 0..k {
-                lines[v / PANEL * k + i].0[v % PANEL] = data[v * extent_step + i * k_step];
-            }
+        let mut lines = Vec::with_capacity(extent.div_ceil(PANEL) * k);
+        for first in (0..extent).step_by(PANEL) {
+            let start = lines.len();
+            lines.resize(start + k, Line([0.0; PANEL]));
+            let data = &data[(first * extent_step).min(data.len())..];
+            pack_panel(&mut lines[start..], PANEL.min(extent - first), data, (extent_step, k_step));
         }
         Ok(Packed { extent, k, lines })
     }
@@ -95,6 +99,30 @@ impl Packed {
     /// Element `k` of the first vector of a panel.
     pub(crate) fn at(&self, panel: usize, k: usize) -> *const f32 {
         self.lines.as_ptr().wrapping_add(panel * self.k + k).cast()
+    }
+}
+
+/// Packs up to 16 vectors, the first of which begins where `data` does.
+fn pack_panel(
+    lines: &mut [Line],
+    vectors: usize,
+    data: &[f32],
+    (extent_step, k_step): (usize, usize),
+) {
+    if extent_step == 1 {
+        for (i, line) in lines.iter_mut().enumerate() {
+            line.0[..vectors].copy_from_slice(&data[i * k_step..][..vectors]);
+        }
+        return;
+    }
+    // Lines that are in the cache for all of their lanes.
+    for (block, lines) in lines.chunks_mut(BLOCK).enumerate() {
+        for lane in 0..vectors {
+            let vector = &data[lane * extent_step + block * BLOCK * k_step..];
+            for (line, value) in lines.iter_mut().zip(vector.iter().step_by(k_step.max(1))) {
+                line.0[lane] = *value;
+            }
+        }
     }
 }
 

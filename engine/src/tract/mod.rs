@@ -1,6 +1,7 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod file;
 mod fuse;
 mod operators;
 mod plans;
@@ -8,31 +9,24 @@ mod values;
 
 use std::time::{Duration, Instant};
 
-use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
 
 use crate::contract::Inferred;
 use crate::graph::{Failure, LoadError, Session};
 use crate::tensor::Value;
+pub(crate) use file::File;
 use plans::{Plan, Plans};
-
-/// Reads the bytes of an ONNX file.
-///
-/// # Errors
-/// They are not ONNX.
-pub(crate) fn read(mut onnx: &[u8]) -> Result<pb::ModelProto, LoadError> {
-    let read = framework().proto_model_for_read(&mut onnx);
-    read.map_err(|error| LoadError(format!("not an ONNX file: {}", chain(&error))))
-}
 
 /// Builds and optimises a graph, and says what is known of its outputs.
 ///
 /// # Errors
 /// An operator, a type or a combination that tract lacks.
-pub(crate) fn load(proto: &pb::ModelProto) -> Result<(TractSession, Vec<Inferred>), LoadError> {
-    let model = framework().model_for_proto_model(proto);
-    let model = model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
+pub(crate) fn load(file: &File<'_>) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+    let model = framework().model_for_proto_model(&file.proto);
+    let mut model =
+        model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
+    file.put_weights(&mut model)?;
     let (plans, outputs) = Plans::new(model).map_err(LoadError)?;
     let inferred = outputs.iter().map(|fact| Inferred {
         datatype: values::datatype_of(fact.datum_type),

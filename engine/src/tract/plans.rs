@@ -84,9 +84,12 @@ impl Plans {
     pub(super) fn new(model: InferenceModel) -> Result<(Self, Vec<TypedFact>), String> {
         let cannot = |error: TractError| format!("cannot be planned: {}", chain(&error));
         let facts = input_facts(&model).map_err(cannot)?;
-        let packed = PackedWeights::default();
         let asked = |shapes| Asked { shapes, constants: Vec::new() };
         let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
+        let packed = match &concrete {
+            Some(_) => PackedWeights::of_one_plan(),
+            None => PackedWeights::shared(),
+        };
         let failed =
             match concrete.map(|inputs| (plan(&model, &asked(inputs.clone()), &packed), inputs)) {
                 Some((Ok(plan), inputs)) => {
@@ -101,7 +104,8 @@ impl Plans {
         let (typed, tries) = match failed {
             Some(error) => (Err(error), 0),
             None => match attempt(|| model.clone().into_typed()) {
-                Ok(typed) => (Ok(typed), 1),
+                // Of a free batch the first plan is likely to be of use; of other free sizes not.
+                Ok(typed) => (Ok(typed), usize::from(facts.iter().all(is_free_in_batch_only))),
                 Err(error) => (Err(error), usize::MAX),
             },
         };
@@ -278,6 +282,13 @@ fn input_facts(model: &InferenceModel) -> TractResult<Vec<InferenceFact>> {
 fn concrete_shape(fact: &InferenceFact) -> Option<TVec<usize>> {
     let shape = fact.shape.concretize()?;
     shape.iter().map(|dim| dim.to_usize().ok()).collect()
+}
+
+fn is_free_in_batch_only(fact: &InferenceFact) -> bool {
+    let is_known =
+        |dim: &GenericFactoid<TDim>| dim.concretize().is_some_and(|dim| dim.to_usize().is_ok());
+    fact.shape.rank().concretize().is_some_and(|rank| rank > 0)
+        && fact.shape.dims().skip(1).all(is_known)
 }
 
 /// Shapes to try a graph with: what it says of its inputs, and one or more for the rest.

@@ -1,5 +1,6 @@
 //! Convolutions of one or two dimensions in single precision, with what follows them.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -67,10 +68,10 @@ fn fuse_one(
     let channels = op.output_channels();
     let Some(bias) = by_channel(&bias, 0, channels) else { return Ok(None) };
     let chain = Chain::follow(model, id, 1, bias)?;
-    let mut weights = weights.try_as_plain_ram()?.as_slice::<f32>()?.to_vec();
+    let mut weights = Cow::Borrowed(weights.try_as_plain_ram()?.as_slice::<f32>()?);
     if let Some(scale) = &chain.scale {
         let each = weights.len() / channels.max(1);
-        for (weights, scale) in weights.chunks_mut(each.max(1)).zip(scale) {
+        for (weights, scale) in weights.to_mut().chunks_mut(each.max(1)).zip(scale) {
             weights.iter_mut().for_each(|weight| *weight *= scale);
         }
     }

@@ -8,14 +8,25 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
-/// What the plans of one graph have packed, as long as one of them lives.
-#[derive(Debug, Default)]
-pub(in crate::tract) struct PackedWeights(Mutex<HashMap<Key, Weak<dyn Any + Send + Sync>>>);
+/// What the plans of one graph have packed, as long as one of them lives. `None` where there is
+/// one plan only.
+#[derive(Debug)]
+pub(in crate::tract) struct PackedWeights(Option<Mutex<Known>>);
+
+type Known = HashMap<Key, Weak<dyn Any + Send + Sync>>;
 
 /// How they are packed, and 128 bits of what they are.
 type Key = (String, [u64; 2]);
 
 impl PackedWeights {
+    pub(in crate::tract) fn shared() -> Self {
+        Self(Some(Mutex::default()))
+    }
+
+    pub(in crate::tract) fn of_one_plan() -> Self {
+        Self(None)
+    }
+
     /// What `pack` makes of `weights`, or what it made of the same before. `how` is all that it
     /// depends on beside them.
     pub(super) fn get<T: Any + Send + Sync>(
@@ -24,25 +35,23 @@ impl PackedWeights {
         weights: &[f32],
         pack: impl FnOnce() -> Option<T>,
     ) -> Option<Arc<T>> {
+        let Some(shared) = &self.0 else { return pack().map(Arc::new) };
+        let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
         let how = format!("{} {how:?}", std::any::type_name::<T>());
         let key = (how, [1, 2].map(|seed| digest(weights, seed)));
-        let known = self.lock().get(&key).and_then(Weak::upgrade);
+        let known = lock().get(&key).and_then(Weak::upgrade);
         if let Some(packed) = known.and_then(|known| known.downcast().ok()) {
             return Some(packed);
         }
         // Packed outside the lock: two plans made at a time may do it twice.
         let packed = Arc::new(pack()?);
         let kept: Arc<dyn Any + Send + Sync> = packed.clone();
-        let mut known = self.lock();
+        let mut known = lock();
         // What was packed for plans that are gone is not known for ever.
         known.retain(|_, packed| packed.strong_count() > 0);
         known.insert(key, Arc::downgrade(&kept));
         drop(known);
         Some(packed)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Weak<dyn Any + Send + Sync>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -103,7 +103,7 @@ impl Branch {
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
-        let plan = fuse::optimize(typed, &PackedWeights::default())?.into_runnable()?;
+        let plan = fuse::optimize(typed, &PackedWeights::of_one_plan())?.into_runnable()?;
         Ok(Planned { plan, facts, inputs: self.inputs.clone() })
     }
 }
