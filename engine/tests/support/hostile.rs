@@ -200,6 +200,14 @@ fn sizes() -> Vec<Named> {
                 &[],
                 node("DepthToSpace", &["x"], &["y"], &[int("blocksize", size)]),
             ),
+            (
+                format!("MatMul by an input of {size}"),
+                file(
+                    &[1, size],
+                    &[singles("w", &[1, 1], &[1.0])],
+                    vec![node("MatMul", &["w", "x"], &["y"], &[])],
+                ),
+            ),
             (format!("OneHot {size}"), one_hot(size)),
             (
                 format!("EyeLike {size}"),
@@ -337,7 +345,7 @@ fn nested(depth: usize) -> Vec<u8> {
 
 /// Appends a field of bytes in protobuf's wire format.
 fn field(bytes: &mut Vec<u8>, number: u8, content: &[u8]) {
-    bytes.push(number << 3 | 2);
+    bytes.push((number << 3) | 2);
     let mut length = content.len();
     while length > 0x7f {
         bytes.push(length as u8 | 0x80);

@@ -54,7 +54,7 @@ impl Worker {
         };
         let process = self.process.insert(process);
         let mut head = (onnx.len() as u32).to_le_bytes().to_vec();
-        head.push(engines.iter().fold(0, |bits, &engine| bits | 1 << engine as u8));
+        head.push(engines.iter().fold(0, |bits, &engine| bits | (1 << engine as u8)));
         let sent = process.stdin.write_all(&head);
         // A process that is gone is told of below.
         let _ = sent.and_then(|()| process.stdin.write_all(onnx));
@@ -139,7 +139,8 @@ pub fn serve() {
         let [length @ .., engines] = head;
         let mut onnx = vec![0; u32::from_le_bytes(length) as usize];
         stdin.read_exact(&mut onnx).expect("as many bytes as were said");
-        let asked = EngineKind::ALL.into_iter().filter(|&engine| engines & 1 << engine as u8 != 0);
+        let asked =
+            EngineKind::ALL.into_iter().filter(|&engine| engines & (1 << engine as u8) != 0);
         let answers = asked.map(|engine| {
             let answer = try_graph(&onnx, engine);
             format!("{engine}: {}", answer.replace(['\n', '\r'], " "))
