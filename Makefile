@@ -5,14 +5,14 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine onnx-tests engine-probe reference deny
+	bench-deployments bench-engine onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
 
 test: models guests registry lint
 	cargo test $(CARGO_FLAGS)
-	@$(MAKE) --no-print-directory conformance
+	@$(MAKE) --no-print-directory engine-tests conformance
 
 # Existing clients, as their users call them; after the tests, whose build it uses. With
 # ASK="tritonclient.http embeddings", only those checks.
@@ -71,15 +71,30 @@ bench-engine: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/bench.py $(ARGS)
 
 # The ONNX project's own backend tests; fails where tests/onnx/expected.json knew better. With
-# ARGS=--update, notes the outcomes there; CI runs ARGS="--check --subset --no-reference".
+# ARGS=--update, notes the outcomes there.
 onnx-tests: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python tests/onnx/node_tests.py $(or $(ARGS),--check)
+
+# What `make test` asks of the engines beside cargo's tests: half a minute of those cases, and
+# real models against what ONNX Runtime answered. Their files, 170 MB once, stay under target/.
+engine-tests: engine-probe target/engine-venv/.tests
+	@target/engine-venv/bin/python tests/onnx/node_tests.py --check --subset --no-reference --brief
+	@target/engine-venv/bin/python tests/onnx/model_tests.py
+
+# Breaks small graphs at random for a while and hands them to each engine in a process that may
+# die of it; what was lost is kept under target/fuzz.
+fuzz:
+	cargo run $(CARGO_FLAGS) --example fuzz_onnx -- $(or $(SECONDS),60)
 
 engine-probe:
 	@cargo build $(CARGO_FLAGS) --example engine_probe
 
-target/engine-venv/.complete: benches/engine/requirements.txt
+target/engine-venv/.tests: tests/onnx/requirements.txt
 	@python3 -m venv target/engine-venv
+	@target/engine-venv/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
+	@touch $@
+
+target/engine-venv/.complete: benches/engine/requirements.txt target/engine-venv/.tests
 	@target/engine-venv/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
 	@touch $@
 

@@ -232,7 +232,7 @@ def download(package, folder):
     run_pip(
         f"the download of {package.name} {package.version}",
         environment_python() if is_environment_made() else sys.executable,
-        ["download", "--no-deps", *build, "--dest", folder, f"{package.name}=={package.version}"],
+        ["download", "--no-deps", "--ignore-requires-python", *build, "--dest", folder, f"{package.name}=={package.version}"],
     )
     (wheel,) = folder.iterdir()
     return wheel

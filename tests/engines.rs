@@ -119,3 +119,28 @@ fn a_deployed_version_keeps_what_was_measured() {
     let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]);
     assert_eq!(server.infer("loop", &json!({"inputs": inputs})).floats("y"), [8.0]);
 }
+
+/// Whatever an engine makes of them, they end no process that serves.
+#[test]
+fn hostile_graphs_are_refused_by_a_server_that_serves_on() {
+    let state = scratch();
+    let flags = ["--examine-seconds", "5", "--examine-memory-mib", "400"];
+    let server = Server::start_admin(state.path(), &[fixture("models/scale.onnx")], &flags);
+    let reasons = [
+        ("doubled", "the examination needs more than 400 MiB of memory"),
+        ("endless", "the examination took longer than 5 s"),
+        ("circle", "needs what is made from its own output"),
+        ("terabytes", "asks for too much memory"),
+        ("elsewhere", "the weights of `w` are in another file"),
+    ];
+    let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]);
+    for (name, reason) in reasons {
+        let path = fixture(&format!("hostile/{name}.onnx"));
+        let said = refused(&server.wisp(&["deploy", path.to_str().expect("UTF-8")]));
+        assert!(said.contains(reason), "{name}: {said}");
+        let reply = server.infer("scale", &json!({"inputs": inputs}));
+        assert_eq!(reply.floats("y"), [2.0, 4.0, 6.0, 8.0]);
+    }
+    let (ended_well, log) = server.stop();
+    assert!(ended_well && !log.contains("panic"), "{log}");
+}

@@ -9,10 +9,8 @@ whole process's. ONNX Runtime runs with its inputs bound beforehand, but for str
 Python API cannot bind: `run` is some 6 µs dearer. Loading is from file to first answer, in a
 fresh process, median of 3.
 
-An engine agrees if each output has ONNX Runtime's shape and type; its integers, booleans and
-strings are equal, and its floats differ by at most 1e-3 of the output's largest magnitude
-(5e-2 for quantised models, whose rounding differs from kernel to kernel). `auto` is what wisp
-would choose: the fastest engine that agrees.
+What it is for an engine to agree is said in agreement.py. `auto` is what wisp would choose: the
+fastest engine that agrees.
 
 Writes RESULTS.md and results.json beside it, unless --models or --no-write is given.
 """
@@ -38,6 +36,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 import models
+from agreement import Disagreement, largest_difference, tolerance_of
 
 sys.path.insert(0, str(models.REPOSITORY / "tests" / "onnx"))
 from probe import REFERENCE, Crashed, Hung, Probe  # noqa: E402
@@ -46,8 +45,6 @@ ROUND_US = 20_000  # of ONNX Runtime's runs in a round: many, where a run is sho
 MOST_RUNS = 2_000
 LOADS = 3
 LIMIT_S = 120.0
-TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 5e-2
-QUANTISED = {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul"}
 
 
 @dataclass
@@ -86,7 +83,7 @@ def main():
     library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
     os.environ.setdefault("WISP_ONNXRUNTIME", str(library))
     warnings.simplefilter("ignore")
-    chosen = [entry for entry in models.ENTRIES if options.models in entry.name]
+    chosen = [entry for entry in models.entries() if options.models in entry.name]
     rows = []
     print(heading(options.engines), flush=True)
     for entry in chosen:
@@ -108,7 +105,7 @@ def read_options():
 
 def measure(entry, options):
     path, inputs = entry.prepare(), entry.inputs_folder
-    tolerance = QUANTISED_TOLERANCE if is_quantised(path) else TOLERANCE
+    tolerance = tolerance_of(path)
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as scratch:
         runners = {name: Runner(name, path, inputs, Path(scratch)) for name in [REFERENCE, *options.engines]}
         for runner in runners.values():
@@ -118,7 +115,7 @@ def measure(entry, options):
             sys.exit(f"{entry.name}: ONNX Runtime refuses it: {reference.result.refusal}")
         for runner in runners.values():
             if not runner.result.refusal:
-                compare(runner.result, runner.outputs, reference.outputs, tolerance)
+                runner.compare(reference.outputs, tolerance)
         run_in_turn([runner for runner in runners.values() if not runner.result.refusal], options.rounds)
         for runner in runners.values():
             runner.probe.end()
@@ -157,6 +154,12 @@ class Runner:
         self.outputs = [numpy_helper.to_array(onnx.load_tensor(file)) for file in files]
         shutil.rmtree(self.folder)
 
+    def compare(self, wanted, tolerance):
+        try:
+            self.result.difference = largest_difference(self.outputs, wanted, tolerance)
+        except Disagreement as disagreement:
+            self.result.disagreement = str(disagreement)
+
     def refuse(self, reason):
         self.result.refusal = " ".join(reason.split())
 
@@ -170,34 +173,6 @@ def run_in_turn(runners, rounds):
     means = [[runner.mean_us(times) for runner in runners] for _ in range(rounds + 1)]
     for runner, column in zip(runners, zip(*means[1:])):  # the first round warms up
         runner.result.run_us = statistics.median(column)
-
-
-def compare(result, outputs, wanted, tolerance):
-    if len(outputs) != len(wanted):
-        result.disagreement = f"{len(outputs)} outputs for {len(wanted)}"
-    for index, (got, want) in enumerate(zip(outputs, wanted)):
-        if got.shape != want.shape or got.dtype != want.dtype:
-            came, due = (f"{array.dtype}{list(array.shape)}" for array in (got, want))
-            result.disagreement = f"output {index} is {came}, not {due}"
-        elif not np.issubdtype(want.dtype, np.floating):
-            if not np.array_equal(got, want):
-                result.disagreement = f"output {index} has other values: {got.ravel()[:4]}, not {want.ravel()[:4]}"
-        else:
-            difference = relative_difference(got, want)
-            result.difference = max(result.difference, difference)
-            if not difference <= tolerance:
-                result.disagreement = f"output {index} differs by {difference:.1e} of its largest magnitude"
-
-
-def relative_difference(got, want):
-    if want.size == 0:
-        return 0.0
-    largest = float(np.abs(want).max()) or 1.0
-    return float(np.abs(got.astype(np.float64) - want).max()) / largest
-
-
-def is_quantised(path):
-    return any(node.op_type in QUANTISED for node in onnx.load(path).graph.node)
 
 
 def heading(engines):

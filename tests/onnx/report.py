@@ -13,6 +13,11 @@ GROUPS = ["inference", "training", "loss"]
 REASONS = 30
 
 
+def print_shares(chosen, outcomes):
+    for suite in dict.fromkeys(case.suite for case in chosen):
+        print_suite(f"{suite}, all", [i for i, case in enumerate(chosen) if case.suite == suite], outcomes)
+
+
 def print_all(chosen, engines, outcomes):
     for suite in dict.fromkeys(case.suite for case in chosen):
         picked = [index for index, case in enumerate(chosen) if case.suite == suite]

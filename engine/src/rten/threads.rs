@@ -14,11 +14,15 @@ use std::time::Duration;
 
 use rten::ThreadPool;
 
-use crate::graph::Failure;
+use crate::graph::{Failure, LoadError};
 use crate::guard::guarded;
 
 /// How often a caller looks whether its run is over.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// Of a thread on which rten reads or runs a graph: it follows a line of nodes by recursion, a
+/// few hundred bytes of stack for each. What is not used costs nothing.
+const STACK_BYTES: usize = 128 << 20;
 
 type Job = Box<dyn FnOnce(&Arc<ThreadPool>) + Send>;
 
@@ -119,7 +123,24 @@ fn start() -> Result<Sender<Job>, String> {
     let (sender, jobs) = channel::<Job>();
     let pool = Arc::new(ThreadPool::with_num_threads(1));
     let work = move || jobs.into_iter().for_each(|job| job(&pool));
-    let started = thread::Builder::new().name("rten".to_owned()).spawn(work);
+    let started = builder().spawn(work);
     started.map_err(|error| format!("a thread cannot be started: {error}"))?;
     Ok(sender)
+}
+
+fn builder() -> thread::Builder {
+    thread::Builder::new().name("rten".to_owned()).stack_size(STACK_BYTES)
+}
+
+/// Does `work` on a thread of its own; its panic is the caller's.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LoadError> {
+    thread::scope(|scope| {
+        let started = builder().spawn_scoped(scope, work);
+        let started =
+            started.map_err(|error| LoadError(format!("a thread cannot be started: {error}")))?;
+        started.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+    })
 }

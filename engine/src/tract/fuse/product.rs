@@ -15,6 +15,9 @@ use wisp_kernels::{
 use super::chain::{Chain, apply_post};
 use super::weights::PackedWeights;
 
+/// Of a result that takes what follows it: a bias is held for each.
+const MAX_COLUMNS: usize = 1 << 24;
+
 thread_local! {
     static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
 }
@@ -87,7 +90,9 @@ fn fuse_one(
     };
     // What follows is by column of the whole result, or not ours to do.
     let shape = &node.outputs[0].fact.shape;
-    let whole = plan.batch.is_empty() && shape.last() == Some(&plan.n.size.to_dim());
+    let whole = plan.batch.is_empty()
+        && plan.n.size <= MAX_COLUMNS
+        && shape.last() == Some(&plan.n.size.to_dim());
     let chain = match whole {
         true => {
             let bias = vec![0.0; plan.n.size];

@@ -1,0 +1,181 @@
+//! Whether a file may be handed to an engine at all. Engines trust much of what a file says:
+//! one would read weights from the server's own folder, one follows a circle of nodes or counts
+//! to the largest axis that an attribute can name without an end.
+
+use std::collections::{HashMap, HashSet};
+
+use tract_onnx::pb;
+
+use crate::LoadError;
+use crate::sizes::{self, Constants, constants};
+
+/// The largest axis, from either end. NumPy has 64 of them.
+const MAX_AXIS: i64 = 64;
+
+/// Nodes of a graph: engines walk along a line of them by recursion.
+const MAX_NODES: usize = 50_000;
+
+/// Elements of a pooling or convolution window: 4096 × 4096.
+const MAX_WINDOW: i64 = 1 << 24;
+
+/// The largest stride, dilation or pad.
+const MAX_STEP: u64 = 1 << 24;
+
+/// Refuses a graph with a tensor in another file or of another length than it says, a value of
+/// two nodes, nodes in a circle, or a size or attribute out of all bounds; and one with functions
+/// of its own, whose attributes may have tensors in other files as defaults, where the messages
+/// read here do not show them.
+///
+/// # Errors
+/// The text names what is wrong.
+pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
+    if let Some(function) = proto.functions.first() {
+        let name = function.name.as_deref().unwrap_or_default();
+        return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
+    }
+    let known = proto.graph.as_ref().map(constants).unwrap_or_default();
+    proto.graph.iter().try_for_each(|graph| check_graph(graph, &known))
+}
+
+fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), LoadError> {
+    if graph.node.len() > MAX_NODES {
+        return Err(LoadError(format!("a graph of more than {MAX_NODES} nodes is not served")));
+    }
+    graph.input.iter().chain(&graph.output).try_for_each(check_value)?;
+    graph.initializer.iter().try_for_each(check_tensor)?;
+    graph.sparse_initializer.iter().try_for_each(check_sparse)?;
+    graph.node.iter().try_for_each(|node| check_node(node, known))?;
+    check_order(graph)
+}
+
+fn check_node(node: &pb::NodeProto, known: &Constants<'_>) -> Result<(), LoadError> {
+    sizes::check_node(node, known).map_err(LoadError)?;
+    node.attribute.iter().try_for_each(|attribute| {
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
+        let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+        sparse.into_iter().try_for_each(check_sparse)?;
+        let mut graphs = attribute.g.iter().chain(&attribute.graphs);
+        graphs.try_for_each(|graph| check_graph(graph, known))?;
+        check_bounds(node, attribute)
+    })
+}
+
+fn check_sparse(tensor: &pb::SparseTensorProto) -> Result<(), LoadError> {
+    tensor.values.iter().chain(&tensor.indices).try_for_each(check_tensor)
+}
+
+fn check_tensor(tensor: &pb::TensorProto) -> Result<(), LoadError> {
+    let elsewhere = tensor.data_location == Some(pb::tensor_proto::DataLocation::External as i32);
+    if elsewhere || !tensor.external_data.is_empty() {
+        return Err(LoadError(format!("the weights of `{}` are in another file", tensor.name)));
+    }
+    check_rank(&tensor.name, &tensor.dims)?;
+    sizes::check_data(tensor).map_err(LoadError)
+}
+
+fn check_value(value: &pb::ValueInfoProto) -> Result<(), LoadError> {
+    use pb::tensor_shape_proto::dimension::Value;
+    let kind = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+    let Some(pb::type_proto::Value::TensorType(tensor)) = kind else { return Ok(()) };
+    let dims = tensor.shape.iter().flat_map(|shape| &shape.dim);
+    let sizes: Vec<i64> = dims
+        .map(|dim| match dim.value {
+            Some(Value::DimValue(size)) => size,
+            _ => -1,
+        })
+        .collect();
+    check_rank(&value.name, &sizes)?;
+    sizes::check_value(&value.name, &sizes).map_err(LoadError)
+}
+
+fn check_rank(name: &str, sizes: &[i64]) -> Result<(), LoadError> {
+    match sizes.len() as i64 > MAX_AXIS {
+        true => Err(LoadError(format!("`{name}` has more than {MAX_AXIS} axes"))),
+        false => Ok(()),
+    }
+}
+
+fn check_bounds(node: &pb::NodeProto, attribute: &pb::AttributeProto) -> Result<(), LoadError> {
+    let is_sound = match attribute.name.as_str() {
+        "axis" => (-MAX_AXIS..=MAX_AXIS).contains(&attribute.i),
+        "axes" => attribute.ints.iter().all(|axis| (-MAX_AXIS..=MAX_AXIS).contains(axis)),
+        "perm" => {
+            let axes: HashSet<i64> = attribute.ints.iter().copied().collect();
+            let all = 0..attribute.ints.len().min(MAX_AXIS as usize) as i64;
+            axes.len() == attribute.ints.len() && all.into_iter().all(|axis| axes.contains(&axis))
+        }
+        "kernel_shape" => {
+            let size =
+                attribute.ints.iter().try_fold(1i64, |size, &side| size.checked_mul(side.max(1)));
+            size.is_some_and(|size| size <= MAX_WINDOW)
+        }
+        "pads" | "strides" | "dilations" | "output_padding" => {
+            attribute.ints.iter().all(|step| step.unsigned_abs() <= MAX_STEP)
+        }
+        _ => true,
+    };
+    match is_sound {
+        true => Ok(()),
+        false => Err(LoadError(format!(
+            "attribute `{}` of the {} node `{}` is out of bounds",
+            attribute.name, node.op_type, node.name
+        ))),
+    }
+}
+
+/// Each value is made once, and no node needs what is made from its own output. ONNX wants the
+/// nodes sorted, too; some exporters do not.
+fn check_order(graph: &pb::GraphProto) -> Result<(), LoadError> {
+    let given = graph.input.iter().map(|input| &input.name);
+    let given: HashSet<&String> =
+        given.chain(graph.initializer.iter().map(|tensor| &tensor.name)).collect();
+    let mut makers: HashMap<&String, usize> = HashMap::new();
+    for (index, node) in graph.node.iter().enumerate() {
+        for name in node.output.iter().filter(|name| !name.is_empty()) {
+            if given.contains(name) || makers.insert(name, index).is_some() {
+                return Err(LoadError(format!("the value `{name}` is made twice")));
+            }
+        }
+    }
+    let mut needed_by: Vec<Vec<usize>> = vec![Vec::new(); graph.node.len()];
+    let mut missing: Vec<usize> = vec![0; graph.node.len()];
+    for (index, node) in graph.node.iter().enumerate() {
+        for maker in needs(node).filter_map(|name| makers.get(name)) {
+            needed_by[*maker].push(index);
+            missing[index] += 1;
+        }
+    }
+    let mut ready: Vec<usize> = (0..missing.len()).filter(|&index| missing[index] == 0).collect();
+    while let Some(index) = ready.pop() {
+        for &next in &needed_by[index] {
+            missing[next] -= 1;
+            if missing[next] == 0 {
+                ready.push(next);
+            }
+        }
+    }
+    match missing.iter().position(|&missing| missing > 0) {
+        Some(index) => Err(LoadError(format!(
+            "the {} node `{}` needs what is made from its own output",
+            graph.node[index].op_type, graph.node[index].name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The values that a node takes: its inputs, and what its inner graphs take from around them.
+fn needs(node: &pb::NodeProto) -> impl Iterator<Item = &String> {
+    let graphs =
+        node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
+    node.input.iter().chain(graphs.flat_map(captured))
+}
+
+fn captured(graph: &pb::GraphProto) -> Vec<&String> {
+    let own = graph.input.iter().map(|input| &input.name);
+    let own = own.chain(graph.initializer.iter().map(|tensor| &tensor.name));
+    let own: HashSet<&String> =
+        own.chain(graph.node.iter().flat_map(|node| &node.output)).collect();
+    let outputs = graph.output.iter().map(|output| &output.name);
+    let taken = graph.node.iter().flat_map(|node| needs(node).collect::<Vec<_>>()).chain(outputs);
+    taken.filter(|name| !own.contains(name)).collect()
+}

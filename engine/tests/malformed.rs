@@ -1,0 +1,167 @@
+//! Files that are broken or hostile: each engine refuses them or answers. None may end the
+//! process, keep it busy or take memory without bound, whatever it says of the file.
+
+#[path = "support/attributes.rs"]
+mod attributes;
+#[path = "support/build.rs"]
+mod build;
+#[path = "support/encode.rs"]
+mod encode;
+#[path = "support/hostile.rs"]
+mod hostile;
+#[path = "support/mutate.rs"]
+mod mutate;
+#[path = "support/worker.rs"]
+mod worker;
+
+use std::process::Command;
+use std::time::Duration;
+
+use encode::encode;
+use mutate::{Random, break_bytes, break_message, corpus};
+use prost::Message;
+use tract_onnx::pb::ModelProto;
+use wisp_engine::{EngineKind, Graph};
+use worker::Worker;
+
+/// As the server has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WORKER: &str = "WISP_TEST_WORKER";
+
+/// Of the clock, on a machine that does other things, too.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Graphs whose bytes are broken at every place and bit by bit: one a kind.
+const KINDS: [&str; 8] = [
+    "fused_column_depthwise",
+    "lstm_forward",
+    "if_of_the_run_true",
+    "classifier_3_base",
+    "svm_rbf_2",
+    "ngrams_tfidf",
+    "normalizer_lower",
+    "loop",
+];
+
+#[test]
+fn hostile_graphs_do_no_harm() {
+    assert_unharmed(hostile::cases());
+}
+
+#[test]
+fn attributes_out_of_bounds_do_no_harm() {
+    assert_unharmed(attributes::cases());
+}
+
+/// rten ends the process where it is not given the memory: the examination is there for that.
+#[test]
+fn computed_sizes_do_no_harm_to_tract() {
+    assert_unharmed_by(hostile::computed(), &[EngineKind::Tract]);
+}
+
+#[test]
+fn files_cut_anywhere_do_no_harm() {
+    let cut = |(name, onnx): (String, Vec<u8>)| {
+        // Every length of a small file, two hundred of a large one.
+        let step = onnx.len().div_ceil(200);
+        let lengths = (0..onnx.len()).step_by(step);
+        let cuts =
+            lengths.map(|length| (format!("{name} cut at {length}"), onnx[..length].to_vec()));
+        cuts.collect::<Vec<_>>()
+    };
+    assert_unharmed(kinds().into_iter().flat_map(cut).collect());
+}
+
+#[test]
+fn flipped_bits_do_no_harm() {
+    let mut cases = Vec::new();
+    for (name, onnx) in kinds() {
+        for seed in 1..=200 {
+            let mut bytes = onnx.clone();
+            break_bytes(&mut bytes, &mut Random(seed));
+            cases.push((format!("{name}, bytes broken with seed {seed}"), bytes));
+        }
+    }
+    assert_unharmed(cases);
+}
+
+#[test]
+fn messages_that_say_other_things_do_no_harm() {
+    let corpus = corpus();
+    let decoded: Vec<ModelProto> =
+        corpus.iter().filter_map(|(_, onnx)| ModelProto::decode(&onnx[..]).ok()).collect();
+    let mut random = Random(1);
+    let mut cases = Vec::new();
+    for (index, (name, _)) in corpus.iter().enumerate().filter(|(index, _)| *index < decoded.len())
+    {
+        for round in 0..4 {
+            let mut model = decoded[index].clone();
+            let donor = random.of(&decoded).expect("a corpus");
+            break_message(&mut model, donor, &mut random);
+            cases.push((format!("{name}, round {round}"), encode(&model)));
+        }
+    }
+    assert_unharmed(cases);
+}
+
+#[test]
+fn what_must_be_refused_is() {
+    for (name, onnx, reason) in hostile::refused() {
+        for engine in [EngineKind::Tract, EngineKind::Rten] {
+            let refused = Graph::load(&onnx, engine).expect_err(&name).to_string();
+            assert!(refused.contains(reason), "{name}, {engine}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn what_is_sound_is_not_refused() {
+    for (name, onnx) in kinds() {
+        assert!(Graph::load_any(&onnx, &[EngineKind::Tract, EngineKind::Rten]).is_ok(), "{name}");
+    }
+}
+
+/// Not a test: the process that the others hand their cases to.
+#[test]
+fn worker_process() {
+    if std::env::var_os(WORKER).is_some() {
+        worker::serve();
+    }
+}
+
+fn start() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--exact", "worker_process", "--nocapture"]).env(WORKER, "1");
+    command
+}
+
+fn kinds() -> Vec<(String, Vec<u8>)> {
+    let corpus = corpus();
+    let of = |kind: &str| corpus.iter().find(|(name, _)| name == kind).expect(kind).clone();
+    let quantised = ("quantised".to_owned(), build::quantised());
+    KINDS.into_iter().map(of).chain([quantised]).collect()
+}
+
+#[track_caller]
+fn assert_unharmed(cases: Vec<(String, Vec<u8>)>) {
+    assert_unharmed_by(cases, &[EngineKind::Tract, EngineKind::Rten]);
+}
+
+#[track_caller]
+fn assert_unharmed_by(cases: Vec<(String, Vec<u8>)>, engines: &[EngineKind]) {
+    let mut worker = Worker::new(start, LIMIT);
+    let mut lost = Vec::new();
+    let asked = cases.len();
+    for (name, onnx) in cases {
+        match worker.ask(&onnx, engines) {
+            Ok(answer) => println!("{name}: {answer}"),
+            Err(how) => {
+                println!("LOST {name}: {how}");
+                lost.push(format!("{name}: {how}"));
+            }
+        }
+    }
+    assert!(lost.is_empty(), "{} of {asked} cases:\n{}", lost.len(), lost.join("\n"));
+}

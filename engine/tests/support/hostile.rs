@@ -1,0 +1,393 @@
+//! Graphs that nobody exports, and what they are up to.
+
+use prost::Message;
+use tract_onnx::pb::{
+    AttributeProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
+    tensor_proto::DataLocation,
+};
+
+use crate::build::{
+    BOOL, FLOAT, INT64, body, file, graph, int, longs, model, node, raw, singles, tensor, value,
+};
+use crate::encode::encode;
+
+pub type Named = (String, Vec<u8>);
+
+pub fn cases() -> Vec<Named> {
+    let all = [tensors(), structure(), sizes(), depths(), loops()];
+    all.into_iter().flatten().collect()
+}
+
+/// And the reason they must be refused with, by each engine.
+pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
+    let reason = "the weights of `w` are in another file";
+    let places = ["w.bin", "../w.bin", "/etc/passwd", "", "/dev/zero"];
+    let mut cases: Vec<_> = places
+        .into_iter()
+        .flat_map(|place| {
+            [true, false].map(|says_so| (place.to_owned(), weights_in(place, says_so), reason))
+        })
+        .collect();
+    let nothing = model(body(&[value("x", FLOAT, &[1])], &[], &[], vec![]));
+    cases.push(("no outputs".into(), nothing.encode_to_vec(), "no outputs"));
+    let empty = ModelProto { ir_version: 8, ..ModelProto::default() };
+    cases.push(("no graph".into(), empty.encode_to_vec(), "no graph"));
+    cases
+}
+
+fn weights_in(place: &str, says_so: bool) -> Vec<u8> {
+    let entry =
+        |key: &str, value: &str| StringStringEntryProto { key: key.into(), value: value.into() };
+    let weights = TensorProto {
+        data_location: says_so.then_some(DataLocation::External as i32),
+        external_data: vec![entry("location", place), entry("length", "4")],
+        ..raw("w", FLOAT, &[1], &[])
+    };
+    file(&[1], &[weights], vec![node("Add", &["x", "w"], &["y"], &[])])
+}
+
+/// Weights that are not what they say.
+fn tensors() -> Vec<Named> {
+    let four = singles("", &[4], &[1.0, 2.0, 3.0, 4.0]).raw_data;
+    let mut weights: Vec<(String, TensorProto)> = Vec::new();
+    let giants: [&[i64]; 11] = [
+        &[3],
+        &[5],
+        &[-1],
+        &[-4],
+        &[1 << 40],
+        &[1 << 40, 1 << 40],
+        &[1 << 62, 4],
+        &[i64::MAX, 2],
+        &[i64::MIN],
+        &[0, 1 << 62],
+        &[1 << 32, 1 << 32, 0],
+    ];
+    for dims in giants {
+        weights.push((format!("raw {dims:?}"), raw("w", FLOAT, dims, &four)));
+        weights.push((format!("none {dims:?}"), raw("w", FLOAT, dims, &[])));
+        let apart = TensorProto { float_data: vec![1.0; 4], ..raw("w", FLOAT, dims, &[]) };
+        weights.push((format!("apart {dims:?}"), apart));
+    }
+    let both = TensorProto { float_data: vec![1.0; 7], ..raw("w", FLOAT, &[4], &four) };
+    weights.push(("raw and apart".into(), both));
+    weights.push(("seventeen bytes".into(), raw("w", FLOAT, &[4], &[0; 17])));
+    for data_type in -1..26 {
+        weights.push((format!("type {data_type}"), raw("w", data_type, &[4], &four)));
+        weights.push((format!("type {data_type}, none"), raw("w", data_type, &[4], &[])));
+    }
+    let named = weights.into_iter().map(|(name, weights)| {
+        let add = vec![node("Add", &["x", "w"], &["y"], &[])];
+        (format!("weights: {name}"), file(&[4], &[weights], add))
+    });
+    named.collect()
+}
+
+/// Nodes that do not add up to a graph.
+fn structure() -> Vec<Named> {
+    let relu = |from: &str, to: &str| node("Relu", &[from], &[to], &[]);
+    let one = singles("w", &[1], &[1.0]);
+    let far = |domain: &str| NodeProto { domain: domain.into(), ..relu("x", "y") };
+    let opset = |versions: &[i64]| {
+        let mut model = model(body(
+            &[value("x", FLOAT, &[1])],
+            &[value("y", FLOAT, &[1])],
+            &[],
+            vec![relu("x", "y")],
+        ));
+        let opset = model.opset_import[0].clone();
+        let with = |&version: &i64| {
+            let mut opset = opset.clone();
+            opset.version = version;
+            opset
+        };
+        model.opset_import = versions.iter().map(with).collect();
+        model.encode_to_vec()
+    };
+    let named = "n".repeat(8 << 20);
+    let cases = [
+        (
+            "an initializer that is not there",
+            file(&[1], &[], vec![node("Add", &["x", "w"], &["y"], &[])]),
+        ),
+        ("an output that is not there", file(&[1], &[], vec![relu("x", "z")])),
+        ("its own input", file(&[1], &[], vec![relu("y", "y")])),
+        ("its own second input", file(&[1], &[], vec![node("Add", &["x", "y"], &["y"], &[])])),
+        (
+            "two in a circle",
+            file(
+                &[1],
+                &[],
+                vec![relu("a", "b"), relu("b", "a"), node("Add", &["x", "a"], &["y"], &[])],
+            ),
+        ),
+        (
+            "two of one name",
+            file(&[1], &[], vec![relu("x", "y"), node("Neg", &["x"], &["y"], &[])]),
+        ),
+        ("an output named as the input", file(&[1], &[], vec![relu("x", "x"), relu("x", "y")])),
+        (
+            "an output named as another's input",
+            file(&[1], &[], vec![node("Split", &["x"], &["y", "x"], &[])]),
+        ),
+        (
+            "weights named as the output",
+            file(&[1], &[singles("y", &[1], &[1.0])], vec![relu("x", "y")]),
+        ),
+        (
+            "weights twice",
+            file(&[1], &[one.clone(), one.clone()], vec![node("Add", &["x", "w"], &["y"], &[])]),
+        ),
+        ("no nodes", file(&[1], &[], vec![])),
+        ("no inputs to a node", file(&[1], &[], vec![node("Add", &[], &["y"], &[])])),
+        ("empty names", file(&[1], &[], vec![node("Add", &["", ""], &["", "y"], &[])])),
+        ("many inputs", file(&[1], &[], vec![node("Relu", &["x"; 1000], &["y"], &[])])),
+        ("many outputs", file(&[1], &[], vec![node("Split", &["x"], &["y"; 1000], &[])])),
+        ("an unknown operator", file(&[1], &[], vec![node("Nothing", &["x"], &["y"], &[])])),
+        ("an operator without a name", file(&[1], &[], vec![node("", &["x"], &["y"], &[])])),
+        ("an unknown domain", file(&[1], &[], vec![far("com.example")])),
+        ("a domain of newlines", file(&[1], &[], vec![far("\n\r\0")])),
+        ("a long name", file(&[1], &[], vec![relu("x", &named), relu(&named, "y")])),
+        ("a long operator", file(&[1], &[], vec![node(&named, &["x"], &["y"], &[])])),
+        ("no opset", opset(&[])),
+        ("opset 0", opset(&[0])),
+        ("opset -1", opset(&[-1])),
+        ("opset of the far future", opset(&[i64::MAX])),
+        ("opset of the far past", opset(&[i64::MIN])),
+        ("two opsets", opset(&[1, 18])),
+    ];
+    cases.map(|(name, onnx)| (format!("structure: {name}"), onnx)).into()
+}
+
+/// A few bytes that ask for terabytes: as constants, and as an input says.
+fn sizes() -> Vec<Named> {
+    let huge = 1 << 40;
+    let zero = singles("zero", &[1], &[0.0]);
+    let fill =
+        |shape: &str| node("ConstantOfShape", &[shape], &["y"], &[tensor("value", zero.clone())]);
+    let mut cases = Vec::new();
+    for size in [1 << 31, 1 << 33, huge, 1 << 60, i64::MAX, -1, i64::MIN] {
+        let shape = longs("s", &[1], &[size]);
+        let pads = longs("s", &[2], &[0, size]);
+        let before = longs("s", &[2], &[size, 0]);
+        let end = longs("end", &[], &[size]);
+        let scale = singles("scale", &[4], &[1.0, 1.0, size as f32, 1.0]);
+        let four = longs("four", &[4], &[1, 1, size, 1]);
+        let counts = [longs("from", &[], &[0]), end, longs("by", &[], &[1])];
+        let range = vec![
+            node("Range", &["from", "end", "by"], &["r"], &[]),
+            node("Cast", &["r"], &["y"], &[int("to", 1)]),
+        ];
+        let long_range = |nodes| file(&[1], &counts, nodes);
+        let one = |name: &str, inits: &[TensorProto], node: NodeProto| {
+            (format!("{name} {size}"), file(&[1], inits, vec![node]))
+        };
+        let picture = |name: &str, inits: &[TensorProto], node: NodeProto| {
+            (format!("{name} {size}"), file(&[1, 1, 2, 2], inits, vec![node]))
+        };
+        cases.extend([
+            one("ConstantOfShape", std::slice::from_ref(&shape), fill("s")),
+            one("Expand", std::slice::from_ref(&shape), node("Expand", &["x", "s"], &["y"], &[])),
+            one("Tile", std::slice::from_ref(&shape), node("Tile", &["x", "s"], &["y"], &[])),
+            one("Pad", &[pads], node("Pad", &["x", "s"], &["y"], &[])),
+            one("Pad before", &[before], node("Pad", &["x", "s"], &["y"], &[])),
+            one("Reshape", std::slice::from_ref(&shape), node("Reshape", &["x", "s"], &["y"], &[])),
+            (format!("Range {size}"), long_range(range)),
+            picture("Resize by", &[scale], node("Resize", &["x", "", "scale"], &["y"], &[])),
+            picture("Resize to", &[four], node("Resize", &["x", "", "", "four"], &["y"], &[])),
+            picture(
+                "Upsample",
+                &[],
+                node("DepthToSpace", &["x"], &["y"], &[int("blocksize", size)]),
+            ),
+            (
+                format!("MatMul by an input of {size}"),
+                file(
+                    &[1, size],
+                    &[singles("w", &[1, 1], &[1.0])],
+                    vec![node("MatMul", &["w", "x"], &["y"], &[])],
+                ),
+            ),
+            (format!("OneHot {size}"), one_hot(size)),
+            (
+                format!("EyeLike {size}"),
+                file(&[1], &[], vec![node("EyeLike", &["x"], &["y"], &[int("k", size)])]),
+            ),
+            (
+                format!("an input of {size}"),
+                file(&[size], &[], vec![node("Relu", &["x"], &["y"], &[])]),
+            ),
+        ]);
+    }
+    cases.push(("Range without end".into(), endless_range()));
+    cases.into_iter().map(|(name, onnx)| (format!("sizes: {name}"), onnx)).collect()
+}
+
+/// Sizes that no constant says.
+pub fn computed() -> Vec<Named> {
+    let mut cases = asked_for();
+    cases.push(("doubled forty times".into(), doubled(40)));
+    cases.push(("squared by an outer product".into(), outer_products()));
+    cases
+}
+
+fn one_hot(depth: i64) -> Vec<u8> {
+    let inits = [longs("d", &[1], &[depth]), singles("v", &[2], &[0.0, 1.0])];
+    let to = node("Cast", &["x"], &["i"], &[int("to", INT64.into())]);
+    file(&[1], &inits, vec![to, node("OneHot", &["i", "d", "v"], &["y"], &[])])
+}
+
+fn endless_range() -> Vec<u8> {
+    let inits = [("from", 0.0), ("end", 1.0), ("by", 0.0)];
+    let inits = inits.map(|(name, number)| singles(name, &[], &[number]));
+    file(&[1], &inits, vec![node("Range", &["from", "end", "by"], &["y"], &[])])
+}
+
+fn doubled(times: usize) -> Vec<u8> {
+    let names: Vec<String> = (0..=times).map(|index| format!("v{index}")).collect();
+    let mut nodes = vec![node("Relu", &["x"], &[&names[0]], &[])];
+    for pair in names.windows(2) {
+        nodes.push(node("Concat", &[&pair[0], &pair[0]], &[&pair[1]], &[int("axis", 0)]));
+    }
+    nodes.push(node("Relu", &[&names[times]], &["y"], &[]));
+    file(&[1], &[], nodes)
+}
+
+fn outer_products() -> Vec<u8> {
+    let [row, column] = [longs("row", &[2], &[1, -1]), longs("column", &[2], &[-1, 1])];
+    let mut nodes = vec![node("Relu", &["x"], &["v0"], &[])];
+    for step in 0..6 {
+        let [from, a, b, to] =
+            [format!("v{step}"), format!("a{step}"), format!("b{step}"), format!("v{}", step + 1)];
+        nodes.push(node("Reshape", &[&from, "row"], &[&a], &[]));
+        nodes.push(node("Reshape", &[&from, "column"], &[&b], &[]));
+        nodes.push(node("Mul", &[&b, &a], &[&to], &[]));
+    }
+    nodes.push(node("Relu", &["v6"], &["y"], &[]));
+    let (x, y) = (value("x", FLOAT, &[1024]), value("y", FLOAT, &[-1, -1]));
+    encode(&model(body(&[x], &[y], &[row, column], nodes)))
+}
+
+/// Sizes that come as the input's values: `generated` gives 0 or 1, so they are multiplied.
+fn asked_for() -> Vec<Named> {
+    let inits = [longs("million", &[1], &[1 << 42]), longs("one", &[1], &[1])];
+    let grown = [
+        node("Add", &["s", "one"], &["more"], &[]),
+        node("Mul", &["more", "million"], &["size"], &[]),
+    ];
+    let zero = singles("zero", &[1], &[0.0]);
+    let last = [
+        node("ConstantOfShape", &["size"], &["y"], &[tensor("value", zero)]),
+        node("Expand", &["x", "size"], &["y"], &[]),
+        node("Tile", &["x", "size"], &["y"], &[]),
+    ];
+    let case = |last: NodeProto| {
+        let name = format!("{} as an input says", last.op_type);
+        let nodes = grown.iter().cloned().chain([last]).collect();
+        let inputs = [value("x", FLOAT, &[1]), value("s", INT64, &[1])];
+        (name, encode(&model(body(&inputs, &[value("y", FLOAT, &[-1])], &inits, nodes))))
+    };
+    last.into_iter().map(case).collect()
+}
+
+/// What is deep, long or wide.
+fn depths() -> Vec<Named> {
+    let mut cases = Vec::new();
+    for depth in [3, 30, 1000, 20_000] {
+        cases.push((format!("If, {depth} deep"), nested(depth)));
+    }
+    for (tag, depth) in [(0x3a, 5_000_000), (0x0b, 5_000_000), (0x0b, 90), (0x7a, 1_000_000)] {
+        // A message in a message, or a group in a group, that never end.
+        cases.push((format!("tag {tag:#x}, {depth} deep"), vec![tag; depth]));
+    }
+    for length in [1000, 10_000] {
+        let names: Vec<String> = (0..=length).map(|index| format!("v{index}")).collect();
+        let mut nodes = vec![node("Relu", &["x"], &[&names[0]], &[])];
+        nodes.extend(names.windows(2).map(|pair| node("Neg", &[&pair[0]], &[&pair[1]], &[])));
+        nodes.push(node("Relu", &[&names[length]], &["y"], &[]));
+        cases.push((format!("{length} nodes in a line"), file(&[1], &[], nodes)));
+    }
+    let axes = vec![1; 10_000];
+    let flat = node("Flatten", &["x"], &["y"], &[]);
+    cases.push(("ten thousand axes".into(), file(&axes, &[], vec![flat])));
+    cases.into_iter().map(|(name, onnx)| (format!("depths: {name}"), onnx)).collect()
+}
+
+/// Built from the inside out, as bytes: dropping a deep message overflows a stack, too.
+fn nested(depth: usize) -> Vec<u8> {
+    let mut inner =
+        body(&[], &[value("y", FLOAT, &[1])], &[], vec![node("Relu", &["x"], &["y"], &[])])
+            .encode_to_vec();
+    for _ in 0..depth {
+        // node { op_type: "If", input: "c", output: "y", attribute { name, type, g } × 2 }
+        let branch = |name: &str| {
+            let mut attribute = AttributeProto { r#type: 5, ..AttributeProto::default() };
+            attribute.name = name.into();
+            let mut bytes = attribute.encode_to_vec();
+            field(&mut bytes, 6, &inner);
+            bytes
+        };
+        let mut bytes = node("If", &["c"], &["y"], &[]).encode_to_vec();
+        field(&mut bytes, 5, &branch("then_branch"));
+        if depth < 20 {
+            field(&mut bytes, 5, &branch("else_branch"));
+        }
+        inner = body(&[], &[value("y", FLOAT, &[1])], &[], vec![]).encode_to_vec();
+        field(&mut inner, 1, &bytes);
+    }
+    let doors = body(&[value("x", FLOAT, &[1]), value("c", BOOL, &[])], &[], &[], vec![]);
+    inner.extend(doors.encode_to_vec());
+    let mut model =
+        ModelProto { graph: None, ..model(body(&[], &[], &[], vec![])) }.encode_to_vec();
+    field(&mut model, 7, &inner);
+    model
+}
+
+/// Appends a field of bytes in protobuf's wire format.
+fn field(bytes: &mut Vec<u8>, number: u8, content: &[u8]) {
+    bytes.push((number << 3) | 2);
+    let mut length = content.len();
+    while length > 0x7f {
+        bytes.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    bytes.push(length as u8);
+    bytes.extend(content);
+}
+
+/// Loops that do not end by themselves.
+fn loops() -> Vec<Named> {
+    let flag = |name: &str| value(name, BOOL, &[]);
+    let inner = || {
+        body(
+            &[value("i", INT64, &[]), flag("c"), value("v", FLOAT, &[1])],
+            &[flag("again"), value("grown", FLOAT, &[1])],
+            &[],
+            vec![
+                node("Identity", &["c"], &["again"], &[]),
+                node("Add", &["v", "v"], &["grown"], &[]),
+            ],
+        )
+    };
+    let grows = || {
+        let mut inner = inner();
+        inner.node[1] = node("Concat", &["v", "v"], &["grown"], &[int("axis", 0)]);
+        inner.output[1] = value("grown", FLOAT, &[-1]);
+        inner.input[2] = value("v", FLOAT, &[-1]);
+        inner
+    };
+    let forever = raw("true", BOOL, &[], &[1]);
+    let mut cases = Vec::new();
+    for (name, inner) in [("endless", inner()), ("grows", grows())] {
+        for most in [1 << 40, i64::MAX, -1, i64::MIN] {
+            let inits = [forever.clone(), longs("most", &[], &[most])];
+            let node =
+                node("Loop", &["most", "true", "x"], &["y"], &[graph("body", inner.clone())]);
+            cases.push((format!("loops: {name}, at most {most}"), file(&[1], &inits, vec![node])));
+        }
+        let node = node("Loop", &["", "true", "x"], &["y"], &[graph("body", inner)]);
+        let onnx = file(&[1], std::slice::from_ref(&forever), vec![node]);
+        cases.push((format!("loops: {name}, without a bound"), onnx));
+    }
+    cases
+}
