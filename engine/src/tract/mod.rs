@@ -12,9 +12,10 @@ use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
 
-use crate::contract::Inferred;
+use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session};
-use crate::tensor::Value;
+use crate::kind::EngineKind;
+use crate::tensor::{Contract, Value};
 use plans::{Plan, Plans};
 
 /// Reads the bytes of an ONNX file.
@@ -30,7 +31,11 @@ pub(crate) fn read(mut onnx: &[u8]) -> Result<pb::ModelProto, LoadError> {
 ///
 /// # Errors
 /// An operator, a type or a combination that tract lacks.
-pub(crate) fn load(proto: &pb::ModelProto) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+pub(crate) fn load(
+    proto: &pb::ModelProto,
+    contract: &Contract,
+) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+    contract::check(contract, EngineKind::Tract, values::has)?;
     let model = framework().model_for_proto_model(proto);
     let model = model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
     let (plans, outputs) = Plans::new(model).map_err(LoadError)?;
