@@ -85,7 +85,7 @@ fn each_fails_with_its_reason_and_the_rest_serves() {
         "[settings]\nprepare = \"grow\"\n[limits]\nmemory_mib = 16\n",
     );
     hostile_bundle(folder, "t-reads-outside", "[settings]\nprepare = \"asset\"\n");
-    fs::copy(fixture("models/bool.onnx"), folder.join("u-bool.onnx")).expect("a fixture");
+    fs::copy(fixture("models/float8.onnx"), folder.join("u-float8.onnx")).expect("a fixture");
     bundle(folder, "works", "[graphs]\nmodel = \"model.onnx\"\n", &[("model.onnx", &onnx)]);
 
     let server = Server::start(&[folder.to_owned(), PathBuf::from("/nowhere/at-all.onnx")]);

@@ -254,7 +254,7 @@ fn an_examination_that_hangs_crashes_or_eats_is_a_refusal() {
     insta::assert_snapshot!(refuses(&prepare("loop")), @"wisp: the bundle is refused: the examination took longer than 2 s");
     insta::assert_snapshot!(refuses(&prepare("fail")), @"wisp: the bundle is refused: guest: `prepare` failed: it was told to fail");
     insta::assert_snapshot!(refuses(&fixture("models/huge.onnx")), @"wisp: the bundle is refused: the examination needs more than 300 MiB of memory");
-    insta::assert_snapshot!(refuses(&fixture("models/bool.onnx")), @"wisp: the bundle is refused: guest: `prepare` failed: tensor `x` is BOOL, which wasi-nn cannot carry");
+    insta::assert_snapshot!(refuses(&fixture("models/float8.onnx")), @"wisp: the bundle is refused: graph `model`: output `y` has ONNX's element type FLOAT8E4M3FN, which the protocol lacks: give it another, with a Cast in the graph");
 
     let golden = |expect: Value| {
         let bundle = hostile_bundle(

@@ -31,7 +31,7 @@ fn assert_comes_back(client: &Client, forms: &[Form], model: &str, x: &Tensor) {
 }
 
 /// Every datatype's least, greatest and oddest values that all of its forms can carry.
-fn extremes() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn extremes() -> Vec<(&'static str, Vec<u8>)> {
     const PAST_2_TO_THE_53: i64 = (1 << 53) + 1;
     let fp32 = [
         0.0,
@@ -78,7 +78,7 @@ fn extremes() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// Of the data of a list.
-fn shape_of(datatype: &str, data: &[u8]) -> [i64; 1] {
+pub(crate) fn shape_of(datatype: &str, data: &[u8]) -> [i64; 1] {
     let size = match datatype {
         "BOOL" | "UINT8" | "INT8" => 1,
         "UINT16" | "INT16" | "FP16" | "BF16" => 2,
@@ -90,7 +90,7 @@ fn shape_of(datatype: &str, data: &[u8]) -> [i64; 1] {
     [(data.len() / size) as i64]
 }
 
-fn is_half(datatype: &str) -> bool {
+pub(crate) fn is_half(datatype: &str) -> bool {
     matches!(datatype, "FP16" | "BF16")
 }
 

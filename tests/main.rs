@@ -7,6 +7,7 @@ mod bad_input;
 mod batching;
 mod chaos;
 mod cli;
+mod datatypes;
 mod deployments;
 mod engines;
 mod errors;

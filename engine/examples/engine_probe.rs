@@ -111,10 +111,10 @@ impl Probe {
 
     fn profile(&self, id: u64, request: &Json) -> Result<Json, String> {
         let graph = self.graphs.get(&id).ok_or("no such graph")?;
-        let inputs = inputs_of(graph, request)?;
+        let mut inputs = inputs_of(graph, request)?;
         let mut least: Vec<(String, u128)> = Vec::new();
         for _ in 0..request["times"].as_u64().unwrap_or(1) {
-            let times = graph.profile(&inputs).map_err(|failure| format!("{failure:?}"))?;
+            let times = graph.profile(&mut inputs).map_err(|failure| format!("{failure:?}"))?;
             let times = times.into_iter().map(|(name, took)| (name, took.as_nanos()));
             if least.is_empty() {
                 least = times.collect();

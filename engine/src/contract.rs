@@ -2,8 +2,8 @@
 
 use tract_onnx::pb;
 
-use crate::LoadError;
 use crate::tensor::{Contract, Datatype, TensorSpec};
+use crate::{EngineKind, LoadError};
 
 /// What an engine knows of an output before it runs; -1 where a size is free.
 #[derive(Debug)]
@@ -18,8 +18,12 @@ pub(crate) fn read(graph: &pb::GraphProto) -> Result<Contract, LoadError> {
     let is_initializer = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
     let inputs = graph.input.iter().filter(|input| !is_initializer(&input.name));
     let contract = Contract {
-        inputs: inputs.map(read_spec).collect::<Result<_, _>>()?,
-        outputs: graph.output.iter().map(read_spec).collect::<Result<_, _>>()?,
+        inputs: inputs.map(|input| read_spec("input", input)).collect::<Result<_, _>>()?,
+        outputs: graph
+            .output
+            .iter()
+            .map(|output| read_spec("output", output))
+            .collect::<Result<_, _>>()?,
     };
     if contract.outputs.is_empty() {
         return Err(LoadError("the graph has no outputs".into()));
@@ -27,17 +31,21 @@ pub(crate) fn read(graph: &pb::GraphProto) -> Result<Contract, LoadError> {
     Ok(contract)
 }
 
-fn read_spec(value: &pb::ValueInfoProto) -> Result<TensorSpec, LoadError> {
+fn read_spec(end: &str, value: &pb::ValueInfoProto) -> Result<TensorSpec, LoadError> {
     let name = &value.name;
     let Some(pb::type_proto::Value::TensorType(tensor)) =
         value.r#type.as_ref().and_then(|kind| kind.value.as_ref())
     else {
-        return Err(LoadError(format!("`{name}` is not a tensor, nothing else is served")));
+        return Err(LoadError(format!(
+            "{end} `{name}` is not a tensor, and nothing else is served: export the graph with tensors (of scikit-learn, with `zipmap=False`)"
+        )));
     };
     let datatype = from_onnx(tensor.elem_type).ok_or_else(|| {
+        let known = pb::tensor_proto::DataType::try_from(tensor.elem_type);
+        let element =
+            known.map_or_else(|_| tensor.elem_type.to_string(), |known| known.as_str_name().into());
         LoadError(format!(
-            "`{name}` has ONNX element type {}, which the protocol lacks",
-            tensor.elem_type
+            "{end} `{name}` has ONNX's element type {element}, which the protocol lacks: give it another, with a Cast in the graph"
         ))
     })?;
     let dims = tensor.shape.as_ref().map(|shape| &shape.dim[..]).unwrap_or_default();
@@ -46,6 +54,24 @@ fn read_spec(value: &pb::ValueInfoProto) -> Result<TensorSpec, LoadError> {
         _ => -1,
     });
     Ok(TensorSpec { name: name.clone(), datatype, shape: shape.collect() })
+}
+
+/// Refuses what an engine could not be given, or give.
+pub(crate) fn check(
+    contract: &Contract,
+    engine: EngineKind,
+    has: impl Fn(Datatype) -> bool,
+) -> Result<(), LoadError> {
+    let ends = [("input", &contract.inputs), ("output", &contract.outputs)];
+    for (end, spec) in ends.iter().flat_map(|(end, specs)| specs.iter().map(move |it| (end, it))) {
+        let TensorSpec { name, datatype, .. } = spec;
+        if !has(*datatype) {
+            return Err(LoadError(format!(
+                "{end} `{name}` is {datatype}, which {engine} lacks: give it another type, with a Cast in the graph"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Exporters often leave an output's shape out, or free where the graph makes it fixed: what

@@ -29,8 +29,8 @@ pub enum Failure {
 /// An engine's prepared form of a graph. Any number of threads may run it at a time; no state
 /// is left from one run to another.
 pub trait Session: fmt::Debug + Send + Sync {
-    /// Runs it on values in the order of the graph's inputs, whose datatypes, ranks, fixed sizes
-    /// and lengths have been checked. Returns values in the order of its outputs. `is_over` is
+    /// Runs it on values in the order of the graph's inputs, whose datatypes, ranks, fixed sizes,
+    /// lengths and elements have been checked. Returns values in the order of its outputs. `is_over` is
     /// asked between operators, where the engine can.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Graph {
         sound::check(&file.proto)?;
         let mut contract = contract::read(graph_of(&file.proto)?)?;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
-            EngineKind::Tract => boxed(tract::load(&file)?),
+            EngineKind::Tract => boxed(tract::load(&file, &contract)?),
             EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
@@ -148,14 +148,7 @@ impl Graph {
         inputs: &mut [Value<'_>],
         is_over: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Value<'static>>, Failure> {
-        let specs = &self.contract.inputs;
-        if inputs.len() != specs.len() {
-            let (wanted, came) = (specs.len(), inputs.len());
-            return Err(Failure::Refused(format!("the graph has {wanted} inputs, got {came}")));
-        }
-        for (spec, value) in specs.iter().zip(inputs.iter_mut()) {
-            fit(spec, value).map_err(Failure::Refused)?;
-        }
+        self.fit(inputs)?;
         if let Some(runs) = self.recorded.get() {
             let mut runs = runs.lock().unwrap_or_else(PoisonError::into_inner);
             if runs.len() < MAX_RECORDED {
@@ -176,9 +169,21 @@ impl Graph {
     ///
     /// # Errors
     /// As for [`Graph::run`].
-    pub fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+    pub fn profile(&self, inputs: &mut [Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
+        self.fit(inputs)?;
         guarded(|| self.session.profile(inputs))
             .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
+    }
+
+    /// Checks values against what the graph takes.
+    fn fit(&self, inputs: &mut [Value<'_>]) -> Result<(), Failure> {
+        let specs = &self.contract.inputs;
+        if inputs.len() != specs.len() {
+            let (wanted, came) = (specs.len(), inputs.len());
+            return Err(Failure::Refused(format!("the graph has {wanted} inputs, got {came}")));
+        }
+        let mut fits = specs.iter().zip(inputs).map(|(spec, value)| fit(spec, value));
+        fits.try_for_each(|fit| fit.map_err(Failure::Refused))
     }
 }
 
@@ -192,7 +197,8 @@ fn fit(spec: &TensorSpec, value: &mut Value<'_>) -> Result<(), String> {
     if value.datatype != spec.datatype {
         return Err(format!("graph input `{name}` is {}, got {}", spec.datatype, value.datatype));
     }
-    value.check_length().map_err(|reason| format!("graph input `{name}`: {reason}"))?;
+    let checked = value.check_length().and_then(|()| value.check_elements());
+    checked.map_err(|reason| format!("graph input `{name}`: {reason}"))?;
     if spec.shape.is_empty() && value.shape == [1] {
         value.shape.clear();
     }

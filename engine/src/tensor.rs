@@ -157,6 +157,30 @@ impl Value<'_> {
         };
         if fits { Ok(()) } else { Err(wrong()) }
     }
+
+    /// Checks that each element is one that graphs know: a BOOL is 0 or 1, and a string UTF-8.
+    ///
+    /// # Errors
+    /// A text that names the first that is not.
+    pub fn check_elements(&self) -> Result<(), String> {
+        match self.datatype {
+            Datatype::Bool => match self.data.iter().position(|&byte| byte > 1) {
+                Some(index) => {
+                    let came = self.data[index];
+                    Err(format!("BOOL element {index} is {came}, expected 0 or 1"))
+                }
+                None => Ok(()),
+            },
+            Datatype::Bytes => {
+                let mut elements = bytes_elements(&self.data).enumerate();
+                elements.try_for_each(|(index, element)| match str::from_utf8(element?) {
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(format!("BYTES element {index} is not UTF-8, as strings are")),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The product of the dimensions, `None` where it does not fit.

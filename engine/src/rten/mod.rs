@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use rten::{Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ValueType};
 
-use crate::contract::Inferred;
+use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session};
+use crate::kind::EngineKind;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
 use threads::GivenUp;
 
@@ -28,11 +29,8 @@ pub(crate) fn load(
     onnx: &[u8],
     contract: &Contract,
 ) -> Result<(RtenSession, Vec<Inferred>), LoadError> {
-    for spec in contract.inputs.iter().chain(&contract.outputs) {
-        if values::element_of(spec.datatype).is_none() {
-            return Err(LoadError(format!("rten has no {} (`{}`)", spec.datatype, spec.name)));
-        }
-    }
+    let has = |datatype| values::element_of(datatype).is_some();
+    contract::check(contract, EngineKind::Rten, has)?;
     let model = threads::with_stack(|| {
         // Weights laid out at load as products of matrices want them: a transformer runs in 0.7
         // to 0.9 of the time, for a quarter more of its load and a third more of its memory.

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
 
-use crate::contract::Inferred;
+use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session};
-use crate::tensor::Value;
+use crate::kind::EngineKind;
+use crate::tensor::{Contract, Value};
 pub(crate) use file::File;
 use plans::{Plan, Plans};
 
@@ -22,7 +23,11 @@ use plans::{Plan, Plans};
 ///
 /// # Errors
 /// An operator, a type or a combination that tract lacks.
-pub(crate) fn load(file: &File<'_>) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+pub(crate) fn load(
+    file: &File<'_>,
+    contract: &Contract,
+) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+    contract::check(contract, EngineKind::Tract, values::has)?;
     let model = framework().model_for_proto_model(&file.proto);
     let mut model =
         model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;

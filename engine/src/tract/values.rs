@@ -20,11 +20,8 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<TValue, String> {
     }
     let datum =
         datum_of(value.datatype).ok_or_else(|| format!("the engine has no {}", value.datatype))?;
-    if value.datatype == Datatype::Bool && value.data.iter().any(|&byte| byte > 1) {
-        return Err("a BOOL is 0 or 1".to_owned());
-    }
-    // SAFETY: `data` is exactly shape × size bytes, as has been checked, and every bit pattern
-    // is a value of these number types; booleans were looked at above.
+    // SAFETY: `data` is exactly shape × size bytes, every bit pattern is a value of these number
+    // types, and booleans are 0 or 1: so `Session::run` is called.
     let copied = unsafe { Tensor::from_raw_dt(datum, &value.shape, &value.data) };
     copied.map(IntoTValue::into_tvalue).map_err(text)
 }
@@ -51,6 +48,11 @@ pub(super) fn from_tract(value: &Tensor) -> Result<Value<'static>, String> {
         plain.as_bytes().to_vec()
     };
     Ok(Value { datatype, shape: value.shape().to_vec(), data: Cow::Owned(data) })
+}
+
+/// Whether tensors of a datatype can be made.
+pub(super) fn has(datatype: Datatype) -> bool {
+    datatype == Datatype::Bytes || datum_of(datatype).is_some()
 }
 
 fn datum_of(datatype: Datatype) -> Option<DatumType> {

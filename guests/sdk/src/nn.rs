@@ -1,15 +1,49 @@
 //! wasi-nn by name: load one of the bundle's graphs and run it.
+//!
+//! wasi-nn has seven element types. What a graph takes or gives of another type goes in one of
+//! those, of the same size, its bits unchanged: [`Datatype::carrier`] says in which.
 
 use std::borrow::Cow;
 
-use crate::Error;
 use crate::bindings::wasi::nn;
 use crate::tensor::{fp32_from_le, le_bytes};
+use crate::{Datatype, Error, Tensor};
 
 pub use nn::tensor::TensorType;
 
+impl Datatype {
+    /// The type that a graph's tensors of this datatype have in wasi-nn: the same where it is
+    /// there, else one of the same size, whose bits are the element's. BYTES go as U8: the
+    /// dimensions count the strings, and the data is as in [`Tensor`].
+    pub fn carrier(self) -> TensorType {
+        match self {
+            Datatype::Fp16 | Datatype::Int16 | Datatype::Uint16 => TensorType::Fp16,
+            Datatype::Bf16 => TensorType::Bf16,
+            Datatype::Fp32 => TensorType::Fp32,
+            Datatype::Fp64 => TensorType::Fp64,
+            Datatype::Uint8 | Datatype::Int8 | Datatype::Bool | Datatype::Bytes => TensorType::U8,
+            Datatype::Int32 | Datatype::Uint32 => TensorType::I32,
+            Datatype::Int64 | Datatype::Uint64 => TensorType::I64,
+        }
+    }
+}
+
 /// A tensor on its way into or out of a graph.
 pub struct Value(nn::tensor::Tensor);
+
+impl TryFrom<&Tensor> for Value {
+    type Error = Error;
+
+    /// A tensor as it is, for a graph's input of its datatype. Fails where a dimension is longer
+    /// than wasi-nn can say.
+    fn try_from(tensor: &Tensor) -> Result<Self, Error> {
+        let shape: Result<Vec<u32>, _> = tensor.shape.iter().map(|&size| size.try_into()).collect();
+        let shape = shape.map_err(|_| {
+            Error::InvalidInput(format!("input `{}`: a dimension is over 2^32 - 1", tensor.name))
+        })?;
+        Ok(Self::new(&shape, tensor.datatype.carrier(), &tensor.data))
+    }
+}
 
 impl Value {
     /// A tensor of raw little-endian, row-major `data`.
@@ -32,7 +66,7 @@ impl Value {
         self.0.dimensions()
     }
 
-    /// The type of its elements.
+    /// The type of its elements in wasi-nn.
     pub fn datatype(&self) -> TensorType {
         self.0.ty()
     }
@@ -42,22 +76,36 @@ impl Value {
         self.0.data()
     }
 
+    /// The tensor that it is, where `datatype` is its graph's output's.
+    ///
+    /// # Errors
+    /// It is not what carries that datatype.
+    pub fn to_tensor(&self, name: &str, datatype: Datatype) -> Result<Tensor, Error> {
+        self.expect(datatype.carrier())?;
+        let shape = self.shape().into_iter().map(u64::from).collect();
+        Ok(Tensor { name: name.to_owned(), datatype, shape, data: self.data() })
+    }
+
     /// Its elements as floats.
     ///
     /// # Errors
     /// The tensor is of another datatype.
     pub fn to_fp32(&self) -> Result<Vec<f32>, Error> {
-        if self.datatype() != TensorType::Fp32 {
-            return Err(Error::Internal(format!(
-                "graph output is {:?}, expected FP32",
-                self.datatype()
-            )));
-        }
+        self.expect(TensorType::Fp32)?;
         let data = self.data();
         Ok(match fp32_from_le(&data) {
             Cow::Borrowed(floats) => floats.to_vec(),
             Cow::Owned(floats) => floats,
         })
+    }
+
+    fn expect(&self, datatype: TensorType) -> Result<(), Error> {
+        match self.datatype() {
+            came if came == datatype => Ok(()),
+            came => {
+                Err(Error::Internal(format!("graph output is {came:?}, expected {datatype:?}")))
+            }
+        }
     }
 }
 

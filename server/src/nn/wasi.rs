@@ -280,7 +280,7 @@ fn order(
             let text = format!("graph input `{}` is wanted, got {came:?} beside it", spec.name);
             return Err(Failure::Refused(text));
         };
-        ordered.push(to_value(named.swap_remove(found).1));
+        ordered.push(to_value(named.swap_remove(found).1, spec.datatype));
     }
     match named.first() {
         None => Ok(ordered),
@@ -301,29 +301,35 @@ fn name(served: &Served, outputs: Vec<Value<'static>>) -> Result<Vec<(String, Te
     named.collect()
 }
 
-fn to_value(tensor: Tensor) -> Value<'static> {
+/// A guest's tensor, for a graph's input of that datatype.
+fn to_value(tensor: Tensor, wanted: Datatype) -> Value<'static> {
+    let is_carried = carrier(wanted) == tensor.ty;
     Value {
-        datatype: datatype_of(tensor.ty),
+        datatype: if is_carried { wanted } else { datatype_of(tensor.ty) },
         shape: tensor.dimensions.iter().map(|&size| size as usize).collect(),
         data: Cow::Owned(tensor.data),
     }
 }
 
 fn to_wasi(value: Value<'_>) -> Result<Tensor, String> {
-    let ty = match value.datatype {
-        Datatype::Fp16 => TensorType::Fp16,
-        Datatype::Bf16 => TensorType::Bf16,
-        Datatype::Fp32 => TensorType::Fp32,
-        Datatype::Fp64 => TensorType::Fp64,
-        Datatype::Uint8 => TensorType::U8,
-        Datatype::Int32 => TensorType::I32,
-        Datatype::Int64 => TensorType::I64,
-        other => return Err(format!("wasi-nn cannot carry {other}")),
-    };
     let dimensions: Result<Vec<u32>, _> =
         value.shape.iter().map(|&size| u32::try_from(size)).collect();
     let dimensions = dimensions.map_err(|error| error.to_string())?;
-    Ok(Tensor { dimensions, ty, data: value.data.into_owned() })
+    Ok(Tensor { dimensions, ty: carrier(value.datatype), data: value.data.into_owned() })
+}
+
+/// The type of wasi-nn that a graph's tensors of a datatype have: the same where it is there,
+/// else one of the same size, whose bits are the element's (`wit/model.wit` promises it).
+fn carrier(datatype: Datatype) -> TensorType {
+    match datatype {
+        Datatype::Fp16 | Datatype::Int16 | Datatype::Uint16 => TensorType::Fp16,
+        Datatype::Bf16 => TensorType::Bf16,
+        Datatype::Fp32 => TensorType::Fp32,
+        Datatype::Fp64 => TensorType::Fp64,
+        Datatype::Uint8 | Datatype::Int8 | Datatype::Bool | Datatype::Bytes => TensorType::U8,
+        Datatype::Int32 | Datatype::Uint32 => TensorType::I32,
+        Datatype::Int64 | Datatype::Uint64 => TensorType::I64,
+    }
 }
 
 fn datatype_of(ty: TensorType) -> Datatype {
