@@ -296,18 +296,23 @@ pub fn generated(contract: &Contract) -> Option<Inputs> {
 }
 
 /// Inputs of numbers that a graph may take and that an engine may not hold: whole ones past 32
-/// bits, and doubles past the largest float. `None` where the graph takes no such numbers.
+/// bits, and doubles past the largest float. `None` where the graph takes no such numbers, but
+/// for lists, which may be sizes: those would ask for all memory there is.
 fn extreme(contract: &Contract) -> Option<Inputs> {
     const WHOLE: i64 = 3_000_000_019;
     const DOUBLE: f64 = 1.25e60;
-    let is_wide = |datatype| {
-        matches!(datatype, Datatype::Int64 | Datatype::Uint64 | Datatype::Uint32 | Datatype::Fp64)
+    let is_wide = |datatype, rank| {
+        rank > 1
+            && matches!(
+                datatype,
+                Datatype::Int64 | Datatype::Uint64 | Datatype::Uint32 | Datatype::Fp64
+            )
     };
-    if !contract.inputs.iter().any(|spec| is_wide(spec.datatype)) {
+    if !contract.inputs.iter().any(|spec| is_wide(spec.datatype, spec.shape.len())) {
         return None;
     }
     let mut inputs = generated(contract)?;
-    for value in inputs.iter_mut().filter(|value| is_wide(value.datatype)) {
+    for value in inputs.iter_mut().filter(|value| is_wide(value.datatype, value.shape.len())) {
         let element: &[u8] = match value.datatype {
             Datatype::Fp64 => &DOUBLE.to_le_bytes(),
             Datatype::Uint32 => &(WHOLE as u32).to_le_bytes(),

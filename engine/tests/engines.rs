@@ -364,7 +364,7 @@ fn an_engine_that_answers_otherwise_is_not_chosen() {
 #[test]
 fn an_engine_that_cannot_hold_what_a_graph_takes_is_not_chosen() {
     // Small numbers look the same in 32 bits.
-    let onnx = fixture("int64");
+    let onnx = fixture("numbers");
     let inputs = [generated(Graph::load(&onnx, EngineKind::Tract).unwrap().contract()).unwrap()];
     let engines = [EngineKind::Tract, EngineKind::Rten];
     let choice = choose(&onnx, &engines, &inputs, 1e-3, true).unwrap();

@@ -80,14 +80,11 @@ pub(super) fn config(opt_level: OptLevel) -> Config {
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16))
         .max_wasm_stack(512 << 10)
         .async_stack_size(2 << 20)
-        .wasm_threads(false)
         .wasm_memory64(false)
         .wasm_multi_memory(false)
         .wasm_tail_call(false)
         .wasm_relaxed_simd(false)
         .wasm_gc(false)
-        .wasm_function_references(false)
-        .wasm_exceptions(false)
         .wasm_stack_switching(false)
         .concurrency_support(false);
     config
