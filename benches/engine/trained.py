@@ -18,6 +18,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
+    IsolationForest,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -137,6 +138,7 @@ RECIPES = [
     Recipe("skl-boosting", "iris", lambda: GradientBoostingClassifier(random_state=0)),
     Recipe("skl-boosting-two-class", "cancer", lambda: GradientBoostingClassifier(random_state=0)),
     Recipe("skl-boosting-regressor", "diabetes", lambda: GradientBoostingRegressor(random_state=0)),
+    Recipe("skl-isolation-forest", "iris", lambda: IsolationForest(random_state=0)),
     Recipe("skl-svm", "iris", lambda: scaled(SVC())),
     Recipe("skl-pipeline-strings", "strings", pipeline),
     Recipe("skl-pipeline", "numbers", pipeline),

@@ -58,6 +58,28 @@ impl Geometry {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0; 4]
     }
 
+    /// Height and width of the output, where all slices have the sizes for it.
+    pub(crate) fn check_run(
+        &self,
+        batch: usize,
+        image: [usize; 2],
+        input: &[f32],
+        output: &[f32],
+        epilogue: &Epilogue<'_>,
+    ) -> Result<[usize; 2], ShapeError> {
+        let [height, width] =
+            self.output(image).ok_or(ShapeError("image is smaller than the kernel"))?;
+        ensure(!image.contains(&0), "image is empty")?;
+        ensure(size(&[batch, self.inputs, image[0], image[1]]) == Some(input.len()), "input")?;
+        ensure(size(&[batch, self.outputs, height, width]) == Some(output.len()), "output")?;
+        ensure(epilogue.bias.is_none_or(|bias| bias.len() == self.outputs), "bias")?;
+        ensure(
+            epilogue.residual.is_none_or(|residual| residual.len() == output.len()),
+            "residual",
+        )?;
+        Ok([height, width])
+    }
+
     fn check(&self) -> Result<(), ShapeError> {
         ensure(
             self.groups > 0
@@ -121,17 +143,8 @@ impl Conv2d {
         scratch: &mut Scratch,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
-        let [height, width] =
-            g.output(image).ok_or(ShapeError("image is smaller than the kernel"))?;
-        ensure(!image.contains(&0), "image is empty")?;
-        let plane = size(&image).ok_or(ShapeError("image"))?;
-        ensure(size(&[batch, g.inputs, image[0], image[1]]) == Some(input.len()), "input")?;
-        ensure(size(&[batch, g.outputs, height, width]) == Some(output.len()), "output")?;
-        ensure(epilogue.bias.is_none_or(|bias| bias.len() == g.outputs), "bias")?;
-        ensure(
-            epilogue.residual.is_none_or(|residual| residual.len() == output.len()),
-            "residual",
-        )?;
+        let [height, width] = g.check_run(batch, image, input, output, epilogue)?;
+        let plane = image[0] * image[1];
         if output.is_empty() {
             return Ok(());
         }
@@ -265,7 +278,7 @@ fn pad(
     }
 }
 
-fn size(sides: &[usize]) -> Option<usize> {
+pub(crate) fn size(sides: &[usize]) -> Option<usize> {
     sides.iter().try_fold(1usize, |size, side| size.checked_mul(*side))
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Winograd;
 use crate::testing::{Random, assert_close, epilogue, finish, levels};
 
 fn reference(
@@ -53,6 +54,11 @@ fn check(random: &mut Random, g: Geometry, image: [usize; 2], batch: usize, scra
         conv.run(level, batch, image, &input, &mut out, &epilogue, scratch).expect("sizes fit");
         let what = format!("{level:?} {g:?} {image:?} {:?}", epilogue.activation);
         assert_close(&out, &wanted, k, &what);
+        let Ok(winograd) = Winograd::new(g, &weights) else { continue };
+        out.fill(f32::NAN);
+        winograd.run(level, batch, image, &input, &mut out, &epilogue, scratch).expect("sizes fit");
+        // Two binary digits are lost.
+        assert_close(&out, &wanted, 16 * k, &what);
     }
 }
 
@@ -118,6 +124,42 @@ fn wide_rows_agree_with_the_definition() {
         check(&mut random, g, image, 1, &mut scratch);
     }
 }
+
+#[test]
+fn winograd_agrees_with_the_definition() {
+    let mut random = Random(0x0dd0_5eed_0dd0_5eed);
+    let mut scratch = Scratch::default();
+    for round in 0..40 {
+        let channels = if round % 8 == 0 { 150 } else { 40 };
+        let g = Geometry {
+            outputs: random.between(1, channels),
+            inputs: random.between(1, channels),
+            groups: 1,
+            kernel: [3, 3],
+            strides: [1, 1],
+            dilations: [1, 1],
+            pads: std::array::from_fn(|_| random.between(0, 2)),
+        };
+        let image =
+            [random.between(3, 30), random.between(3, if round % 5 == 0 { 150 } else { 30 })];
+        let batch = random.between(1, 2);
+        check(&mut random, g, image, batch, &mut scratch);
+    }
+    assert!(Winograd::new(Geometry { strides: [1, 2], ..WIDE }, &[0.0; 9 * 256]).is_err());
+    assert!(Winograd::new(WIDE, &[0.0; 9 * 256 - 1]).is_err());
+    assert!(Winograd::pays(&WIDE, [28, 28]) && !Winograd::pays(&WIDE, [5, 100]));
+    assert!(!Winograd::pays(&Geometry { groups: 2, ..WIDE }, [28, 28]));
+}
+
+const WIDE: Geometry = Geometry {
+    outputs: 16,
+    inputs: 16,
+    groups: 1,
+    kernel: [3, 3],
+    strides: [1, 1],
+    dilations: [1, 1],
+    pads: [1; 4],
+};
 
 #[test]
 fn sizes_that_do_not_fit_are_errors() {

@@ -152,19 +152,19 @@ impl Iterator for Pieces {
 }
 
 /// Writes `sums[column][channel]` as planes, with bias and epilogue.
-struct Turn {
-    sums: *const f32,
-    panels: usize,
-    columns: usize,
+pub(crate) struct Turn {
+    pub sums: *const f32,
+    pub panels: usize,
+    pub columns: usize,
     /// The first channel and how many.
-    first: usize,
-    channels: usize,
+    pub first: usize,
+    pub channels: usize,
     /// The first column's place in a plane, and a plane's size.
-    place: usize,
-    plane: usize,
-    c: *mut f32,
-    bias: *const f32,
-    finish: Finish,
+    pub place: usize,
+    pub plane: usize,
+    pub c: *mut f32,
+    pub bias: *const f32,
+    pub finish: Finish,
 }
 
 impl Kernel for Turn {

@@ -23,9 +23,11 @@ mod simd;
 mod testing;
 mod tile;
 pub mod window;
+mod winograd;
 
 pub use conv::{Conv2d, Geometry};
 pub use epilogue::{Activation, Epilogue, ResidualOrder};
 pub use gemm::{linear, product};
 pub use packed::{Line, Packed, Scratch, ShapeError, View};
 pub use simd::Level;
+pub use winograd::Winograd;

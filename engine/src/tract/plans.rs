@@ -110,8 +110,14 @@ impl Plans {
             },
         };
         let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
-        let mut tried = tried
-            .filter_map(|asked| Some((attempt(|| plan(&model, &asked, &packed)).ok()?, asked)));
+        let mut refused = None;
+        let mut tried = tried.filter_map(|asked| match attempt(|| plan(&model, &asked, &packed)) {
+            Ok(plan) => Some((plan, asked)),
+            Err(error) => {
+                refused = Some(error);
+                None
+            }
+        });
         let (planned, first) = tried.next().unzip();
         let outputs = match (&typed, &planned) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
@@ -125,7 +131,8 @@ impl Plans {
         let level = match typed {
             Err(error) if planned.is_none() => {
                 if parameters.len() == 1 || has_unimplemented(&model) {
-                    return Err(format!("cannot be planned: {}", chain(&error)));
+                    // Without sizes a source of unknown type is all that typing tells of.
+                    return Err(cannot(refused.unwrap_or(error)));
                 }
                 1
             }

@@ -11,7 +11,9 @@ use tract_onnx::tract_hir::tract_core::ops::nn::DataFormat;
 
 use wisp_kernels::depthwise::Depthwise;
 use wisp_kernels::window::Window;
-use wisp_kernels::{Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder, Scratch};
+use wisp_kernels::{
+    Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder, Scratch, Winograd,
+};
 
 use super::chain::{Chain, apply_post, by_channel};
 use super::line::Line;
@@ -40,7 +42,17 @@ struct FusedConv {
 enum Kernel {
     Depthwise(Depthwise),
     Line(Line),
+    Winograd(Winograd),
     General(Conv2d),
+}
+
+/// What a kernel is chosen for, apart from its window and weights.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    geometry: Geometry,
+    /// May be turned over: a residual would have to be, too.
+    may_be_line: bool,
+    may_be_winograd: bool,
 }
 
 /// Replaces all convolutions that our kernels can do.
@@ -84,10 +96,12 @@ fn fuse_one(
         dilations: window.dilations,
         pads: window.pads,
     };
-    // A residual would have to be turned over with the rest.
-    let may_be_line = input[2] == 1 && chain.residual.is_none();
-    let kernel = packed
-        .get(&(geometry, may_be_line), &weights, || pack(geometry, window, may_be_line, &weights));
+    let wanted = Wanted {
+        geometry,
+        may_be_line: input[2] == 1 && chain.residual.is_none(),
+        may_be_winograd: Winograd::pays(&geometry, [input[2], input[3]]),
+    };
+    let kernel = packed.get(&wanted, &weights, || pack(wanted, window, &weights));
     let Some(kernel) = kernel else { return Ok(None) };
     let fact = &model.node(chain.last).outputs[0].fact;
     let Some(output) = fact.shape.as_concrete() else { return Ok(None) };
@@ -110,7 +124,8 @@ fn fuse_one(
     Ok(Some(patch))
 }
 
-fn pack(geometry: Geometry, window: Window, may_be_line: bool, weights: &[f32]) -> Option<Kernel> {
+fn pack(wanted: Wanted, window: Window, weights: &[f32]) -> Option<Kernel> {
+    let Wanted { geometry, may_be_line, may_be_winograd } = wanted;
     let Geometry { inputs, outputs, groups, .. } = geometry;
     if groups == inputs && groups > 1 {
         let depthwise = Depthwise::new(groups, outputs / groups, window, weights.to_vec());
@@ -119,6 +134,9 @@ fn pack(geometry: Geometry, window: Window, may_be_line: bool, weights: &[f32]) 
     let is_line = may_be_line && groups == 1;
     if is_line && let Some(line) = Line::new(&window, [inputs, outputs], weights) {
         return Some(Kernel::Line(line));
+    }
+    if may_be_winograd {
+        return Winograd::new(geometry, weights).map(Kernel::Winograd).ok();
     }
     Conv2d::new(geometry, weights).map(Kernel::General).ok()
 }
@@ -198,6 +216,7 @@ impl Op for FusedConv {
         match &*self.kernel {
             Kernel::Depthwise(_) => "FusedDepthwise".into(),
             Kernel::Line(_) => "FusedLine".into(),
+            Kernel::Winograd(_) => "FusedWinograd".into(),
             Kernel::General(_) => "FusedConv".into(),
         }
     }
@@ -228,16 +247,20 @@ impl EvalOp for FusedConv {
         let mut output = unsafe { Tensor::uninitialized::<f32>(&self.output)? };
         let mut plain = output.try_as_plain_ram_mut()?;
         let y = plain.as_slice_mut::<f32>()?;
+        let [batch, _, height, width] = self.input;
+        let (level, image) = (Level::best(), [height, width]);
         SCRATCH.with_borrow_mut(|(rows, scratch)| match &*self.kernel {
             Kernel::Depthwise(kernel) => {
                 kernel.run(x, self.input, &epilogue, y, rows).map_err(TractError::new)
             }
             Kernel::Line(kernel) => {
-                kernel.run(x, self.input[3], y, &epilogue, rows).map_err(TractError::new)
+                kernel.run(x, width, y, &epilogue, rows).map_err(TractError::new)
+            }
+            Kernel::Winograd(kernel) => {
+                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch);
+                ran.map_err(TractError::new)
             }
             Kernel::General(kernel) => {
-                let [batch, _, height, width] = self.input;
-                let (level, image) = (Level::best(), [height, width]);
                 let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch);
                 ran.map_err(TractError::new)
             }

@@ -1,6 +1,6 @@
 //! Attention (opset 23 on). tract lines the causal mask up with the first key even where there
 //! is a past, and adds a boolean mask as numbers: here both become one mask of what to add, and
-//! tract's operator does the rest.
+//! tract's operator does the rest. Queries that see no key get zeros.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -8,7 +8,7 @@ use tract_onnx::tract_core::ops::{cast::cast, logic::Iff, math::add};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::logic::wire_with_rank_broadcast;
 
-use super::kernel::Built;
+use super::kernel::{Built, Form, Kernel, typed};
 
 /// The attributes of its first version, which tract reads or refuses.
 const KNOWN: [&str; 7] = [
@@ -47,7 +47,9 @@ fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     let (inner, _) = theirs(context, &masked)?;
     let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
     let inner = inner.context("the engine's Attention is not what it was")?.clone();
-    let masked = Masked { inner, is_causal, has_mask: given(3), has_past: given(4) };
+    let query_heads = usize::try_from(node.get_attr_opt::<i64>("q_num_heads")?.unwrap_or(1))?;
+    let (has_mask, has_past) = (given(3), given(4));
+    let masked = Masked { inner, is_causal, has_mask, has_past, query_heads };
     Ok((expand(masked), Vec::new()))
 }
 
@@ -58,6 +60,8 @@ struct Masked {
     is_causal: bool,
     has_mask: bool,
     has_past: bool,
+    /// Where they are not an axis of the queries.
+    query_heads: usize,
 }
 
 impl Masked {
@@ -122,7 +126,87 @@ impl Expansion for Masked {
             (given, causal) => given.or(causal).context("nothing to mask")?,
         };
         all.insert(3, mask);
-        self.inner.as_ref().wire(prefix, model, &all)
+        let mut outputs = self.inner.as_ref().wire(prefix, model, &all)?;
+        // A causal mask alone shows each query the first key.
+        if self.has_mask {
+            let name = format!("{prefix}.seen_rows");
+            let heads = self.query_heads;
+            outputs[0] = model.wire_node(name, typed(SeenRows { heads }), &[outputs[0], mask])?[0];
+        }
+        Ok(outputs)
+    }
+}
+
+/// Zeros where a query's mask hides all keys, as ONNX has it: tract divides zero by zero there.
+#[derive(Debug)]
+struct SeenRows {
+    /// Of an output of rank 3.
+    heads: usize,
+}
+
+impl SeenRows {
+    /// Batch, heads, queries and the values of one, as an output of rank 3 or 4 lies in memory.
+    fn sizes(&self, output: &[usize]) -> TractResult<[usize; 4]> {
+        match *output {
+            [batch, heads, queries, values] => Ok([batch, heads, queries, values]),
+            [batch, queries, values] => {
+                ensure!(values.is_multiple_of(self.heads.max(1)), "{values} values by heads");
+                Ok([batch, self.heads, queries, values / self.heads.max(1)])
+            }
+            _ => bail!("an output of rank {}", output.len()),
+        }
+    }
+
+    fn hide<T: Datum + Copy + Default>(
+        &self,
+        output: &Tensor,
+        mask: &Tensor,
+    ) -> TractResult<Tensor> {
+        let mut output = output.clone();
+        let is_split = output.rank() == 4;
+        let [_, heads, queries, values] = self.sizes(output.shape())?;
+        let mask = mask.clone().broadcast_into_rank(4)?;
+        let mask = mask.to_plain_array_view::<f32>()?;
+        let hidden = mask.map_axis(tract_ndarray::Axis(3), |row| {
+            row.iter().all(|addend| *addend == f32::NEG_INFINITY)
+        });
+        let at = |axis: usize, index: usize| if hidden.shape()[axis] == 1 { 0 } else { index };
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let rows = plain.as_slice_mut::<T>()?.chunks_exact_mut(values.max(1));
+        for (row, output) in rows.enumerate() {
+            let (outer, inner) = if is_split { (heads, queries) } else { (queries, heads) };
+            let (batch, outer, inner) = (row / (outer * inner), row / inner % outer, row % inner);
+            let (head, query) = if is_split { (outer, inner) } else { (inner, outer) };
+            let place = [at(0, batch), at(1, head), at(2, query)];
+            let hidden = hidden.get(place).context("a mask of other sizes than the output's")?;
+            if *hidden {
+                output.fill(T::default());
+            }
+        }
+        Ok(output)
+    }
+}
+
+impl Kernel for SeenRows {
+    fn name(&self) -> &'static str {
+        "SeenRows"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [output, mask] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        ensure!(matches!(output.shape.len(), 3 | 4), "an output of rank {}", output.shape.len());
+        ensure!(mask.datum == DatumType::F32 && mask.shape.len() <= 4, "a mask of {mask:?}");
+        ensure!(output.datum.is_float(), "expected floats, got {:?}", output.datum);
+        Ok(tvec![Form::new(output.datum, output.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [output, mask] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        Ok(tvec![match output.datum_type() {
+            DatumType::F16 => self.hide::<f16>(output, mask)?,
+            DatumType::F64 => self.hide::<f64>(output, mask)?,
+            _ => self.hide::<f32>(output, mask)?,
+        }])
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::*;
 
 /// The type and shape of an input or output, as far as planning knows them.
@@ -153,7 +154,9 @@ struct Operator {
 
 impl Operator {
     fn forms(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let forms = self.kernel.outputs(inputs).with_context(|| self.kernel.name())?;
+        let forms = self.kernel.outputs(inputs).with_context(|| self.kernel.name());
+        let sized = || self.kernel.outputs(&without_sizes(inputs)).ok();
+        let forms = forms.or_else(|error| sized().ok_or(error))?;
         let kept = self.kept.iter().map(|&index| forms.get(index).cloned());
         let kept: Option<TVec<Form>> = kept.collect();
         kept.with_context(|| format!("{} has {} outputs", self.kernel.name(), forms.len()))
@@ -186,6 +189,25 @@ impl Operator {
         }
         Ok(())
     }
+}
+
+/// tract has sizes (`TDim`) for all that is cast to whole numbers: what they are for a kernel that
+/// takes no sizes.
+fn without_sizes(inputs: &[Form]) -> TVec<Form> {
+    let whole = |form: &Form| match form.datum {
+        DatumType::TDim => {
+            let value = form.constant.as_ref().and_then(|value| value.cast_to::<i64>().ok());
+            let constant = value.map(|value| value.into_owned().into_arc_tensor());
+            Form { constant, ..Form::new(DatumType::I64, form.shape.iter().cloned()) }
+        }
+        _ => form.clone(),
+    };
+    inputs.iter().map(whole).collect()
+}
+
+fn form_of(fact: &TypedFact) -> Form {
+    let form = Form::new(fact.datum_type, fact.shape.iter().cloned());
+    Form { constant: fact.konst.clone(), ..form }
 }
 
 impl PartialEq for Operator {
@@ -222,13 +244,7 @@ impl EvalOp for Operator {
 
 impl TypedOp for Operator {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        let inputs: TVec<Form> = inputs
-            .iter()
-            .map(|fact| Form {
-                constant: fact.konst.clone(),
-                ..Form::new(fact.datum_type, fact.shape.iter().cloned())
-            })
-            .collect();
+        let inputs: TVec<Form> = inputs.iter().map(|fact| form_of(fact)).collect();
         let forms = self.forms(&inputs)?;
         Ok(forms.into_iter().map(|form| form.datum.fact(&*form.shape)).collect())
     }
@@ -272,7 +288,15 @@ impl InferenceOp for Operator {
         target: &mut TypedModel,
         mapping: &HashMap<OutletId, OutletId>,
     ) -> TractResult<TVec<OutletId>> {
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
+        let mut inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
+        let facts = inputs.iter().map(|&input| Ok(form_of(target.outlet_fact(input)?)));
+        let takes_sizes = self.kernel.outputs(&facts.collect::<TractResult<TVec<_>>>()?).is_ok();
+        for (index, input) in inputs.iter_mut().enumerate() {
+            if !takes_sizes && target.outlet_fact(*input)?.datum_type == DatumType::TDim {
+                let name = format!("{}.whole_{index}", node.name);
+                *input = target.wire_node(name, cast(DatumType::I64), &[*input])?[0];
+            }
+        }
         target.wire_node(&*node.name, self.clone(), &inputs)
     }
 
