@@ -100,19 +100,81 @@ impl Expansion for Recurrent {
         // tract panics otherwise.
         ensure!(batch.to_usize().is_ok(), "the batch's size is not known");
         ensure!(r.shape[2].to_usize().is_ok(), "the state's size is not known");
+        let (inner, mut inputs) = self.with_states(prefix, model, inputs)?;
         if !self.is_reversed {
-            return self.inner.wire(prefix, model, inputs);
+            return inner.wire(prefix, model, &inputs);
         }
         let reverse = typed(Reverse { axis: usize::from(self.inner.batch_first) });
-        let mut inputs: TVec<OutletId> = inputs.into();
         inputs[0] =
             model.wire_node(format!("{prefix}.x_reversed"), reverse.clone(), &inputs[..1])?[0];
-        let mut outputs = self.inner.wire(prefix, model, &inputs)?;
+        let mut outputs = inner.wire(prefix, model, &inputs)?;
         if let Some(y) = self.inner.optional_y_output {
             let name = format!("{prefix}.y_reversed");
             outputs[y] = model.wire_node(name, reverse, &[outputs[y]])?[0];
         }
         Ok(outputs)
+    }
+}
+
+impl Recurrent {
+    /// With zeros for the states that an LSTM is not given. tract has two equal constants for them,
+    /// makes one of those, and then takes its loop's states for one, too.
+    fn with_states(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<(CommonRec, TVec<OutletId>)> {
+        let (mut inner, mut inputs) = (self.inner.clone(), TVec::<OutletId>::from(inputs));
+        if !inner.body.have_extra_c_state() {
+            return Ok((inner, inputs));
+        }
+        let batch_first = inner.batch_first;
+        let states = [&mut inner.optional_initial_h_input, &mut inner.optional_initial_c_input];
+        for (name, state) in ["h", "c"].into_iter().zip(states) {
+            if state.is_none() {
+                *state = Some(inputs.len());
+                let from = [inputs[0], inputs[2]];
+                // One for each: two that are equal become one.
+                let zeros = typed(ZeroState { batch_first });
+                inputs.push(model.wire_node(format!("{prefix}.no_{name}"), zeros, &from)?[0]);
+            }
+        }
+        Ok((inner, inputs))
+    }
+}
+
+/// A state of zeros for a sequence and the weights of its recurrence.
+#[derive(Debug)]
+struct ZeroState {
+    batch_first: bool,
+}
+
+impl ZeroState {
+    fn shape<D: Clone>(&self, sequence: &[D], weights: &[D]) -> TractResult<TVec<D>> {
+        let ([a, b, _], [sides, _, size]) = (sequence, weights) else {
+            bail!("a sequence of rank {}, weights of {}", sequence.len(), weights.len());
+        };
+        Ok(match self.batch_first {
+            true => tvec![a.clone(), sides.clone(), size.clone()],
+            false => tvec![sides.clone(), b.clone(), size.clone()],
+        })
+    }
+}
+
+impl Kernel for ZeroState {
+    fn name(&self) -> &'static str {
+        "ZeroState"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [x, r] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        Ok(tvec![Form::new(x.datum, self.shape(&x.shape, &r.shape)?)])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [x, r] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        Ok(tvec![Tensor::zero_dt(x.datum_type(), &self.shape(x.shape(), r.shape())?)?])
     }
 }
 
