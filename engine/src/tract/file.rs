@@ -1,7 +1,6 @@
 //! An ONNX file as messages, but for its large weights: those stay where the file lies and are
 //! copied once, into tract's tensors. A decoder would copy all of them first.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use prost::Message;
@@ -46,12 +45,12 @@ impl<'a> File<'a> {
     /// They are not ONNX.
     pub(crate) fn read(onnx: &'a [u8]) -> Result<Self, LoadError> {
         // What cannot be taken apart is the decoder's to refuse.
-        let (rest, apart) = take_apart(onnx).unwrap_or((Cow::Borrowed(onnx), Vec::new()));
-        let proto = pb::ModelProto::decode(&rest[..]);
+        let (rest, apart) = take_apart(onnx).unzip();
+        let proto = pb::ModelProto::decode(rest.as_deref().unwrap_or(onnx));
         let mut proto = proto.map_err(|error| LoadError(format!("not an ONNX file: {error}")))?;
         let initializers = proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer);
         let mut weights = Vec::new();
-        for (tensor, bytes) in initializers.zip(apart) {
+        for (tensor, bytes) in initializers.zip(apart.unwrap_or_default()) {
             let Some(bytes) = bytes else { continue };
             match Weights::of(tensor, bytes) {
                 Some(found) => {
@@ -135,8 +134,11 @@ fn number(tensor: &Tensor) -> Option<usize> {
     text.strip_prefix(PLACEHOLDER)?.parse().ok()
 }
 
-/// The file without the large weights of its graph, and those, by initializer.
-fn take_apart(onnx: &[u8]) -> Option<(Cow<'_, [u8]>, Vec<Option<&[u8]>>)> {
+/// Large weights, by initializer of the graph.
+type Apart<'a> = Vec<Option<&'a [u8]>>;
+
+/// The file without the large weights of its graph, and those.
+fn take_apart(onnx: &[u8]) -> Option<(Vec<u8>, Apart<'_>)> {
     let mut apart = Vec::new();
     let mut rest = Vec::new();
     for field in fields(onnx)? {
@@ -145,10 +147,10 @@ fn take_apart(onnx: &[u8]) -> Option<(Cow<'_, [u8]>, Vec<Option<&[u8]>>)> {
             None => rest.extend_from_slice(field.whole),
         }
     }
-    Some((Cow::Owned(rest), apart))
+    Some((rest, apart))
 }
 
-fn take_graph_apart<'a>(graph: &'a [u8], apart: &mut Vec<Option<&'a [u8]>>) -> Option<Vec<u8>> {
+fn take_graph_apart<'a>(graph: &'a [u8], apart: &mut Apart<'a>) -> Option<Vec<u8>> {
     let mut rest = Vec::new();
     for field in fields(graph)? {
         let Some(tensor) = field.content.filter(|_| field.number == INITIALIZER) else {

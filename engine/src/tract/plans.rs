@@ -86,12 +86,9 @@ impl Plans {
         let facts = input_facts(&model).map_err(cannot)?;
         let asked = |shapes| Asked { shapes, constants: Vec::new() };
         let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
-        let packed = match &concrete {
-            Some(_) => PackedWeights::of_one_plan(),
-            None => PackedWeights::shared(),
-        };
+        let alone = PackedWeights::of_one_plan();
         let failed =
-            match concrete.map(|inputs| (plan(&model, &asked(inputs.clone()), &packed), inputs)) {
+            match concrete.map(|inputs| (plan(&model, &asked(inputs.clone()), &alone), inputs)) {
                 Some((Ok(plan), inputs)) => {
                     let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
                     return Ok((Self::Fixed { plan: Arc::new(plan), inputs }, outputs));
@@ -99,6 +96,7 @@ impl Plans {
                 Some((Err(error), _)) => Some(error),
                 None => None,
             };
+        let packed = PackedWeights::shared();
         // With free sizes the symbolic types say what the outputs are. Some nets cannot be
         // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
         let (typed, tries) = match failed {
