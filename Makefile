@@ -17,7 +17,7 @@ test: models guests registry lint
 # Existing clients, as their users call them; after the tests, whose build it uses. With
 # ASK="tritonclient.http embeddings", only those checks.
 conformance: models guests build target/clients
-	@target/clients/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@target/clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@PYTHONPATH=tests target/clients/bin/python -m conformance $(ASK)
 
 # The same after KServe's SDK and perf_analyzer are installed, which are large.
@@ -91,11 +91,11 @@ engine-probe:
 
 target/engine-venv/.tests: tests/onnx/requirements.txt
 	@python3 -m venv target/engine-venv
-	@target/engine-venv/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
+	@target/engine-venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
 	@touch $@
 
 target/engine-venv/.complete: benches/engine/requirements.txt target/engine-venv/.tests
-	@target/engine-venv/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
+	@target/engine-venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
 	@touch $@
 
 # After a change to pre-processing: ONNX Runtime's answers to the guest's new tensors.
