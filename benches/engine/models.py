@@ -111,11 +111,6 @@ FILES = {
         "silero_vad/data/silero_vad_openvino_16k.onnx",
         "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87",
     ),
-    "silero-vad-half": fetch.Member(
-        SILERO,
-        "silero_vad/data/silero_vad_half.onnx",
-        "1e0b195ad4806595ef4466f419d16fca7e4afcfc6669b8c0b5f76ea87547c769",
-    ),
     "silero-vad-sequence": fetch.Member(
         SILERO,
         "silero_vad/data/silero_vad_16k_sequence.onnx",
@@ -245,7 +240,6 @@ PACKAGED = [
     Entry("minilm-int8-33-tokens", file("minilm-int8"), tokens(1, 33)),
     Entry("magika", file("magika"), lambda: inputs.file_start_and_end(REPOSITORY / "models/fetch.py")),
     Entry("silero-vad", file("silero-vad"), inputs.sound_chunk),
-    Entry("silero-vad-half", file("silero-vad-half"), inputs.sound_chunk),
     Entry("silero-vad-sequence", file("silero-vad-sequence"), inputs.sound_chunks),
     Entry("digits", digits, lambda: inputs.digit(photo("digit.png"))),
 ]
