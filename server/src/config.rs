@@ -14,7 +14,11 @@ use clap::{ArgMatches, Args};
 use serde::Deserialize;
 
 use crate::examine::ExamineLimits;
-use crate::repository::EngineSettings;
+use crate::memory;
+use crate::repository::{EngineSettings, ResidencyOptions};
+
+/// A petabyte: no budget at all.
+const MAX_BUDGET_MIB: usize = 1 << 30;
 
 /// What may be set, by flag, environment variable or config file; the names are the same.
 #[derive(Debug, Default, Args, Deserialize)]
@@ -59,6 +63,14 @@ pub struct RawSettings {
     /// Requests of one model that may wait; more are refused [default: 256]
     #[arg(long, env = "WISP_QUEUE", value_name = "N")]
     queue: Option<usize>,
+    /// Memory for loaded models and their sandboxes, MiB; beyond it those go cold that were not
+    /// used for longest [default: half of what this process may have]
+    #[arg(long, env = "WISP_MEMORY_BUDGET_MIB", value_name = "MIB")]
+    memory_budget_mib: Option<usize>,
+    /// Seconds after which a deployed model that nobody asks for goes cold; 0: never
+    /// [default: 600]
+    #[arg(long, env = "WISP_IDLE_SECONDS", value_name = "S")]
+    idle_seconds: Option<usize>,
     /// Folder for compiled guests, or `none` [default: wisp in the user's cache folder]
     #[arg(long, env = "WISP_CACHE", value_name = "FOLDER")]
     cache: Option<PathBuf>,
@@ -127,6 +139,7 @@ pub struct Config {
     pub body_timeout: Duration,
     pub threads: usize,
     pub engine: EngineSettings,
+    pub residency: ResidencyOptions,
     pub deploy: DeployConfig,
     pub log: String,
     pub log_format: LogFormat,
@@ -196,6 +209,9 @@ impl Config {
         let page_scan = pick!(page_scan, "page-scan", true);
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
+        let half = memory::available().map_or(MAX_BUDGET_MIB, |bytes| (bytes / 2 >> 20) as usize);
+        let memory_budget_mib = pick!(memory_budget_mib, "memory-budget-mib", half.max(1));
+        let idle_seconds = pick!(idle_seconds, "idle-seconds", 600);
         let cache = pick!(cache, "cache", user_folder("XDG_CACHE_HOME", ".cache"));
         let onnxruntime = pick!(onnxruntime, "onnxruntime", PathBuf::from("none"));
         let default_state = match default_state {
@@ -223,6 +239,8 @@ impl Config {
         check("sandboxes", sandboxes, 1, 10_000)?;
         check("concurrency", concurrency, 1, 10_000)?;
         check("queue", queue, 0, 1_000_000)?;
+        check("memory-budget-mib", memory_budget_mib, 1, MAX_BUDGET_MIB)?;
+        check("idle-seconds", idle_seconds, 0, 1 << 30)?;
         check("bundle-limit-mib", bundle_limit_mib, 1, 1 << 20)?;
         check("examine-seconds", examine_seconds, 1, 3600)?;
         check("examine-memory-mib", examine_memory_mib, 64, 1 << 20)?;
@@ -256,6 +274,10 @@ impl Config {
                 queue,
                 cache: some(cache).map(absolute).transpose()?,
                 onnxruntime: some(onnxruntime).map(absolute).transpose()?,
+            },
+            residency: ResidencyOptions {
+                idle: (idle_seconds > 0).then_some(Duration::from_secs(idle_seconds as u64)),
+                budget: (memory_budget_mib as u64) << 20,
             },
             deploy: DeployConfig {
                 state,

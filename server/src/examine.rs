@@ -74,6 +74,9 @@ pub struct Report {
     pub tests: Vec<TestReport>,
     /// To check, prepare, compile and load.
     pub load_ms: u64,
+    /// What it takes in memory when it is loaded.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// What held the examination in, beside time and memory.
     pub confined_by: Vec<String>,
 }

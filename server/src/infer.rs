@@ -123,6 +123,7 @@ impl Inference {
     ) -> Result<InferResponse, Error> {
         let pending = revision.stats.enter();
         let result = self.run(model, revision, request).await;
+        revision.touch();
         match &result {
             Ok(InferResponse { queue, timings, .. }) => pending.succeeded(Phases {
                 queue: *queue + timings.waited,
@@ -159,8 +160,9 @@ impl Inference {
         let run = Run::until(deadline);
         let _cancel = CancelOnDrop(run.clone());
         let work = {
-            let (guest, run) = (revision.guest.clone(), run.clone());
-            async move { Sandbox::new(&guest, &run).run(request).await }
+            // Held until it ends, which may be after its request: so it counts as in use.
+            let (revision, run) = (revision.clone(), run.clone());
+            async move { Sandbox::new(&revision.guest, &run).run(request).await }
         };
         let ran = self.scheduler.run(&revision.gate, urgency.level, deadline, work).await;
         let ((result, timings), queue) =

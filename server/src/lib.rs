@@ -14,6 +14,7 @@ pub mod error;
 pub mod examine;
 pub mod infer;
 pub mod log_levels;
+pub mod memory;
 pub mod nn;
 pub mod registry;
 pub mod repository;
@@ -34,7 +35,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use infer::Inference;
-use repository::{EngineSettings, LoadOptions, Place, Repository};
+use repository::{EngineSettings, LoadOptions, Place, Repository, ResidencyOptions};
 use sandbox::Engine;
 use schedule::Scheduler;
 
@@ -48,6 +49,7 @@ const LOADING_PATIENCE: Duration = Duration::from_secs(60);
 /// The machine cannot run wasmtime, or threads cannot be started.
 pub fn set_up(
     settings: &EngineSettings,
+    residency: ResidencyOptions,
     threads: usize,
     places: &[Place],
 ) -> anyhow::Result<(Arc<Inference>, Arc<Engine>)> {
@@ -66,6 +68,6 @@ pub fn set_up(
     );
     let scheduler = Scheduler::new(threads, settings.sandboxes as usize);
     let scheduler = scheduler.context("threads cannot be started")?;
-    let repository = Repository::find(places, options, LOADING_PATIENCE);
+    let repository = Repository::find(places, options, residency, LOADING_PATIENCE);
     Ok((Arc::new(Inference::new(repository, scheduler)), engine))
 }

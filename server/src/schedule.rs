@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
-use crate::turns::{Turn, Turns};
+use crate::turns::{Turn, Turns, Waiting};
 
 /// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
 /// and a health check may wait this long: both are lost beside it.
@@ -232,23 +232,6 @@ async fn acquire(
     }
     let permit = timeout_at(deadline.into(), semaphore.clone().acquire_owned()).await;
     Ok(permit.map_err(|_| Refused::Deadline)?.expect("semaphores here are never closed"))
-}
-
-struct Waiting<'a> {
-    count: &'a AtomicUsize,
-    before: usize,
-}
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize) -> Self {
-        Self { count, before: count.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 struct AbortOnDrop(AbortHandle);

@@ -36,6 +36,12 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// When the last answer was given, ms since 1970; 0 before the first.
     pub last_ms: AtomicU64,
+    /// Loads that succeeded.
+    pub wakes: Span,
+    /// Times it went cold as nobody asked for it.
+    pub evicted_idle: AtomicU64,
+    /// Times it went cold for others' sake.
+    pub evicted_memory: AtomicU64,
     executions: Mutex<BTreeMap<usize, Execution>>,
     failures: Mutex<BTreeMap<&'static str, u64>>,
     traps: Mutex<BTreeMap<&'static str, u64>>,
@@ -59,7 +65,7 @@ pub struct Span {
 }
 
 impl Span {
-    fn add(&self, took: Duration) {
+    pub fn add(&self, took: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
     }

@@ -2,6 +2,7 @@
 //! came first. Knows neither models nor requests.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -93,6 +94,25 @@ impl Drop for Waiter<'_> {
         if state.waiting.remove(&self.key).is_none() {
             state.give_back();
         }
+    }
+}
+
+/// One who waits, counted until it goes.
+pub struct Waiting<'a> {
+    count: &'a AtomicUsize,
+    /// Those who waited when it came.
+    pub before: usize,
+}
+
+impl<'a> Waiting<'a> {
+    pub fn enter(count: &'a AtomicUsize) -> Self {
+        Self { count, before: count.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,7 @@ mod json;
 mod listener;
 mod logging;
 mod metadata;
+mod metrics;
 mod openai;
 mod openapi;
 mod reply;
@@ -155,7 +156,7 @@ impl Api {
             .route("/v2/health/live", get(metadata::live))
             .route("/v2/health/ready", get(metadata::ready))
             .route("/v2/models", get(metadata::models))
-            .route("/metrics", get(statistics::metrics))
+            .route("/metrics", get(metrics::metrics))
             .route("/v2/models/stats", get(statistics::all))
             .route("/v2/models/{model}/stats", get(statistics::one))
             .route("/v2/models/{model}/versions/{version}/stats", get(statistics::one))

@@ -124,7 +124,9 @@ pub(super) fn state(version: &Version) -> (&'static str, String) {
         Loaded::Failed(reason) => ("UNAVAILABLE", reason),
         Loaded::Unloaded => ("UNAVAILABLE", "unloaded by a client".to_owned()),
         _ if version.is_ready() => ("READY", String::new()),
-        Loaded::Cold | Loaded::Loading | Loaded::Ready => ("LOADING", String::new()),
+        Loaded::Cold | Loaded::Waking | Loaded::Prepared | Loaded::Idle(_) => {
+            ("LOADING", String::new())
+        }
     }
 }
 

@@ -1,13 +1,11 @@
-//! The protocol's statistics extension, and the same counts as Prometheus metrics under the
-//! names that existing dashboards know.
+//! The protocol's statistics extension.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Serialize;
 
 use super::Api;
@@ -16,7 +14,7 @@ use super::metadata::ModelPath;
 use super::reply::json;
 use crate::error::Error;
 use crate::repository::Version;
-use crate::stats::{BUCKETS, Histogram, Span};
+use crate::stats::Span;
 
 #[derive(Serialize)]
 struct Statistics {
@@ -142,169 +140,6 @@ pub(super) fn of_version(version: &Version) -> VersionStatistics {
 }
 
 /// Runs: fewer than answers where some ran for several requests.
-fn executions(version: &Version) -> u64 {
+pub(super) fn executions(version: &Version) -> u64 {
     version.stats.executions().values().map(|run| run.count).sum()
-}
-
-/// A counter or gauge: its name, type, meaning, and value for one version.
-type Metric = (&'static str, &'static str, &'static str, fn(&Version) -> f64);
-
-fn us(ns: u64) -> f64 {
-    (ns / 1000) as f64
-}
-
-const METRICS: [Metric; 13] = [
-    ("nv_inference_request_success", "counter", "Requests answered", |version| {
-        version.stats.success.count() as f64
-    }),
-    ("nv_inference_count", "counter", "Inferences performed", |version| {
-        version.stats.success.count() as f64
-    }),
-    ("nv_inference_exec_count", "counter", "Model executions performed", |version| {
-        executions(version) as f64
-    }),
-    ("nv_inference_pending_request_count", "gauge", "Requests that wait or run", |version| {
-        version.stats.pending.load(Ordering::Relaxed) as f64
-    }),
-    ("nv_inference_request_duration_us", "counter", "From arrival to answer", |version| {
-        us(version.stats.success.ns())
-    }),
-    ("nv_inference_queue_duration_us", "counter", "Waiting for a turn", |version| {
-        us(version.stats.queue.ns())
-    }),
-    (
-        "nv_inference_compute_input_duration_us",
-        "counter",
-        "Sandbox, and the guest before its graphs",
-        |version| us(version.stats.sandbox.ns() + version.stats.before.span.ns()),
-    ),
-    ("nv_inference_compute_infer_duration_us", "counter", "The graphs", |version| {
-        us(version.stats.graphs.span.ns())
-    }),
-    (
-        "nv_inference_compute_output_duration_us",
-        "counter",
-        "The guest after its graphs",
-        |version| us(version.stats.after.span.ns()),
-    ),
-    ("wisp_waiting_requests", "gauge", "Requests that wait for their turn", |version| {
-        version.waiting() as f64
-    }),
-    ("wisp_sandbox_start_seconds_total", "counter", "Making sandboxes", |version| {
-        seconds(&version.stats.sandbox)
-    }),
-    ("wisp_guest_seconds_total", "counter", "Guests' own work", |version| {
-        seconds(&version.stats.guest)
-    }),
-    ("wisp_compute_seconds_total", "counter", "Graphs' work", |version| {
-        seconds(&version.stats.compute)
-    }),
-];
-
-fn seconds(span: &Span) -> f64 {
-    span.ns() as f64 / 1e9
-}
-
-/// A histogram: its name, meaning, and where it is.
-type Spread = (&'static str, &'static str, fn(&Version) -> &Histogram);
-
-const HISTOGRAMS: [Spread; 3] = [
-    ("request_preprocess_seconds", "The guest before its graphs", |version| &version.stats.before),
-    ("request_predict_seconds", "The graphs", |version| &version.stats.graphs),
-    ("request_postprocess_seconds", "The guest after its graphs", |version| &version.stats.after),
-];
-
-/// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
-pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, Failed> {
-    let inference = api.inference();
-    let versions = versions(&api, None, None)?;
-    let text = exposition(&versions, inference.repository.live_sandboxes());
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
-}
-
-fn exposition(versions: &[Arc<Version>], live: usize) -> String {
-    let mut text = String::new();
-    let mut line = |line: std::fmt::Arguments<'_>| {
-        text.write_fmt(line).expect("writing to a String cannot fail");
-        text.push('\n');
-    };
-    // Names have letters, digits and `-_.` only: nothing to escape.
-    for (name, kind, help, value) in METRICS {
-        line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
-        for version in versions {
-            let (model, label) = (&version.model, &version.label);
-            line(format_args!(
-                "{name}{{model=\"{model}\",version=\"{label}\"}} {}",
-                value(version)
-            ));
-        }
-    }
-    let name = "nv_inference_request_failure";
-    line(format_args!("# HELP {name} Requests not answered, by reason\n# TYPE {name} counter"));
-    for version in versions {
-        let (model, label) = (&version.model, &version.label);
-        let failures = version.stats.failures();
-        for reason in ["REJECTED", "CANCELED", "BACKEND", "OTHER"] {
-            let count: u64 = failures
-                .iter()
-                .filter(|(kind, _)| reason_of(kind) == reason)
-                .map(|(_, count)| count)
-                .sum();
-            line(format_args!(
-                "{name}{{model=\"{model}\",reason=\"{reason}\",version=\"{label}\"}} {count}"
-            ));
-        }
-    }
-    let name = "wisp_request_failures_total";
-    line(format_args!(
-        "# HELP {name} Requests not answered, by wisp's error kind\n# TYPE {name} counter"
-    ));
-    for version in versions {
-        let (model, label) = (&version.model, &version.label);
-        for (kind, count) in version.stats.failures() {
-            line(format_args!(
-                "{name}{{model=\"{model}\",version=\"{label}\",kind=\"{kind}\"}} {count}"
-            ));
-        }
-    }
-    let name = "wisp_guest_traps_total";
-    line(format_args!("# HELP {name} Guests that trapped, by the trap\n# TYPE {name} counter"));
-    for version in versions {
-        let (model, label) = (&version.model, &version.label);
-        for (trap, count) in version.stats.traps() {
-            line(format_args!(
-                "{name}{{model=\"{model}\",version=\"{label}\",trap=\"{trap}\"}} {count}"
-            ));
-        }
-    }
-    for (name, help, histogram) in HISTOGRAMS {
-        line(format_args!("# HELP {name} {help}\n# TYPE {name} histogram"));
-        for version in versions {
-            let (model, label) = (&version.model, &version.label);
-            let labels = format!("model_name=\"{model}\",model_version=\"{label}\"");
-            let histogram = histogram(version);
-            for (bound, count) in BUCKETS.iter().zip(histogram.cumulative()) {
-                line(format_args!("{name}_bucket{{{labels},le=\"{bound}\"}} {count}"));
-            }
-            let (count, seconds) = (histogram.span.count(), histogram.span.ns() as f64 / 1e9);
-            line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
-            line(format_args!(
-                "{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {count}"
-            ));
-        }
-    }
-    line(format_args!(
-        "# HELP wisp_live_sandboxes Sandboxes alive now\n# TYPE wisp_live_sandboxes gauge\nwisp_live_sandboxes {live}"
-    ));
-    text
-}
-
-/// Triton's reasons, of wisp's kinds.
-fn reason_of(kind: &str) -> &'static str {
-    match kind {
-        "overloaded" | "no-room" => "REJECTED",
-        "cancelled" => "CANCELED",
-        "guest-trap" | "guest-memory" | "guest-failed" | "compute" | "deadline" => "BACKEND",
-        _ => "OTHER",
-    }
 }

@@ -45,6 +45,9 @@ pub struct Manifest {
     pub settings: BTreeMap<String, Setting>,
     #[serde(default)]
     pub limits: ManifestLimits,
+    /// When a deployed version is loaded, and for how long.
+    #[serde(default, skip_serializing_if = "Loading::is_lazy")]
+    pub loading: Loading,
     /// Whether several requests' computes of a graph may be one run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batching: Option<BatchingSetting>,
@@ -81,6 +84,33 @@ impl EngineSetting {
 
     fn is_auto(&self) -> bool {
         *self == Self::Auto
+    }
+}
+
+/// When a deployed version is loaded, and for how long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loading {
+    /// At its first request; cold again when nobody asks for it.
+    #[default]
+    Lazy,
+    /// When the server starts, too.
+    Eager,
+    /// When the server starts, and it stays.
+    Pinned,
+}
+
+impl Loading {
+    pub fn is_lazy(&self) -> bool {
+        *self == Self::Lazy
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lazy => "lazy",
+            Self::Eager => "eager",
+            Self::Pinned => "pinned",
+        }
     }
 }
 

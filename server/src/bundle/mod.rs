@@ -9,8 +9,8 @@ mod manifest;
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{
-    BatchingSetting, ContractForm, EngineSetting, FileKind, Manifest, ManifestLimits, Setting,
-    SpecForm, Task, check_name, check_version,
+    BatchingSetting, ContractForm, EngineSetting, FileKind, Loading, Manifest, ManifestLimits,
+    Setting, SpecForm, Task, check_name, check_version,
 };
 
 use std::collections::BTreeMap;

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::bundles::{named, print_report, sizes_text};
 use super::client::{Server, ServerArgs};
 use super::{bar, say, say_json, size, spinner};
+use crate::bundle::Loading;
 use crate::deploy::{Deployed, ModelView};
 use crate::error::one_line;
 use crate::registry::is_reference;
@@ -242,7 +243,7 @@ pub(super) fn list(args: ListArgs) -> anyhow::Result<()> {
 
 fn print_models(models: &[ModelView]) {
     let mut rows = vec![
-        ["MODEL", "VERSION", "TRAFFIC", "STATE", "DIGEST", "SIZE", "AGE", "SOURCE"]
+        ["MODEL", "VERSION", "TRAFFIC", "STATE", "MEMORY", "DIGEST", "SIZE", "AGE", "SOURCE"]
             .map(str::to_owned),
     ];
     for model in models {
@@ -255,15 +256,21 @@ fn print_models(models: &[ModelView]) {
             };
             let stored = version.stored.as_ref();
             let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-            let state = match &version.reason {
-                Some(reason) => format!("{}: {reason}", version.state),
-                None => version.state.clone(),
+            let loading = stored.map_or(Loading::Pinned, |stored| stored.loading);
+            let state = match (&version.reason, version.idle_ms) {
+                (Some(reason), _) => format!("{}: {reason}", version.state),
+                (None, _) if loading == Loading::Pinned => format!("{}, pinned", version.state),
+                (None, Some(idle)) => format!("{} for {} s", version.state, idle / 1000),
+                (None, None) => version.state.clone(),
             };
+            let is_loaded = matches!(&*version.state, "prepared" | "idle");
+            let memory = is_loaded.then(|| size(version.memory_bytes));
             rows.push([
                 one_line(&model.name),
                 one_line(&version.version),
                 traffic,
                 one_line(&state),
+                text(memory),
                 text(stored.map(|stored| stored.digest.short().to_owned())),
                 text(stored.map(|stored| size(stored.bytes))),
                 text(stored.map(|stored| age(stored.deployed))),

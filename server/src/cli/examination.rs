@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, confine};
 use crate::infer::Inference;
-use crate::repository::{LoadOptions, Repository, Revision, load};
+use crate::repository::{Charge, LoadOptions, Repository, ResidencyOptions, Revision, load};
 use crate::schedule::Scheduler;
 use crate::store::{Blobs, bundle_of};
 use crate::telemetry;
@@ -51,12 +51,15 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
     let version = bundle.version.clone().unwrap_or_default();
     let patience = options.deadline;
-    let inference = Inference::new(Repository::find(&[], options.clone(), patience), scheduler);
+    let residency = ResidencyOptions { idle: None, budget: u64::MAX };
+    let repository = Repository::find(&[], options.clone(), residency, patience);
+    let inference = Inference::new(repository, scheduler);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let try_with = |bundle: &Bundle| {
         let started = Instant::now();
-        let revision = load(&job.model, &version, bundle, &options, Arc::default())?;
+        let revision =
+            load(&job.model, &version, bundle, &options, Arc::default(), Charge::none())?;
         let load_ms = started.elapsed().as_millis() as u64;
         let graphs = bundle.graphs.keys().filter_map(|name| revision.graphs.get(name));
         graphs.for_each(|graph| graph.record());
@@ -112,6 +115,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
         limits: bundle.limits,
         tests,
         load_ms,
+        memory_bytes: revision.charge.bytes(),
         confined_by,
     })
 }

@@ -23,7 +23,7 @@ pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result
     let is_json = file.extension().is_some_and(|extension| extension == "json");
     let scratch = tempfile::tempdir()?;
     let paths = unpack_all(&[path.to_owned()], scratch.path(), config.deploy.bundle_limit);
-    let (inference, _) = set_up(&config.engine, config.threads, &paths)?;
+    let (inference, _) = set_up(&config.engine, config.residency, config.threads, &paths)?;
     let [model] = inference.repository.listed() else {
         anyhow::bail!(
             "{}: expected one bundle, got {}",
@@ -33,7 +33,7 @@ pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
-        inference.repository.load_listed().await;
+        inference.repository.load_first().await;
         if let Some(State::Failed(reason)) = model.main_version().map(|version| version.state()) {
             anyhow::bail!("model `{}`: {reason}", model.name);
         }

@@ -34,7 +34,7 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
     );
     let scratch = tempfile::tempdir().context("a scratch folder")?;
     let places = unpack_all(paths, scratch.path(), config.deploy.bundle_limit);
-    let (inference, engine) = set_up(&config.engine, config.threads, &places)?;
+    let (inference, engine) = set_up(&config.engine, config.residency, config.threads, &places)?;
     let deployer = deployer(&config.deploy, &config.engine, &inference)?;
     anyhow::ensure!(
         deployer.is_some() || !paths.is_empty(),
@@ -115,10 +115,11 @@ async fn run(
     engine.on_tick(move || drop(http.spawn(async {})));
     let loader = inference.clone();
     tokio::spawn(async move {
-        loader.repository.load_listed().await;
+        loader.repository.load_first().await;
         if !loader.repository.listed().is_empty() {
             say(table(&loader.repository).trim_end());
         }
+        loader.repository.tend().await;
     });
     if let (Some(deployer), Some(folder)) = (deployer, &config.deploy.models) {
         tokio::spawn(crate::watch::watch(folder.clone(), deployer));
@@ -191,9 +192,9 @@ fn table(repository: &Repository) -> String {
     let mut table = format!("{:width$}  STATE\n", "MODEL");
     for model in models {
         let state = match model.main_version().map(|version| version.state()) {
-            Some(State::Ready) => "READY".to_owned(),
+            Some(State::Prepared | State::Idle(_)) => "READY".to_owned(),
             Some(State::Failed(reason)) => format!("FAILED  {reason}"),
-            Some(State::Cold | State::Loading | State::Unloaded) | None => "LOADING".to_owned(),
+            Some(State::Cold | State::Waking | State::Unloaded) | None => "LOADING".to_owned(),
         };
         table.push_str(&format!("{:width$}  {state}\n", one_line(&model.name)));
     }

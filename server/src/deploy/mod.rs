@@ -1,6 +1,7 @@
 //! What changes what is served: bundles taken in, traffic moved, versions taken out. Every
 //! change is whole on disk before it is seen, and none is seen by half.
 
+mod traffic;
 mod view;
 
 pub use view::{ModelView, ShadowView, VersionView};
@@ -20,6 +21,7 @@ use crate::infer::Inference;
 use crate::repository::{EngineSettings, Version};
 use crate::signature::PublicKey;
 use crate::store::{ModelRecord, Policy, ShadowRecord, Staged, Staging, Store, VersionRecord};
+use traffic::{check_shadow, check_split};
 
 /// Takes changes, one at a time.
 pub struct Deployer {
@@ -175,6 +177,8 @@ impl Deployer {
                     watched: ask.watched.clone(),
                     task: staged.artifact.manifest.task,
                     engines: report.as_ref().map(Report::engines).unwrap_or_default(),
+                    loading: staged.artifact.manifest.loading,
+                    memory_bytes: report.as_ref().map(|report| report.memory_bytes),
                 };
                 record.versions.insert(version.clone(), made);
                 (version, false)
@@ -406,43 +410,6 @@ enum Plan {
     /// The model has this very bundle as this version.
     Known(String),
     New(String),
-}
-
-fn check_split(
-    name: &str,
-    record: &ModelRecord,
-    traffic: &BTreeMap<String, u8>,
-) -> Result<(), Error> {
-    for (version, percent) in traffic {
-        record.version(name, version)?;
-        if !(1..=100).contains(percent) {
-            return Err(Error::InvalidInput(format!(
-                "split: expected 1 to 100 percent for version `{version}`, got {percent}"
-            )));
-        }
-    }
-    let total: u32 = traffic.values().map(|&percent| u32::from(percent)).sum();
-    match total {
-        100 => Ok(()),
-        _ => Err(Error::InvalidInput(format!("split: expected 100 percent in all, got {total}"))),
-    }
-}
-
-fn check_shadow(name: &str, record: &ModelRecord, shadow: &ShadowRecord) -> Result<(), Error> {
-    record.version(name, &shadow.version)?;
-    if !(1..=100).contains(&shadow.percent) {
-        return Err(Error::InvalidInput(format!(
-            "shadow: expected 1 to 100 percent, got {}",
-            shadow.percent
-        )));
-    }
-    match record.traffic.get(&shadow.version) {
-        Some(100) => Err(Error::Conflict(format!(
-            "version `{}` of model `{name}` has all traffic, and cannot be its own shadow",
-            shadow.version
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn now() -> u64 {

@@ -26,10 +26,16 @@ pub struct ModelView {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VersionView {
     pub version: String,
-    /// `cold`, `loading`, `ready` or `failed`; `planned` of what is not served.
+    /// `cold`, `waking`, `prepared`, `idle`, `unloaded` or `failed`; `planned` of what is not
+    /// served.
     pub state: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+    /// Of an idle one: since it was last used.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idle_ms: Option<u64>,
+    /// What it takes, or would if it were loaded; 0 where that is not known yet.
+    pub memory_bytes: u64,
     /// Of the requests that name no version, percent.
     pub traffic: u8,
     /// Whether a client may ask for it by name.
@@ -71,18 +77,21 @@ impl Deployer {
             false => self.store.model(&name).ok(),
         };
         let versions = model.versions().into_iter().map(|(version, traffic, available)| {
-            let (state, reason) = match version.state() {
-                State::Cold => ("cold", None),
-                State::Loading => ("loading", None),
-                State::Ready => ("ready", None),
-                State::Failed(reason) => ("failed", Some(reason)),
-                State::Unloaded => ("unloaded", None),
+            let (state, reason, idle) = match version.state() {
+                State::Cold => ("cold", None, None),
+                State::Waking => ("waking", None, None),
+                State::Prepared => ("prepared", None, None),
+                State::Idle(idle) => ("idle", None, Some(idle)),
+                State::Failed(reason) => ("failed", Some(reason), None),
+                State::Unloaded => ("unloaded", None, None),
             };
             let stored = record.as_ref().and_then(|record| record.versions.get(&version.label));
             VersionView {
                 version: version.label.clone(),
                 state: state.to_owned(),
                 reason,
+                idle_ms: idle.map(|idle| idle.as_millis() as u64),
+                memory_bytes: version.memory_bytes(),
                 traffic,
                 available,
                 stored: stored.cloned(),
@@ -113,6 +122,8 @@ impl ModelView {
             version: version.to_owned(),
             state: "planned".to_owned(),
             reason: None,
+            idle_ms: None,
+            memory_bytes: stored.memory_bytes.unwrap_or_default(),
             traffic: record.traffic.get(version).copied().unwrap_or(0),
             available: available.contains(version),
             stored: Some(stored.clone()),

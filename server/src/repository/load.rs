@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wisp_engine::{EngineKind, Graph, OnnxRuntime};
 
+use super::residency::Charge;
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
+use crate::memory;
 use crate::nn::{Batching, Graphs};
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
 use crate::schedule::Gate;
@@ -30,6 +33,26 @@ pub struct Revision {
     pub task: Option<Task>,
     /// The names of an output's classes, by output.
     pub labels: BTreeMap<String, Vec<String>>,
+    /// What it takes of the memory that models may have.
+    pub charge: Charge,
+    /// When it was last used, ms since [`START`].
+    used_ms: AtomicU64,
+}
+
+/// What [`Revision::used_ms`] is counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Revision {
+    /// Notes that it is used now.
+    pub fn touch(&self) {
+        self.used_ms.store(START.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Since it was last used.
+    pub fn idle_for(&self) -> Duration {
+        let used = Duration::from_millis(self.used_ms.load(Ordering::Relaxed));
+        START.elapsed().saturating_sub(used)
+    }
 }
 
 /// What an engine is made of, in plain values: an examination makes the same one in its own
@@ -103,7 +126,8 @@ impl LoadOptions {
     }
 }
 
-/// Loads the graphs, and the guest from the cache or by running its `prepare`. Blocks.
+/// Loads the graphs, and the guest from the cache or by running its `prepare`. Blocks. `charge`
+/// becomes what it took.
 ///
 /// # Errors
 /// A text for the operator: which part cannot be served, and why.
@@ -113,7 +137,45 @@ pub fn load(
     bundle: &Bundle,
     options: &LoadOptions,
     stats: Arc<Stats>,
+    mut charge: Charge,
 ) -> Result<Arc<Revision>, String> {
+    let (loaded, heap_bytes) = memory::kept(|| load_parts(model, version, bundle, options));
+    let Parts { graphs, guest, contract, labels, concurrency } = loaded?;
+    charge.set(heap_bytes + guest.code_bytes());
+    let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
+    let revision = Revision {
+        version: version.to_owned(),
+        contract,
+        guest,
+        graphs,
+        passthrough: bundle.passthrough,
+        deadline: asked.min(options.deadline),
+        gate: Arc::new(Gate::new(concurrency, options.queue)),
+        stats,
+        task: bundle.task,
+        labels,
+        charge,
+        used_ms: AtomicU64::new(0),
+    };
+    revision.touch();
+    Ok(Arc::new(revision))
+}
+
+/// What takes the memory of a revision.
+struct Parts {
+    graphs: Arc<Graphs>,
+    guest: Arc<Guest>,
+    contract: Contract,
+    labels: BTreeMap<String, Vec<String>>,
+    concurrency: usize,
+}
+
+fn load_parts(
+    model: &str,
+    version: &str,
+    bundle: &Bundle,
+    options: &LoadOptions,
+) -> Result<Parts, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
         let graph = Graph::load_any(&onnx.bytes, &engines_for(bundle, name))
             .map_err(|error| format!("graph `{name}`: {error}"))?;
@@ -150,19 +212,7 @@ pub fn load(
     }
     bundle.task.map_or(Ok(()), |task| task.check(&contract))?;
     let labels = read_labels(bundle, &contract)?;
-    let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
-    Ok(Arc::new(Revision {
-        version: version.to_owned(),
-        contract,
-        guest,
-        graphs,
-        passthrough: bundle.passthrough,
-        deadline: asked.min(options.deadline),
-        gate: Arc::new(Gate::new(concurrency, options.queue)),
-        stats,
-        task: bundle.task,
-        labels,
-    }))
+    Ok(Parts { graphs, guest, contract, labels, concurrency })
 }
 
 /// How a graph's computes are batched: as was measured, where the manifest asks for it.

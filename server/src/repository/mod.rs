@@ -2,9 +2,11 @@
 //! is served, and the one place where it is switched.
 
 mod load;
+mod residency;
 mod version;
 
 pub use load::{EngineSettings, LoadOptions, Revision, load};
+pub use residency::{Charge, Eviction, ResidencyOptions};
 pub use version::{State, Version};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,9 +17,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::bundle::{Source, check_name};
+use crate::bundle::{Loading, Source, check_name};
 use crate::error::Error;
 use crate::store::{ModelRecord, Store, VersionRecord};
+use residency::Residency;
 use version::{Loader, Origin};
 
 /// All models by name.
@@ -88,13 +91,20 @@ pub struct Picked {
 }
 
 impl Repository {
-    /// Finds the bundles at `places`. Nothing is loaded yet: see [`Repository::load_listed`]. A
+    /// Finds the bundles at `places`. Nothing is loaded yet: see [`Repository::load_first`]. A
     /// path without a bundle, and a name that is taken, become models that have failed. Callers
     /// wait `patience` for a version that loads.
-    pub fn find(places: &[Place], options: LoadOptions, patience: Duration) -> Self {
+    pub fn find(
+        places: &[Place],
+        options: LoadOptions,
+        residency: ResidencyOptions,
+        patience: Duration,
+    ) -> Self {
         // A load is mostly one thread's work.
         let turns = std::thread::available_parallelism().map_or(1, usize::from);
-        let loader = Loader { options, patience, turns: Arc::new(Semaphore::new(turns)) };
+        let turns = Arc::new(Semaphore::new(turns));
+        let residency = Residency::new(residency, options.engine.clone());
+        let loader = Loader { options, patience, turns, residency };
         let mut repository = Self {
             loader: Arc::new(loader),
             listed: Vec::new(),
@@ -136,14 +146,34 @@ impl Repository {
         self.listed.push(model);
     }
 
-    /// Loads what is served from paths, one after the other.
-    pub async fn load_listed(&self) {
-        for version in self.listed.iter().filter_map(|model| model.main_version()) {
+    /// Loads what is served from paths, then what is deployed and not to wait for its first
+    /// request, one after the other.
+    pub async fn load_first(&self) {
+        let listed = self.listed.iter().filter_map(|model| model.main_version());
+        let deployed: Vec<_> = self.deployed().values().cloned().collect();
+        let eager = deployed.iter().flat_map(|model| {
+            let with_traffic = model.versions().into_iter().filter(|(_, percent, _)| *percent > 0);
+            with_traffic.map(|(version, ..)| version)
+        });
+        let eager = eager.filter(|version| version.loading() != Loading::Lazy);
+        for version in listed.chain(eager) {
             if version.state() == State::Cold {
                 // Told where it is loaded, and in the table.
                 let _ = version.revision().await;
             }
         }
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Has go cold what is not asked for, and what there is no memory for; for ever.
+    pub async fn tend(&self) {
+        self.loader.residency.tend().await;
+    }
+
+    /// Bytes of what is loaded, of live sandboxes, and what both may have together.
+    pub fn memory(&self) -> (u64, u64, u64) {
+        let (loaded, sandboxes) = self.loader.residency.used();
+        (loaded, sandboxes, self.loader.residency.budget())
     }
 
     /// The model of that name.
@@ -176,15 +206,9 @@ impl Repository {
         self.loader.options.engine.live_sandboxes()
     }
 
-    /// Whether all that was given at the start has been loaded, or has failed to. It stays so.
+    /// Whether all that is loaded at the start has been, or has failed to. It stays so.
     pub fn is_settled(&self) -> bool {
-        if self.settled.load(Ordering::Relaxed) {
-            return true;
-        }
-        let unsettled = |state| matches!(state, State::Cold | State::Loading);
-        let mut versions = self.listed.iter().filter_map(|model| model.main_version());
-        let is_settled = !versions.any(|version| unsettled(version.state()));
-        self.settled.fetch_or(is_settled, Ordering::Relaxed) | is_settled
+        self.settled.load(Ordering::Relaxed)
     }
 
     fn deployed(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Model>>> {

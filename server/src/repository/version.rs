@@ -2,26 +2,32 @@
 //! it wait.
 
 use std::fmt;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::load::{LoadOptions, Revision, load};
-use crate::bundle::{Bundle, SourceFiles, Task};
+use super::residency::{Charge, Eviction, Residency};
+use crate::bundle::{Bundle, Loading, SourceFiles, Task};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::stats::Stats;
 use crate::store::{Store, VersionRecord};
+use crate::turns::Waiting;
 
 /// How long one version may take to load.
 const LOADING_DEADLINE: Duration = Duration::from_secs(180);
 
 /// A stored version that failed is tried again at the first request after this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// And sooner where there was no memory for it.
+const RETRY_MEMORY_AFTER: Duration = Duration::from_secs(1);
 
 /// What loading needs, shared by all versions.
 pub(super) struct Loader {
@@ -30,6 +36,7 @@ pub(super) struct Loader {
     pub(super) patience: Duration,
     /// Versions that load at a time.
     pub(super) turns: Arc<Semaphore>,
+    pub(super) residency: Residency,
 }
 
 /// Where a version's bundle lies.
@@ -60,13 +67,17 @@ pub struct Version {
     loader: Arc<Loader>,
     state: watch::Sender<Loaded>,
     loads: AtomicU64,
+    /// Callers that wait for it to be loaded.
+    waiting: AtomicUsize,
+    /// What it took when it was last loaded; 0 where it was not yet.
+    last_bytes: AtomicU64,
 }
 
 #[derive(Clone)]
 enum Loaded {
     Cold,
     /// With the number of the load, as one may be given up and another begun.
-    Loading(u64),
+    Waking(u64),
     Ready(Arc<Revision>),
     /// With the reason, and when it may be tried again, if ever.
     Failed(String, Option<Instant>),
@@ -79,8 +90,12 @@ enum Loaded {
 pub enum State {
     /// Costs nothing until it is asked for.
     Cold,
-    Loading,
-    Ready,
+    /// On its way from cold to prepared.
+    Waking,
+    /// In memory, and in use.
+    Prepared,
+    /// In memory, and unused for so long.
+    Idle(Duration),
     /// With the reason.
     Failed(String),
     /// By a client; answers nothing until it is loaded again.
@@ -92,8 +107,9 @@ impl Version {
         let (model, label) = (model.to_owned(), label.to_owned());
         let state = watch::Sender::new(Loaded::Cold);
         let stats = Arc::default();
-        let (loader, loads) = (loader.clone(), AtomicU64::new(0));
-        Arc::new(Self { model, label, origin, stats, loader, state, loads })
+        let (loader, loads, last_bytes) = (loader.clone(), AtomicU64::new(0), AtomicU64::new(0));
+        let waiting = AtomicUsize::new(0);
+        Arc::new(Self { model, label, origin, stats, loader, state, loads, waiting, last_bytes })
     }
 
     /// Has it fail for good.
@@ -104,21 +120,86 @@ impl Version {
     pub fn state(&self) -> State {
         match &*self.state.borrow() {
             Loaded::Cold => State::Cold,
-            Loaded::Loading(_) => State::Loading,
-            Loaded::Ready(_) => State::Ready,
+            Loaded::Waking(_) => State::Waking,
+            Loaded::Ready(revision) if Arc::strong_count(revision) > 1 => State::Prepared,
+            Loaded::Ready(revision) => State::Idle(revision.idle_for()),
             Loaded::Failed(reason, _) => State::Failed(reason.clone()),
             Loaded::Unloaded => State::Unloaded,
         }
     }
 
-    /// Whether a request to it will be answered: it is loaded, or cold and was examined when it
-    /// was deployed.
+    /// Whether a request to it will be answered: it is loaded, or will be and was examined when
+    /// it was deployed.
     pub fn is_ready(&self) -> bool {
         match self.state() {
-            State::Ready => true,
-            State::Cold => self.digest().is_some(),
-            State::Loading | State::Failed(_) | State::Unloaded => false,
+            State::Prepared | State::Idle(_) => true,
+            State::Cold | State::Waking => self.digest().is_some(),
+            State::Failed(_) | State::Unloaded => false,
         }
+    }
+
+    /// Whether it is in memory.
+    pub fn is_loaded(&self) -> bool {
+        matches!(&*self.state.borrow(), Loaded::Ready(_))
+    }
+
+    /// When it is loaded, and for how long. What is served from a path stays as it was found.
+    pub fn loading(&self) -> Loading {
+        match &self.origin {
+            Origin::Stored(stored, _) => stored.loading,
+            Origin::Path(_) | Origin::Nowhere => Loading::Pinned,
+        }
+    }
+
+    /// The memory it takes: now if it is loaded, else what it would take as far as is known.
+    pub fn memory_bytes(&self) -> u64 {
+        match &*self.state.borrow() {
+            Loaded::Ready(revision) => revision.charge.bytes(),
+            _ => self.expected_bytes(),
+        }
+    }
+
+    fn expected_bytes(&self) -> u64 {
+        match (self.last_bytes.load(Ordering::Relaxed), &self.origin) {
+            // Weights are copied into the form that the kernels want.
+            (0, Origin::Stored(stored, _)) => stored.memory_bytes.unwrap_or(2 * stored.bytes),
+            (last, _) => last,
+        }
+    }
+
+    /// For how long nobody has used it, if it is loaded and may go cold now.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        if self.loading() == Loading::Pinned {
+            return None;
+        }
+        match &*self.state.borrow() {
+            Loaded::Ready(revision) if Arc::strong_count(revision) == 1 => {
+                Some(revision.idle_for())
+            }
+            _ => None,
+        }
+    }
+
+    /// Goes cold if nobody has used it for so long, and returns what it had loaded.
+    pub(super) fn retire(&self, idle: Duration, why: Eviction) -> Option<Arc<Revision>> {
+        let mut retired = None;
+        self.state.send_if_modified(|state| {
+            // Whoever uses it holds it, and nobody can take hold of it meanwhile.
+            let is_free = matches!(state, Loaded::Ready(revision)
+                if Arc::strong_count(revision) == 1 && revision.idle_for() >= idle);
+            if is_free && let Loaded::Ready(revision) = mem::replace(state, Loaded::Cold) {
+                retired = Some(revision);
+            }
+            is_free
+        });
+        if retired.is_some() {
+            let count = match why {
+                Eviction::Idle => &self.stats.evicted_idle,
+                Eviction::Memory => &self.stats.evicted_memory,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        retired
     }
 
     /// Requests that wait for their turn now.
@@ -127,6 +208,11 @@ impl Version {
             Loaded::Ready(revision) => revision.gate.waiting(),
             _ => 0,
         }
+    }
+
+    /// Requests that wait for it to be loaded.
+    pub fn waiting_to_load(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Its digest, if it is stored.
@@ -152,19 +238,28 @@ impl Version {
     /// It cannot be loaded, or takes too long to.
     pub async fn revision(self: &Arc<Self>) -> Result<Arc<Revision>, Error> {
         if let Loaded::Ready(revision) = &*self.state.borrow() {
+            revision.touch();
             return Ok(revision.clone());
+        }
+        let waiting = Waiting::enter(&self.waiting);
+        if waiting.before > self.loader.options.queue {
+            return Err(Error::Overloaded { model: self.model.clone(), waiting: waiting.before });
         }
         let mut seen = self.state.subscribe();
         self.wake();
-        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Loading(_));
+        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Waking(_));
         let settled = tokio::time::timeout(self.loader.patience, seen.wait_for(is_settled)).await;
         let not_ready = |reason: String| Error::NotReady { model: self.model.clone(), reason };
         match settled {
             Ok(Ok(state)) => match &*state {
                 Loaded::Ready(revision) => Ok(revision.clone()),
+                // Of what is stored they speak of the server's own files.
+                Loaded::Failed(..) if self.digest().is_some() => {
+                    Err(not_ready("it could not be loaded: the server's log says why".to_owned()))
+                }
                 Loaded::Failed(reason, _) => Err(not_ready(reason.clone())),
                 Loaded::Unloaded => Err(not_ready("it was unloaded by a client".to_owned())),
-                Loaded::Cold | Loaded::Loading(_) => {
+                Loaded::Cold | Loaded::Waking(_) => {
                     Err(Error::Internal("a load that is not settled".into()))
                 }
             },
@@ -180,10 +275,10 @@ impl Version {
             let start = match state {
                 Loaded::Cold => true,
                 Loaded::Failed(_, again) => again.is_some_and(|again| Instant::now() >= again),
-                Loaded::Loading(_) | Loaded::Ready(_) | Loaded::Unloaded => false,
+                Loaded::Waking(_) | Loaded::Ready(_) | Loaded::Unloaded => false,
             };
             if start {
-                *state = Loaded::Loading(number);
+                *state = Loaded::Waking(number);
             }
             start
         });
@@ -207,7 +302,7 @@ impl Version {
             let again = match state {
                 Loaded::Unloaded => true,
                 Loaded::Failed(..) => !matches!(self.origin, Origin::Nowhere),
-                Loaded::Cold | Loaded::Loading(_) | Loaded::Ready(_) => false,
+                Loaded::Cold | Loaded::Waking(_) | Loaded::Ready(_) => false,
             };
             if again {
                 *state = Loaded::Cold;
@@ -221,7 +316,7 @@ impl Version {
     pub fn unload(&self) {
         self.state.send_if_modified(|state| match state {
             Loaded::Failed(_, None) | Loaded::Unloaded => false,
-            Loaded::Cold | Loaded::Loading(_) | Loaded::Ready(_) | Loaded::Failed(..) => {
+            Loaded::Cold | Loaded::Waking(_) | Loaded::Ready(_) | Loaded::Failed(..) => {
                 *state = Loaded::Unloaded;
                 true
             }
@@ -240,49 +335,58 @@ impl Version {
     }
 
     async fn fill(self: Arc<Self>, number: u64) {
+        let is_pinned = self.loading() == Loading::Pinned;
+        let reserved = self.loader.residency.reserve(self.expected_bytes(), is_pinned).await;
         // Never closed.
         let turn = self.loader.turns.clone().acquire_owned().await;
         // It may have been unloaded while it waited, and loaded by another.
-        if !matches!(&*self.state.borrow(), Loaded::Loading(waited) if *waited == number) {
+        if !matches!(&*self.state.borrow(), Loaded::Waking(waited) if *waited == number) {
             return;
         }
         let started = Instant::now();
-        let outcome = self.load_on_thread().await;
+        let (outcome, retry_after) = match reserved {
+            Ok(charge) => (self.load_on_thread(charge).await, RETRY_AFTER),
+            Err(reason) => (Err(reason), RETRY_MEMORY_AFTER),
+        };
         drop(turn);
         let elapsed_ms = started.elapsed().as_millis() as u64;
         let (model, version) = (&self.model, &self.label);
         let state = match outcome {
             Ok(revision) => {
-                tracing::info!(model, version, elapsed_ms, "model is ready");
+                let bytes = revision.charge.bytes();
+                tracing::info!(model, version, elapsed_ms, bytes, "model is ready");
+                self.last_bytes.store(bytes, Ordering::Relaxed);
+                self.stats.wakes.add(started.elapsed());
                 Loaded::Ready(revision)
             }
             Err(reason) => {
                 tracing::error!(model, version, elapsed_ms, "model failed: {reason}");
                 // What lies at a path was wrong and stays so until a restart; what is stored was
                 // examined, so it is the machine that is not well.
-                let again = self.digest().map(|_| Instant::now() + RETRY_AFTER);
+                let again = self.digest().map(|_| Instant::now() + retry_after);
                 Loaded::Failed(reason, again)
             }
         };
         // It may have been unloaded meanwhile.
         self.state.send_if_modified(|now| {
-            let is_waited_for = matches!(now, Loaded::Loading(waited) if *waited == number);
+            let is_waited_for = matches!(now, Loaded::Waking(waited) if *waited == number);
             if is_waited_for {
                 *now = state;
             }
             is_waited_for
         });
+        self.loader.residency.admit(&self).await;
     }
 
     /// A model that the engine cannot stomach must not take the others along: a panic, or a
     /// graph that is optimised for ever, fails this one only. (Its thread cannot be ended, and
     /// is left: so it is none of the runtime's, which would wait for it at the end.)
-    async fn load_on_thread(self: &Arc<Self>) -> Result<Arc<Revision>, String> {
+    async fn load_on_thread(self: &Arc<Self>, charge: Charge) -> Result<Arc<Revision>, String> {
         let (send, loaded) = oneshot::channel();
         let version = self.clone();
         let thread = thread::Builder::new().name("wisp-load".into()).spawn(move || {
             // Nobody listens any more where it came too late.
-            let _ = send.send(version.load_here());
+            let _ = send.send(version.load_here(charge));
         });
         thread.map_err(|error| format!("no thread to load it on: {error}"))?;
         match tokio::time::timeout(LOADING_DEADLINE, loaded).await {
@@ -292,7 +396,7 @@ impl Version {
         }
     }
 
-    fn load_here(&self) -> Result<Arc<Revision>, String> {
+    fn load_here(&self, charge: Charge) -> Result<Arc<Revision>, String> {
         let bundle = match &self.origin {
             Origin::Path(path) => SourceFiles::open(path)
                 .and_then(|source| source.bundle())
@@ -304,6 +408,7 @@ impl Version {
             }
             Origin::Nowhere => return Err("it has no bundle".to_owned()),
         };
-        load(&self.model, &self.label, &bundle, &self.loader.options, self.stats.clone())
+        let options = &self.loader.options;
+        load(&self.model, &self.label, &bundle, options, self.stats.clone(), charge)
     }
 }

@@ -1,6 +1,6 @@
 //! The wasmtime engine, its one linker, and the clock that interrupts guests.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -53,6 +53,11 @@ impl Engine {
         self.clock.live.load(Ordering::Relaxed)
     }
 
+    /// Of their linear memories, bytes.
+    pub fn sandbox_bytes(&self) -> u64 {
+        self.clock.bytes.load(Ordering::Relaxed)
+    }
+
     /// Whether resetting slots by a scan is (still) safe. Swap that is turned on while the
     /// server runs makes it unsafe.
     pub fn is_isolation_intact(&self) -> bool {
@@ -93,6 +98,7 @@ pub(super) fn config(opt_level: OptLevel) -> Config {
 /// Counts live sandboxes, and advances the epoch of its engines while there are any.
 pub(super) struct Clock {
     live: AtomicUsize,
+    bytes: AtomicU64,
     asleep: AtomicBool,
     on_tick: OnceLock<Box<dyn Fn() + Send + Sync>>,
     thread: OnceLock<thread::Thread>,
@@ -102,6 +108,7 @@ impl Clock {
     pub(super) fn start(engines: Vec<wasmtime::Engine>) -> std::io::Result<Arc<Self>> {
         let clock = Arc::new(Self {
             live: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             on_tick: OnceLock::new(),
             thread: OnceLock::new(),
@@ -142,7 +149,7 @@ impl Clock {
         if self.asleep.load(Ordering::SeqCst) {
             self.wake();
         }
-        Live(self.clone())
+        Live { clock: self.clone(), bytes: 0 }
     }
 
     fn wake(&self) {
@@ -158,11 +165,22 @@ impl Drop for Clock {
     }
 }
 
-/// A sandbox that lives.
-pub(super) struct Live(Arc<Clock>);
+/// A sandbox that lives, and what its memories have grown to.
+pub(super) struct Live {
+    clock: Arc<Clock>,
+    bytes: u64,
+}
+
+impl Live {
+    pub(super) fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.clock.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.live.fetch_sub(1, Ordering::SeqCst);
+        self.clock.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.clock.live.fetch_sub(1, Ordering::SeqCst);
     }
 }

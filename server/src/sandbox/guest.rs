@@ -62,6 +62,7 @@ pub struct Guest {
     limits: Limits,
     model: Arc<str>,
     graphs: Arc<Graphs>,
+    code_bytes: u64,
 }
 
 impl Snapshot {
@@ -161,7 +162,16 @@ impl Guest {
         let instance =
             instance.map_err(|error| refuse("not of the world wisp:model/model", &error))?;
         let Prepared { model, limits, graphs, bundle: _ } = prepared;
-        Ok(Arc::new(Self { engine: engine.clone(), instance, limits, model, graphs }))
+        let code_bytes = match code {
+            Code::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            Code::Bytes(bytes) => bytes.len() as u64,
+        };
+        Ok(Arc::new(Self { engine: engine.clone(), instance, limits, model, graphs, code_bytes }))
+    }
+
+    /// Of its code and the memory its sandboxes start from, which is mapped.
+    pub fn code_bytes(&self) -> u64 {
+        self.code_bytes
     }
 
     /// What its sandboxes may use.

@@ -45,7 +45,7 @@ pub(super) struct Host {
     output: Output,
     /// Made at the first WASI call: most guests make none.
     wasi: Option<Box<WasiCtx>>,
-    _live: Live,
+    live: Live,
 }
 
 /// What a [`Host`] is made of.
@@ -73,7 +73,7 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
         bundle,
         output: Output::new(model, limits.output_bytes),
         wasi: None,
-        _live: live,
+        live,
     };
     let mut store = Store::new(engine, host);
     store.limiter(|host| host);
@@ -119,10 +119,12 @@ impl ResourceLimiter for Host {
         desired: usize,
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        let grown = desired.saturating_sub(current);
+        let total = self.memory_bytes.saturating_add(grown);
         let allowed = total <= self.limits.memory_bytes;
         if allowed {
             self.memory_bytes = total;
+            self.live.grow(grown);
         }
         self.growth_denied |= !allowed;
         Ok(allowed)

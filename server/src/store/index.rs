@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use wisp_engine::EngineKind;
 
-use crate::bundle::Task;
+use crate::bundle::{Loading, Task};
 use crate::digest::Digest;
 use crate::error::Error;
 
@@ -66,6 +66,12 @@ pub struct VersionRecord {
     /// What runs each graph, as its examination found.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub engines: BTreeMap<String, EngineRecord>,
+    /// As its manifest says.
+    #[serde(skip_serializing_if = "Loading::is_lazy", default)]
+    pub loading: Loading,
+    /// What it took in memory when it was examined.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_bytes: Option<u64>,
 }
 
 /// The engine that runs a graph, and why.
