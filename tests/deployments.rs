@@ -86,7 +86,7 @@ fn deployed_served_and_still_there_after_a_restart() {
     assert_eq!(list(&server, "digits")["versions"][0]["state"], "cold");
     assert_eq!(server.get("/v2/models/digits/ready").json()["ready"], true);
     assert_eq!(server.infer_raw("digits", "image/png", &seven).strings("label")[0], "7");
-    assert_eq!(list(&server, "digits")["versions"][0]["state"], "ready");
+    assert_eq!(list(&server, "digits")["versions"][0]["state"], "idle");
     server.wisp_ok(&["undeploy", "digits"]);
     server.infer_raw("digits", "image/png", &seven).error(404, "unknown-model");
     let log = server.stop().1;

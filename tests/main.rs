@@ -20,5 +20,6 @@ mod openapi;
 mod photos;
 mod protocol;
 mod registry;
+mod residency;
 mod restarts;
 mod support;

@@ -263,6 +263,15 @@ impl Server {
         (status.success(), self.log())
     }
 
+    /// A file of the server's process, below /proc.
+    pub fn process(&self, file: &str) -> String {
+        // The child is `timeout`, whose only child is the server.
+        let watcher = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{watcher}/task/{watcher}/children"));
+        let id = children.expect("a process").trim().to_owned();
+        fs::read_to_string(format!("/proc/{id}/{file}")).expect("the server runs")
+    }
+
     pub fn terminate(&self) {
         let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
         assert!(killed.is_ok_and(|status| status.success()));

@@ -102,8 +102,14 @@ pub(super) fn respond(error: &Error, body: impl FnOnce(StatusCode, &str) -> Valu
         let scheme = HeaderValue::from_static("Bearer");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
     }
-    if matches!(error, Error::Overloaded { .. } | Error::NoRoom(_)) {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    let retry_after = match error {
+        Error::Overloaded { .. } | Error::NoRoom(_) => Some("1"),
+        // What is stored and failed to load is tried again then.
+        Error::NotReady { .. } => Some("5"),
+        _ => None,
+    };
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     }
     response
 }

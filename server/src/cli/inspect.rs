@@ -59,6 +59,7 @@ pub(super) fn inspect(config: &Config, args: InspectArgs) -> anyhow::Result<()> 
     let memory = limit(manifest.limits.memory_mib.map(|mib| format!("{mib} MiB")));
     let deadline = limit(manifest.limits.deadline_ms.map(|ms| format!("{ms} ms")));
     say(&format!("limits      memory {memory}, deadline {deadline}"));
+    say(&format!("loading     {}", manifest.loading.name()));
     let engine = manifest.engine.named().map_or("auto", EngineKind::name);
     say(&format!("engine      {engine}"));
     for Deployed { name, version, engines } in &deployed {

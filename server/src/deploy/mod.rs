@@ -178,7 +178,7 @@ impl Deployer {
                     task: staged.artifact.manifest.task,
                     engines: report.as_ref().map(Report::engines).unwrap_or_default(),
                     loading: staged.artifact.manifest.loading,
-                    memory_bytes: report.as_ref().map(|report| report.memory_bytes),
+                    loaded_bytes: report.as_ref().map(|report| report.memory_bytes),
                 };
                 record.versions.insert(version.clone(), made);
                 (version, false)

@@ -123,7 +123,7 @@ impl ModelView {
             state: "planned".to_owned(),
             reason: None,
             idle_ms: None,
-            memory_bytes: stored.memory_bytes.unwrap_or_default(),
+            memory_bytes: stored.loaded_bytes.unwrap_or_default(),
             traffic: record.traffic.get(version).copied().unwrap_or(0),
             available: available.contains(version),
             stored: Some(stored.clone()),

@@ -162,7 +162,7 @@ impl Version {
     fn expected_bytes(&self) -> u64 {
         match (self.last_bytes.load(Ordering::Relaxed), &self.origin) {
             // Weights are copied into the form that the kernels want.
-            (0, Origin::Stored(stored, _)) => stored.memory_bytes.unwrap_or(2 * stored.bytes),
+            (0, Origin::Stored(stored, _)) => stored.loaded_bytes.unwrap_or(2 * stored.bytes),
             (last, _) => last,
         }
     }

@@ -71,7 +71,7 @@ pub struct VersionRecord {
     pub loading: Loading,
     /// What it took in memory when it was examined.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub memory_bytes: Option<u64>,
+    pub loaded_bytes: Option<u64>,
 }
 
 /// The engine that runs a graph, and why.
