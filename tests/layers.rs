@@ -80,15 +80,17 @@ fn each_library_has_its_room() {
             "examine.rs",
             "cli/",
             "repository/load.rs",
+            "usage.rs",
         ],
         &["serde_json"],
     );
     only(&["sandbox/", "nn/wasi.rs", "telemetry.rs"], &["wasmtime", "wasmparser"]);
     only(&["telemetry.rs"], &["tract_"]);
     only(&["registry/", "store/layout.rs", "bundle/artifact.rs", "signature.rs"], &["oci_client"]);
-    only(&["registry/", "cli/admin.rs", "cli/client.rs"], &["reqwest"]);
+    only(&["registry/", "cli/admin.rs", "cli/client.rs", "cli/usage.rs"], &["reqwest"]);
     only(&["signature.rs"], &["p256"]);
     only(&["config.rs"], &["env::var"]);
+    only(&["memory.rs"], &["mimalloc"]);
     only(
         &[
             "bundle/folder.rs",
@@ -100,10 +102,16 @@ fn each_library_has_its_room() {
             "signature.rs",
             "watch.rs",
             "examine.rs",
+            "api_keys.rs",
+            "memory.rs",
+            "usage.rs",
         ],
         &["fs::"],
     );
-    only(&["sandbox/", "repository/load.rs", "store/blobs.rs", "examine.rs"], &["unsafe "]);
+    only(
+        &["sandbox/", "repository/load.rs", "store/blobs.rs", "examine.rs", "memory.rs"],
+        &["unsafe "],
+    );
     only(&["cli/", "config.rs", "lib.rs", "main.rs", "telemetry.rs"], &["anyhow"]);
 }
 
@@ -117,10 +125,13 @@ fn rooms_import_downwards_only() {
         "config",
         "watch",
         "api",
+        "api_keys",
         "deploy",
         "examine",
         "infer",
+        "usage",
         "repository",
+        "response_cache",
         "schedule",
         "turns",
         "stats",
@@ -132,6 +143,7 @@ fn rooms_import_downwards_only() {
         "sandbox",
         "nn",
         "log_levels",
+        "memory",
         "digest",
         "error",
     ];

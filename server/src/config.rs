@@ -35,6 +35,10 @@ pub struct RawSettings {
     /// settings [default: false]
     #[arg(long, env = "WISP_CLIENT_CONTROL", value_name = "BOOL")]
     client_control: Option<bool>,
+    /// File with a name and a key a line: who sends none of them as `Authorization: Bearer KEY` is
+    /// told nothing but health, and what requests use is counted by name [default: none]
+    #[arg(long, env = "WISP_API_KEYS", value_name = "FILE")]
+    api_keys: Option<PathBuf>,
     /// Largest request body, MiB [default: 64]
     #[arg(long, env = "WISP_BODY_LIMIT_MIB", value_name = "MIB")]
     body_limit_mib: Option<usize>,
@@ -136,6 +140,8 @@ pub struct Config {
     /// `None`: gRPC is spoken at `listen` only.
     pub grpc_listen: Option<SocketAddr>,
     pub client_control: bool,
+    /// `None`: whoever can connect may ask.
+    pub api_keys: Option<PathBuf>,
     pub body_timeout: Duration,
     pub threads: usize,
     pub engine: EngineSettings,
@@ -200,6 +206,7 @@ impl Config {
         let listen = pick!(listen, "listen", SocketAddr::from(([127, 0, 0, 1], 8000)));
         let grpc_listen = pick!(grpc_listen, "grpc-listen", "none".to_owned());
         let client_control = pick!(client_control, "client-control", false);
+        let api_keys = pick!(api_keys, "api-keys", PathBuf::from("none"));
         let body_limit_mib = pick!(body_limit_mib, "body-limit-mib", 64);
         let body_timeout_ms = pick!(body_timeout_ms, "body-timeout-ms", 30_000);
         let deadline_ms = pick!(deadline_ms, "deadline-ms", 10_000);
@@ -209,7 +216,7 @@ impl Config {
         let page_scan = pick!(page_scan, "page-scan", true);
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
-        let half = memory::available().map_or(MAX_BUDGET_MIB, |bytes| (bytes / 2 >> 20) as usize);
+        let half = memory::available().map_or(MAX_BUDGET_MIB, |bytes| (bytes >> 21) as usize);
         let memory_budget_mib = pick!(memory_budget_mib, "memory-budget-mib", half.max(1));
         let idle_seconds = pick!(idle_seconds, "idle-seconds", 600);
         let cache = pick!(cache, "cache", user_folder("XDG_CACHE_HOME", ".cache"));
@@ -262,6 +269,7 @@ impl Config {
             listen,
             grpc_listen: address("grpc-listen", &grpc_listen)?,
             client_control,
+            api_keys: some(api_keys),
             body_timeout: Duration::from_millis(body_timeout_ms),
             threads,
             engine: EngineSettings {

@@ -37,6 +37,8 @@ pub enum Error {
     GuestTrap { model: String, kind: &'static str, reason: String },
     #[error("the guest of model `{model}` needs more than its {limit_mib} MiB of memory")]
     GuestMemory { model: String, limit_mib: usize },
+    #[error("model `{model}` used up the {limit:?} of CPU time that a request may have")]
+    CpuLimit { model: String, limit: Duration },
     /// The guest answered with its own internal error, or with what its contract forbids.
     #[error("the guest of model `{model}` failed: {reason}")]
     GuestFailed { model: String, reason: String },
@@ -106,6 +108,7 @@ impl Error {
             Error::Deadline { .. } => "deadline",
             Error::GuestTrap { .. } => "guest-trap",
             Error::GuestMemory { .. } => "guest-memory",
+            Error::CpuLimit { .. } => "cpu-limit",
             Error::GuestFailed { .. } => "guest-failed",
             Error::Compute { .. } => "compute",
             Error::NoRoom(_) => "no-room",

@@ -12,10 +12,12 @@ use crate::compare::differences;
 use crate::error::Error;
 use crate::nn::Run;
 use crate::repository::{Picked, Repository, Revision, Shadow};
+use crate::response_cache::{Answer, RequestKey};
 use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
 use crate::schedule::{Refused, Scheduler};
 use crate::stats::Phases;
 use crate::tensor::{Contract, Parameter, Tensor};
+use crate::usage::{Totals, Usage};
 
 /// What a client asks of a model.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +28,8 @@ pub struct InferRequest {
     pub parameters: Vec<(String, Parameter)>,
     /// How long the client waits, where it says so otherwise than by a parameter.
     pub timeout: Option<Duration>,
+    /// The API key it came with, by its name.
+    pub key: Option<Arc<str>>,
 }
 
 /// A model's answer.
@@ -43,6 +47,7 @@ pub struct InferResponse {
 pub struct Inference {
     pub repository: Repository,
     pub scheduler: Scheduler,
+    pub usage: Arc<Usage>,
     shadows: Arc<Semaphore>,
 }
 
@@ -54,8 +59,8 @@ const SHADOWS: usize = 8;
 const SHADOW_TOLERANCE: f64 = 1e-4;
 
 impl Inference {
-    pub fn new(repository: Repository, scheduler: Scheduler) -> Self {
-        Self { repository, scheduler, shadows: Arc::new(Semaphore::new(SHADOWS)) }
+    pub fn new(repository: Repository, scheduler: Scheduler, usage: Arc<Usage>) -> Self {
+        Self { repository, scheduler, usage, shadows: Arc::new(Semaphore::new(SHADOWS)) }
     }
 
     /// Answers one request by the revision that was picked for it, and lets a shadow see it.
@@ -122,10 +127,11 @@ impl Inference {
         request: InferRequest,
     ) -> Result<InferResponse, Error> {
         let pending = revision.stats.enter();
-        let result = self.run(model, revision, request).await;
+        let answered = self.answer_or_run(model, revision, request).await;
         revision.touch();
-        match &result {
-            Ok(InferResponse { queue, timings, .. }) => pending.succeeded(Phases {
+        match &answered {
+            Ok(Answered::FromCache(_)) => pending.answered_from_cache(),
+            Ok(Answered::Run(InferResponse { queue, timings, .. })) => pending.succeeded(Phases {
                 queue: *queue + timings.waited,
                 sandbox: timings.start,
                 before: timings.before,
@@ -138,31 +144,70 @@ impl Inference {
             }),
             Err(error) => pending.failed(error.kind(), error.trap()),
         }
-        result
+        answered.map(|(Answered::Run(response) | Answered::FromCache(response))| response)
+    }
+
+    async fn answer_or_run(
+        &self,
+        model: &str,
+        revision: &Arc<Revision>,
+        request: InferRequest,
+    ) -> Result<Answered, Error> {
+        let InferRequest { inputs, outputs, parameters, timeout, key } = request;
+        let urgency = Urgency::read(&parameters).map_err(Error::InvalidInput)?;
+        let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
+        check_wanted(model, &revision.contract, &outputs)?;
+        let totals = self.usage.totals(model, &revision.version, key);
+        let Some(cache) = &revision.response_cache else {
+            let asked = Asked { inputs, outputs, parameters, timeout, urgency };
+            return self.run(model, revision, asked, totals).await.map(Answered::Run);
+        };
+        let request_key = RequestKey::of(&inputs, &outputs, &parameters);
+        if let Some(answer) = cache.get(&request_key) {
+            let (outputs, parameters) = (answer.outputs.clone(), answer.parameters.clone());
+            totals.answered_from_cache(bytes_of(&inputs), bytes_of(&outputs));
+            let (queue, timings) = Default::default();
+            let response = InferResponse { outputs, parameters, queue, timings };
+            return Ok(Answered::FromCache(response));
+        }
+        revision.stats.cache_misses.fetch_add(1, Ordering::Relaxed);
+        let asked = Asked { inputs, outputs, parameters, timeout, urgency };
+        let response = self.run(model, revision, asked, totals).await?;
+        let (outputs, parameters) = (response.outputs.clone(), response.parameters.clone());
+        cache.put(request_key, Answer { outputs, parameters });
+        Ok(Answered::Run(response))
     }
 
     async fn run(
         &self,
         model: &str,
         revision: &Arc<Revision>,
-        request: InferRequest,
+        asked: Asked,
+        totals: Arc<Totals>,
     ) -> Result<InferResponse, Error> {
-        let InferRequest { inputs, outputs, parameters, timeout } = request;
-        let urgency = Urgency::read(&parameters).map_err(Error::InvalidInput)?;
-        let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
-        check_wanted(model, &revision.contract, &outputs)?;
-        let request = Request { inputs, outputs: outputs.clone(), parameters };
-
+        let Asked { inputs, outputs, parameters, timeout, urgency } = asked;
         // A client can only shorten it.
         let patience =
             [timeout, urgency.timeout].into_iter().flatten().fold(revision.deadline, Duration::min);
         let deadline = Instant::now() + patience;
-        let run = Run::until(deadline);
+        let run = Run::limited(deadline, revision.cpu_limit);
         let _cancel = CancelOnDrop(run.clone());
+        let request = Request { inputs, outputs: outputs.clone(), parameters };
         let work = {
             // Held until it ends, which may be after its request: so it counts as in use.
             let (revision, run) = (revision.clone(), run.clone());
-            async move { Sandbox::new(&revision.guest, &run).run(request).await }
+            async move {
+                let meter = totals.meter(run.clone(), bytes_of(&request.inputs));
+                let (result, timings) = Sandbox::new(&revision.guest, &run).run(request).await;
+                if let Ok(response) = &result {
+                    meter.answered(bytes_of(&response.outputs));
+                }
+                (result, timings)
+            }
+        };
+        let work = {
+            let run = run.clone();
+            async move { run.metered(work).await }
         };
         let ran = self.scheduler.run(&revision.gate, urgency.level, deadline, work).await;
         let ((result, timings), queue) =
@@ -185,6 +230,24 @@ impl Inference {
             }
         }
     }
+}
+
+/// A request that fits its model's contract.
+struct Asked {
+    inputs: Vec<Tensor>,
+    outputs: Vec<String>,
+    parameters: Vec<(String, Parameter)>,
+    timeout: Option<Duration>,
+    urgency: Urgency,
+}
+
+enum Answered {
+    Run(InferResponse),
+    FromCache(InferResponse),
+}
+
+fn bytes_of(tensors: &[Tensor]) -> usize {
+    tensors.iter().map(|tensor| tensor.data.len()).sum()
 }
 
 /// What a request says of its place among the others, by the protocol's parameters.
@@ -327,6 +390,10 @@ fn explain(
     match (fault, failure) {
         (Fault::Stopped, _) | (Fault::Internal(_), Some(Failure::Stopped)) => {
             Error::Deadline { model, deadline }
+        }
+        (Fault::Spent, _) => {
+            let limit = revision.cpu_limit.unwrap_or(deadline);
+            Error::CpuLimit { model, limit }
         }
         (Fault::InvalidInput(text), _) => Error::InvalidInput(text),
         (Fault::Unsupported(text), _) => Error::Unsupported(text),

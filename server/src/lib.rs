@@ -4,6 +4,7 @@
 //! along `api` → `infer` → `sandbox` → `nn`, one deployment along `api` → `deploy` → `store`.
 
 pub mod api;
+pub mod api_keys;
 pub mod bundle;
 pub mod cache;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod memory;
 pub mod nn;
 pub mod registry;
 pub mod repository;
+pub mod response_cache;
 pub mod sandbox;
 pub mod schedule;
 pub mod signature;
@@ -25,6 +27,7 @@ pub mod stats;
 pub mod store;
 pub mod telemetry;
 mod turns;
+pub mod usage;
 pub mod watch;
 
 pub use wisp_engine::{compare, tensor};
@@ -38,6 +41,7 @@ use infer::Inference;
 use repository::{EngineSettings, LoadOptions, Place, Repository, ResidencyOptions};
 use sandbox::Engine;
 use schedule::Scheduler;
+use usage::Usage;
 
 /// How long a request waits for a model that still loads. Longer than a request may take: to
 /// compile a large guest takes seconds on a small machine, and happens once.
@@ -52,6 +56,7 @@ pub fn set_up(
     residency: ResidencyOptions,
     threads: usize,
     places: &[Place],
+    usage: Arc<Usage>,
 ) -> anyhow::Result<(Arc<Inference>, Arc<Engine>)> {
     let options = LoadOptions::new(settings).map_err(anyhow::Error::msg)?;
     let engine = options.engine.clone();
@@ -69,5 +74,5 @@ pub fn set_up(
     let scheduler = Scheduler::new(threads, settings.sandboxes as usize);
     let scheduler = scheduler.context("threads cannot be started")?;
     let repository = Repository::find(places, options, residency, LOADING_PATIENCE);
-    Ok((Arc::new(Inference::new(repository, scheduler)), engine))
+    Ok((Arc::new(Inference::new(repository, scheduler, usage)), engine))
 }

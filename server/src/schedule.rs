@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
+use crate::error::Error;
 use crate::turns::{Turn, Turns, Waiting};
 
 /// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
@@ -193,6 +194,19 @@ impl Gate {
     /// Requests that wait for their turn now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more may wait: to be asked before a request's body is read.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub fn check(&self, model: &str) -> Result<(), Error> {
+        match self.waiting() {
+            waiting if waiting > 0 && waiting >= self.queue => {
+                Err(Error::Overloaded { model: model.to_owned(), waiting })
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn enter(&self, level: u32, deadline: Instant) -> Result<Turn, Refused> {

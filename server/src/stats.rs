@@ -36,6 +36,10 @@ pub struct Stats {
     pub pending: AtomicU64,
     /// When the last answer was given, ms since 1970; 0 before the first.
     pub last_ms: AtomicU64,
+    /// Answered from the cache.
+    pub cached: Span,
+    /// Looked for there, and not found.
+    pub cache_misses: AtomicU64,
     /// Loads that succeeded.
     pub wakes: Span,
     /// Times it went cold as nobody asked for it.
@@ -130,6 +134,11 @@ impl Stats {
         self.executions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn touch(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn execute(&self, phases: &Phases) {
         let mut executions = self.executions.lock().unwrap_or_else(PoisonError::into_inner);
         let execution = executions.entry(phases.batch).or_default();
@@ -178,8 +187,15 @@ impl Pending<'_> {
         if phases.batch > 0 {
             stats.execute(&phases);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        stats.last_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+        stats.touch();
+    }
+
+    /// It was answered from the cache: no sandbox ran.
+    pub fn answered_from_cache(mut self) {
+        self.settled = true;
+        self.stats.success.add(self.began.elapsed());
+        self.stats.cached.add(self.began.elapsed());
+        self.stats.touch();
     }
 
     /// `trap` is the kind of trap, if it was one.

@@ -200,7 +200,14 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> Reply {
-        Reply::from(self.agent.get(format!("{}{path}", self.url)).call())
+        self.get_with(path, &[])
+    }
+
+    pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let request = self.agent.get(format!("{}{path}", self.url));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Reply::from(request.call())
     }
 
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {

@@ -25,6 +25,7 @@ use super::body::{self, read_small_json};
 use super::errors::Failed;
 use super::metadata::ModelPath;
 use super::reply::json;
+use super::usage::UsageList;
 use crate::deploy::{Change, Deployed, Deployer, Deployment};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -71,6 +72,7 @@ impl Admin {
         Router::new()
             .route("/admin/v1/openapi.json", get(openapi))
             .route("/admin/v1/bundles", put(deploy))
+            .route("/admin/v1/usage", get(usage))
             .route("/admin/v1/models", get(list))
             .route("/admin/v1/models/{model}", get(view).delete(remove))
             .route("/admin/v1/models/{model}/versions/{version}", delete(remove_version))
@@ -133,6 +135,12 @@ fn authorize(headers: &HeaderMap, token: Option<&str>) -> Result<(), Error> {
             "expected this machine's own address as Host, got `{host}`"
         ))),
     }
+}
+
+/// Of all API keys.
+async fn usage(State(admin): State<Admin>) -> Response {
+    let usage = admin.0.deployer.inference().usage.records(None);
+    json(StatusCode::OK, &UsageList { usage })
 }
 
 #[derive(Deserialize)]

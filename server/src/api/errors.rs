@@ -52,6 +52,7 @@ fn codes(error: &Error) -> (StatusCode, Code) {
         Error::Storage(_) => (StatusCode::INSUFFICIENT_STORAGE, Code::Internal),
         Error::GuestTrap { .. }
         | Error::GuestMemory { .. }
+        | Error::CpuLimit { .. }
         | Error::GuestFailed { .. }
         | Error::Compute { .. }
         | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),

@@ -13,6 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::body::{self, aside};
+use super::callers::Caller;
 use super::errors::Failed;
 use super::infer::{Received, receive, timed};
 use super::json::{Elements, check_json};
@@ -30,10 +31,11 @@ const TEXT_OUTPUT: &str = "text_output";
 pub(super) async fn generate(
     State(api): State<Api>,
     path: ModelPath,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    let (response, answer) = run(&api, &path, &headers, body).await?;
+    let (response, answer) = run(&api, &path, &caller, &headers, body).await?;
     let accepted = compression::accepted(&headers);
     let answer = aside(answer.len(), || compression::answer(accepted, "application/json", answer));
     Ok(timed(&response, answer))
@@ -43,10 +45,11 @@ pub(super) async fn generate(
 pub(super) async fn generate_stream(
     State(api): State<Api>,
     path: ModelPath,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    let (response, answer) = run(&api, &path, &headers, body).await?;
+    let (response, answer) = run(&api, &path, &caller, &headers, body).await?;
     let event = [b"data: ", &answer[..], b"\n\n"].concat();
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
@@ -56,6 +59,7 @@ pub(super) async fn generate_stream(
 async fn run(
     api: &Api,
     path: &ModelPath,
+    caller: &Caller,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(InferResponse, Vec<u8>), Failed> {
@@ -70,7 +74,8 @@ async fn run(
             takes.join(", ")
         ))
     })?;
-    let (request, id) = aside(bytes.len(), || read(&bytes, spec))?;
+    let (mut request, id) = aside(bytes.len(), || read(&bytes, spec))?;
+    request.key = caller.key();
     let response = api.answer(&model, picked, request, id.as_deref().unwrap_or_default()).await?;
     let size = response.outputs.iter().map(|output| output.data.len()).sum();
     let written = aside(size, || write(&model.name, &revision, id, &response))?;

@@ -9,12 +9,13 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 
 use super::body::{Collected, aside};
+use super::callers::Caller;
 use super::classification::classify;
 use super::compression::Coding;
 use super::errors::Failed;
 use super::json::Written;
 use super::metadata::ModelPath;
-use super::{Api, binary, body, compression, json};
+use super::{Api, ApiOptions, binary, body, compression, json};
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked, Revision};
@@ -67,6 +68,7 @@ impl AnswerForm {
 pub(super) async fn infer(
     State(api): State<Api>,
     path: ModelPath,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
@@ -74,7 +76,8 @@ pub(super) async fn infer(
         receive(&api, &path, &headers, body).await?;
     let revision = picked.revision.clone();
     let size = bytes.len();
-    let Parsed { request, id, form } = aside(size, || parse(&headers, bytes, &revision))?;
+    let Parsed { mut request, id, form } = aside(size, || parse(&headers, bytes, &revision))?;
+    request.key = caller.key();
     let mut response =
         api.answer(&model, picked, request, id.as_deref().unwrap_or_default()).await?;
     let accepted = compression::accepted(&headers);
@@ -106,6 +109,7 @@ pub(super) async fn receive<'a>(
     let known = async {
         let model = api.inference().repository.model(path.model()?)?;
         let picked = model.pick(path.version()).await?;
+        picked.revision.gate.check(&model.name)?;
         Ok((model, picked))
     };
     let (model, picked) = match known.await {
@@ -115,7 +119,8 @@ pub(super) async fn receive<'a>(
             return Err(error);
         }
     };
-    let body = body::read(headers, body, api.options(), api.bodies()).await?;
+    let options = ApiOptions { body_limit: picked.revision.body_limit, ..api.options() };
+    let body = body::read(headers, body, options, api.bodies()).await?;
     Ok(Received { model, picked, body })
 }
 

@@ -12,8 +12,10 @@ use axum::response::{IntoResponse, Response};
 use super::Api;
 use super::errors::Failed;
 use super::statistics::{executions, versions};
-use crate::repository::{Repository, Version};
+use crate::infer::Inference;
+use crate::repository::Version;
 use crate::stats::{BUCKETS, Histogram, Span};
+use crate::usage::UsageRecord;
 
 /// A counter or gauge: its name, type, meaning, and value for one version.
 type Metric = (&'static str, &'static str, &'static str, fn(&Version) -> f64);
@@ -89,6 +91,22 @@ fn seconds(span: &Span) -> f64 {
     span.ns() as f64 / 1e9
 }
 
+/// What was used: a counter's name, meaning, and value for one model, version and API key.
+type Used = (&'static str, &'static str, fn(&UsageRecord) -> f64);
+
+const USAGE: [Used; 6] = [
+    ("wisp_usage_requests_total", "Requests that ran, by API key", |used| used.requests as f64),
+    ("wisp_usage_cached_total", "Requests answered from the cache", |used| used.cached as f64),
+    ("wisp_usage_guest_cpu_seconds_total", "CPU time of guests", |used| {
+        used.guest_cpu_us as f64 / 1e6
+    }),
+    ("wisp_usage_compute_cpu_seconds_total", "CPU time of graphs", |used| {
+        used.compute_cpu_us as f64 / 1e6
+    }),
+    ("wisp_usage_bytes_in_total", "Bytes of input tensors", |used| used.bytes_in as f64),
+    ("wisp_usage_bytes_out_total", "Bytes of output tensors", |used| used.bytes_out as f64),
+];
+
 /// A histogram: its name, meaning, and where it is.
 type Spread = (&'static str, &'static str, fn(&Version) -> &Histogram);
 
@@ -102,11 +120,11 @@ const HISTOGRAMS: [Spread; 3] = [
 pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, Failed> {
     let inference = api.inference();
     let versions = versions(&api, None, None)?;
-    let text = exposition(&versions, &inference.repository);
+    let text = exposition(&versions, inference);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 
-fn exposition(versions: &[Arc<Version>], repository: &Repository) -> String {
+fn exposition(versions: &[Arc<Version>], inference: &Inference) -> String {
     let mut text = String::new();
     let mut line = |line: std::fmt::Arguments<'_>| {
         text.write_fmt(line).expect("writing to a String cannot fail");
@@ -188,6 +206,20 @@ fn exposition(versions: &[Arc<Version>], repository: &Repository) -> String {
             ));
         }
     }
+    let usage = inference.usage.records(None);
+    for (name, help, value) in USAGE {
+        line(format_args!("# HELP {name} {help}\n# TYPE {name} counter"));
+        for record in &usage {
+            let (model, label) = (&record.model, &record.version);
+            // Keys' names have no white space; what would end the label is left out.
+            let key = record.key.as_deref().unwrap_or_default().replace(['"', '\\'], "");
+            let value = value(record);
+            line(format_args!(
+                "{name}{{model=\"{model}\",version=\"{label}\",key=\"{key}\"}} {value}"
+            ));
+        }
+    }
+    let repository = &inference.repository;
     let (loaded, sandboxes, budget) = repository.memory();
     for (name, help, value) in [
         ("wisp_live_sandboxes", "Sandboxes alive now", repository.live_sandboxes() as u64),
@@ -205,7 +237,9 @@ fn reason_of(kind: &str) -> &'static str {
     match kind {
         "overloaded" | "no-room" => "REJECTED",
         "cancelled" => "CANCELED",
-        "guest-trap" | "guest-memory" | "guest-failed" | "compute" | "deadline" => "BACKEND",
+        "guest-trap" | "guest-memory" | "guest-failed" | "compute" | "deadline" | "cpu-limit" => {
+            "BACKEND"
+        }
         _ => "OTHER",
     }
 }

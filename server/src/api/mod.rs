@@ -4,6 +4,7 @@
 mod admin;
 mod binary;
 mod body;
+mod callers;
 mod classification;
 mod compression;
 mod errors;
@@ -23,6 +24,7 @@ mod repository;
 mod statistics;
 mod tensor_schema;
 mod trace;
+mod usage;
 
 pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
@@ -35,9 +37,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::{HeaderMap, Method, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
+use crate::api_keys::ApiKeys;
 use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked};
@@ -52,6 +56,8 @@ struct Shared {
     options: ApiOptions,
     bodies: body::Room,
     traces: trace::Traces,
+    /// `None`: whoever can connect may ask.
+    keys: Option<ApiKeys>,
     started: u64,
 }
 
@@ -81,12 +87,13 @@ pub struct ApiOptions {
 }
 
 impl Api {
-    pub fn new(inference: Arc<Inference>, options: ApiOptions) -> Self {
+    /// Where there are `keys`, who has none is answered nothing but health.
+    pub fn new(inference: Arc<Inference>, options: ApiOptions, keys: Option<ApiKeys>) -> Self {
         let bodies = body::Room::new(options);
         let traces = trace::Traces::new();
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let started = since.map_or(0, |since| since.as_secs());
-        Self(Arc::new(Shared { inference, options, bodies, traces, started }))
+        Self(Arc::new(Shared { inference, options, bodies, traces, keys, started }))
     }
 
     fn inference(&self) -> &Arc<Inference> {
@@ -103,6 +110,10 @@ impl Api {
 
     fn traces(&self) -> &trace::Traces {
         &self.0.traces
+    }
+
+    fn keys(&self) -> Option<&ApiKeys> {
+        self.0.keys.as_ref()
     }
 
     /// Seconds since 1970.
@@ -149,7 +160,7 @@ impl Api {
 
     /// All routes; each is in `server.openapi.json`.
     pub fn router(self) -> Router {
-        Router::new()
+        let router = Router::new()
             .route("/openapi.json", get(openapi::server))
             .route("/docs", get(openapi::page))
             .route("/v2", get(metadata::server))
@@ -197,7 +208,12 @@ impl Api {
                 let (method, path) = (method.to_string(), uri.path().to_owned());
                 failed(uri.path(), Error::WrongMethod { method, path })
             })
-            .with_state(self)
+            .route("/usage", get(usage::usage));
+        let router = match self.keys() {
+            Some(_) => router.layer(from_fn_with_state(self.clone(), callers::identify)),
+            None => router,
+        };
+        router.with_state(self)
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::{self, aside};
+use super::callers::Caller;
 use super::errors;
 use super::infer::timed;
 use super::metadata::ModelPath;
@@ -130,6 +131,7 @@ struct Usage {
 
 pub(super) async fn embeddings(
     State(api): State<Api>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
@@ -145,6 +147,11 @@ pub(super) async fn embeddings(
     let encoding = Encoding::parse(request.encoding_format.as_deref())?;
     let model = api.inference().repository.model(&request.model)?;
     let picked = model.pick(None).await?;
+    // The model is known by its body only.
+    let limit = picked.revision.body_limit;
+    if bytes.len() > limit {
+        return Err(Failed(Error::TooLarge { limit }));
+    }
     let length = match picked.revision.task {
         Some(Task::TextEmbedding) => length(&picked.revision.contract),
         None => return Err(no_embedding(&model).into()),
@@ -164,6 +171,7 @@ pub(super) async fn embeddings(
         outputs: vec!["embedding".to_owned(), "tokens".to_owned()],
         parameters: vec![("token_ids".to_owned(), Parameter::Boolean(are_tokens))],
         timeout: None,
+        key: caller.key(),
     };
     let response = api.answer(&model, picked, request, "").await?;
     let size = response.outputs.iter().map(|output| output.data.len()).sum();

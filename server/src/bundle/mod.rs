@@ -5,12 +5,13 @@
 mod artifact;
 mod folder;
 mod manifest;
+mod settings;
 
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
 pub use folder::{BundleError, Source, SourceFiles};
-pub use manifest::{
-    BatchingSetting, ContractForm, EngineSetting, FileKind, Loading, Manifest, ManifestLimits,
-    Setting, SpecForm, Task, check_name, check_version,
+pub use manifest::{ContractForm, FileKind, Manifest, SpecForm, check_name, check_version};
+pub use settings::{
+    BatchingSetting, EngineSetting, Loading, ManifestLimits, ResponseCacheSetting, Setting, Task,
 };
 
 use std::collections::BTreeMap;
@@ -54,6 +55,7 @@ pub struct Bundle {
     pub batching: Option<BatchingSetting>,
     /// By graph, the sizes of batches that were measured to pay.
     pub batch_sizes: BTreeMap<String, Vec<usize>>,
+    pub response_cache: Option<ResponseCacheSetting>,
     pub files: BundleFiles,
     pub limits: ManifestLimits,
     pub contract: Option<ContractForm>,
@@ -116,6 +118,7 @@ impl Bundle {
             engines: BTreeMap::new(),
             batching: manifest.batching.clone(),
             batch_sizes: BTreeMap::new(),
+            response_cache: manifest.response_cache,
             files: BundleFiles { assets, settings: manifest.settings.clone() },
             limits: manifest.limits,
             contract: manifest.contract.clone(),

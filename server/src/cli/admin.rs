@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::bundles::{named, print_report, sizes_text};
 use super::client::{Server, ServerArgs};
-use super::{bar, say, say_json, size, spinner};
+use super::{bar, print_table, say, say_json, size, spinner};
 use crate::bundle::Loading;
 use crate::deploy::{Deployed, ModelView};
 use crate::error::one_line;
@@ -278,14 +278,7 @@ fn print_models(models: &[ModelView]) {
             ]);
         }
     }
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    for row in &rows {
-        let line: Vec<_> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        say(line.join("  ").trim_end());
-    }
+    print_table(&rows);
     for version in models.iter().filter(|_| models.len() == 1).flat_map(|model| &model.versions) {
         for (graph, record) in version.stored.iter().flat_map(|stored| &stored.engines) {
             let [version, graph] = [&version.version, graph].map(|name| one_line(name));

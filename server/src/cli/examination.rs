@@ -53,7 +53,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
     let patience = options.deadline;
     let residency = ResidencyOptions { idle: None, budget: u64::MAX };
     let repository = Repository::find(&[], options.clone(), residency, patience);
-    let inference = Inference::new(repository, scheduler);
+    let inference = Inference::new(repository, scheduler, Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let try_with = |bundle: &Bundle| {

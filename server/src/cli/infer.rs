@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 
@@ -23,7 +24,8 @@ pub(super) fn infer(config: &Config, path: &Path, file: &Path) -> anyhow::Result
     let is_json = file.extension().is_some_and(|extension| extension == "json");
     let scratch = tempfile::tempdir()?;
     let paths = unpack_all(&[path.to_owned()], scratch.path(), config.deploy.bundle_limit);
-    let (inference, _) = set_up(&config.engine, config.residency, config.threads, &paths)?;
+    let (inference, _) =
+        set_up(&config.engine, config.residency, config.threads, &paths, Arc::default())?;
     let [model] = inference.repository.listed() else {
         anyhow::bail!(
             "{}: expected one bundle, got {}",

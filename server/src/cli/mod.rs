@@ -9,6 +9,7 @@ mod infer;
 mod inspect;
 mod serve;
 mod store;
+mod usage;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,8 @@ enum Command {
     Pull(bundles::PullArgs),
     /// Deploy a bundle to a running server
     Deploy(admin::DeployArgs),
+    /// List what requests have used: CPU, memory, bytes, by model, version and API key
+    Usage(usage::UsageArgs),
     /// List a server's models and versions
     List(admin::ListArgs),
     /// Give a version all of its model's traffic
@@ -153,6 +156,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Pull(args) => bundles::pull(args),
         Command::Deploy(args) => admin::deploy(args),
         Command::List(args) => admin::list(args),
+        Command::Usage(args) => usage::usage(args),
         Command::Promote(args) => admin::promote(args),
         Command::Rollback(args) => admin::rollback(args),
         Command::Split(args) => admin::split(args),
@@ -220,4 +224,16 @@ fn unpack_all(paths: &[PathBuf], scratch: &Path, limit: u64) -> Vec<Place> {
         }
     });
     unpacked.collect()
+}
+
+/// Prints rows as columns, each as wide as its widest cell.
+fn print_table<const N: usize>(rows: &[[String; N]]) {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+    });
+    for row in rows {
+        let line: Vec<_> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        say(line.join("  ").trim_end());
+    }
 }

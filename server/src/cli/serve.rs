@@ -12,16 +12,18 @@ use tokio::sync::watch;
 
 use super::{say, unpack_all};
 use crate::api::{self, Admin, AdminOptions, Api, ApiOptions};
-use crate::config::{Config, DeployConfig};
+use crate::api_keys::ApiKeys;
+use crate::config::Config;
 use crate::deploy::{DeployOptions, Deployer};
 use crate::error::one_line;
 use crate::infer::Inference;
-use crate::repository::{EngineSettings, Repository, State};
+use crate::repository::{Repository, State};
 use crate::sandbox::Engine;
 use crate::set_up;
 use crate::signature::PublicKey;
 use crate::store::Store;
 use crate::telemetry;
+use crate::usage::Usage;
 
 pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
     telemetry::start(&config.log, config.log_format)?;
@@ -34,8 +36,19 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
     );
     let scratch = tempfile::tempdir().context("a scratch folder")?;
     let places = unpack_all(paths, scratch.path(), config.deploy.bundle_limit);
-    let (inference, engine) = set_up(&config.engine, config.residency, config.threads, &places)?;
-    let deployer = deployer(&config.deploy, &config.engine, &inference)?;
+    let store = config.deploy.state.as_deref().map(Store::open).transpose()?.map(Arc::new);
+    let usage = Arc::new(match &config.deploy.state {
+        Some(state) => {
+            let file = state.join("usage.json");
+            Usage::open(file.clone()).with_context(|| format!("the usage in {}", file.display()))?
+        }
+        None => Usage::default(),
+    });
+    let keys =
+        config.api_keys.as_deref().map(ApiKeys::read).transpose().map_err(anyhow::Error::msg)?;
+    let (inference, engine) =
+        set_up(&config.engine, config.residency, config.threads, &places, usage)?;
+    let deployer = store.map(|store| deployer(store, &config, &inference)).transpose()?;
     anyhow::ensure!(
         deployer.is_some() || !paths.is_empty(),
         "nothing to serve: give PATHs, or a state folder to deploy to"
@@ -46,28 +59,29 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
         .thread_name("wisp-http")
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(run(&config, inference, engine, deployer));
+    let usage = inference.usage.clone();
+    let ended = runtime.block_on(run(&config, inference, engine, deployer, keys));
+    usage.write();
     // An examination under way is not waited for: it ends with this process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-/// Opens the state folder and serves what is deployed there.
+/// Serves what is deployed to the state folder.
 fn deployer(
-    config: &DeployConfig,
-    engine: &EngineSettings,
+    store: Arc<Store>,
+    config: &Config,
     inference: &Arc<Inference>,
-) -> anyhow::Result<Option<Arc<Deployer>>> {
-    let Some(state) = &config.state else { return Ok(None) };
-    let store = Arc::new(Store::open(state)?);
-    let trusted = config.trusted_keys.as_deref().map(PublicKey::read_all).transpose();
+) -> anyhow::Result<Arc<Deployer>> {
+    let deploy = &config.deploy;
+    let trusted = deploy.trusted_keys.as_deref().map(PublicKey::read_all).transpose();
     let options = DeployOptions {
-        engine: engine.clone(),
-        examine: config.examine,
-        bundle_limit: config.bundle_limit,
+        engine: config.engine.clone(),
+        examine: deploy.examine,
+        bundle_limit: deploy.bundle_limit,
         trusted: trusted.map_err(anyhow::Error::msg)?.unwrap_or_default(),
     };
-    Ok(Some(Arc::new(Deployer::new(store, inference.clone(), options))))
+    Ok(Arc::new(Deployer::new(store, inference.clone(), options)))
 }
 
 async fn run(
@@ -75,6 +89,7 @@ async fn run(
     inference: Arc<Inference>,
     engine: Arc<Engine>,
     deployer: Option<Arc<Deployer>>,
+    keys: Option<ApiKeys>,
 ) -> anyhow::Result<ExitCode> {
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -113,6 +128,7 @@ async fn run(
     // nobody waits for it any more. Anything to do wakes another thread, which takes over.
     let http = tokio::runtime::Handle::current();
     engine.on_tick(move || drop(http.spawn(async {})));
+    tokio::spawn(inference.usage.clone().keep());
     let loader = inference.clone();
     tokio::spawn(async move {
         loader.repository.load_first().await;
@@ -130,7 +146,7 @@ async fn run(
         body_timeout: config.body_timeout,
         client_control: config.client_control,
     };
-    let router = Api::new(inference.clone(), limits).router();
+    let router = Api::new(inference.clone(), limits, keys).router();
     let unsafe_now = watch_isolation(engine.clone());
     let (stop, stopped) = watch::channel(false);
     let stop_on_signal = async {

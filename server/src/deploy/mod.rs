@@ -118,6 +118,10 @@ impl Deployer {
         deployer
     }
 
+    pub fn inference(&self) -> &Arc<Inference> {
+        &self.inference
+    }
+
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }

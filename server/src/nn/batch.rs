@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use wisp_engine::{Failure, Graph, Value, rows, split, stack};
 
-use super::Run;
+use super::{Run, thread_cpu};
 
 /// How a graph's computes are batched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,23 +225,33 @@ fn pass_on(groups: &mut Vec<Group>, index: usize) {
 
 /// Runs the jobs, the leader's first, and hands out what came of them.
 fn execute(graph: &Graph, mut jobs: Vec<Job>) -> (Outcome, Duration) {
-    let started = Instant::now();
+    let Some(leader) = jobs.first().map(|job| job.run.clone()) else {
+        return (Err(Failure::Stopped), Duration::ZERO);
+    };
+    let (started, cpu) = (Instant::now(), thread_cpu());
     let together = if jobs.len() > 1 { run_together(graph, &jobs) } else { None };
-    let took = started.elapsed();
+    let (took, cpu) = (started.elapsed(), thread_cpu().saturating_sub(cpu));
     let rows: usize = jobs.iter().map(|job| job.rows).sum();
     let mut outcomes = together.map(Vec::into_iter);
     let mut own = (Err(Failure::Stopped), Duration::ZERO);
     for job in &mut jobs {
-        let (outcome, took) = match outcomes.as_mut().and_then(Iterator::next) {
+        let is_leader = job.reply.is_none();
+        let (outcome, took, cpu) = match outcomes.as_mut().and_then(Iterator::next) {
             Some(outcome) => {
-                match job.reply {
-                    None => job.run.lead(rows),
-                    Some(_) => job.run.join(),
+                if is_leader {
+                    job.run.lead(rows)
+                } else {
+                    job.run.join()
                 }
-                (outcome, took.mul_f64(job.rows as f64 / rows as f64))
+                let part = job.rows as f64 / rows as f64;
+                (outcome, took.mul_f64(part), cpu.mul_f64(part))
             }
             None => run_alone(graph, job),
         };
+        match is_leader {
+            true => job.run.computed_here(cpu),
+            false => job.run.computed_by(&leader, cpu),
+        }
         match job.reply.take() {
             None => own = (outcome, took),
             // Gone already, where it fails.
@@ -263,9 +273,10 @@ fn run_together(graph: &Graph, jobs: &[Job]) -> Option<Vec<Outcome>> {
     }
 }
 
-fn run_alone(graph: &Graph, job: &mut Job) -> (Outcome, Duration) {
-    let started = Instant::now();
+/// What came of it, and its time: by the clock, and of the CPU.
+fn run_alone(graph: &Graph, job: &mut Job) -> (Outcome, Duration, Duration) {
+    let (started, cpu) = (Instant::now(), thread_cpu());
     let mut inputs = mem::take(&mut job.inputs);
     let outcome = graph.run(&mut inputs, &|| job.run.is_over());
-    (outcome, started.elapsed())
+    (outcome, started.elapsed(), thread_cpu().saturating_sub(cpu))
 }

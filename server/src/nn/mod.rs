@@ -8,10 +8,13 @@ mod wasi;
 pub use batch::Batching;
 pub use wasi::{Context, View, add_to_linker};
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use wisp_engine::{Failure, Graph, Value};
 
 use batch::Batcher;
@@ -64,10 +67,18 @@ impl Served {
         {
             return batcher.run(&self.graph, key, inputs, run, is_alone).await;
         }
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), thread_cpu());
         let result = self.graph.run(&mut inputs, &|| run.is_over());
+        run.computed_here(thread_cpu().saturating_sub(cpu));
         (result, started.elapsed())
     }
+}
+
+/// CPU time that this thread has used so far.
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // The clock starts at 0 and never goes back.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// One request's dealings with the engine.
@@ -75,11 +86,28 @@ impl Served {
 pub struct Run {
     /// No node of a graph is begun after it.
     pub deadline: Instant,
+    /// Of CPU time; `None`: as much as fits before the deadline.
+    cpu_limit: Option<Duration>,
     cancelled: AtomicBool,
+    /// CPU time of the polls that ended, and where the thread's clock stood when the one under
+    /// way began.
+    polled_ns: AtomicU64,
+    began_ns: AtomicU64,
+    /// Of that, what was spent on others' rows of a batch; and what others spent on these.
+    for_others_ns: AtomicU64,
+    by_others_ns: AtomicU64,
+    /// CPU time of its graphs, whoever ran them.
+    compute_cpu_ns: AtomicU64,
+    /// The most its sandbox and its tensors took.
+    memory_bytes: AtomicU64,
+    tensor_bytes: AtomicU64,
     compute_ns: AtomicU64,
     waited_ns: AtomicU64,
     seen: Mutex<Seen>,
 }
+
+/// No poll is under way.
+const NOT_POLLED: u64 = u64::MAX;
 
 /// What the host knows of a run's computes beside how long they took.
 #[derive(Debug, Default)]
@@ -95,9 +123,22 @@ struct Seen {
 
 impl Run {
     pub fn until(deadline: Instant) -> Arc<Self> {
+        Self::limited(deadline, None)
+    }
+
+    /// With `cpu_limit` of CPU time, too.
+    pub fn limited(deadline: Instant, cpu_limit: Option<Duration>) -> Arc<Self> {
         Arc::new(Self {
             deadline,
+            cpu_limit,
             cancelled: AtomicBool::new(false),
+            polled_ns: AtomicU64::new(0),
+            began_ns: AtomicU64::new(NOT_POLLED),
+            for_others_ns: AtomicU64::new(0),
+            by_others_ns: AtomicU64::new(0),
+            compute_cpu_ns: AtomicU64::new(0),
+            memory_bytes: AtomicU64::new(0),
+            tensor_bytes: AtomicU64::new(0),
             compute_ns: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
             seen: Mutex::default(),
@@ -109,9 +150,14 @@ impl Run {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the deadline has passed or the request was cancelled.
+    /// Whether the deadline has passed, the request was cancelled, or its CPU time is used up.
     pub fn is_over(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.deadline
+        self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.deadline || self.is_spent()
+    }
+
+    /// Whether its CPU time is used up.
+    pub fn is_spent(&self) -> bool {
+        self.cpu_limit.is_some_and(|limit| self.cpu() > limit)
     }
 
     /// The time spent in graphs so far; of a run with others its part.
@@ -163,5 +209,81 @@ impl Run {
         if failure.is_some() {
             seen.failure = failure.cloned();
         }
+    }
+}
+
+/// CPU time and memory.
+impl Run {
+    /// Runs `work`, all of whose CPU time counts as this run's.
+    pub async fn metered<F: Future>(&self, work: F) -> F::Output {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            let _turn = Polled::begin(self);
+            work.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// CPU time so far: its guest's and its graphs', its part of those run with others'. The one
+    /// under way counts for the thread that polls it.
+    pub fn cpu(&self) -> Duration {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let under_way = match load(&self.began_ns) {
+            NOT_POLLED => 0,
+            began => (thread_cpu().as_nanos() as u64).saturating_sub(began),
+        };
+        let here = load(&self.polled_ns) + under_way;
+        Duration::from_nanos(
+            here.saturating_sub(load(&self.for_others_ns)) + load(&self.by_others_ns),
+        )
+    }
+
+    /// Of [`Run::cpu`], its graphs'.
+    pub fn compute_cpu(&self) -> Duration {
+        Duration::from_nanos(self.compute_cpu_ns.load(Ordering::Relaxed))
+    }
+
+    /// The most bytes that its sandbox and its tensors held.
+    pub fn peak_memory(&self) -> u64 {
+        self.memory_bytes.load(Ordering::Relaxed) + self.tensor_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes what its sandbox's memories have grown to.
+    pub fn holds_memory(&self, bytes: usize) {
+        self.memory_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn holds_tensors(&self, bytes: usize) {
+        self.tensor_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A graph ran for it, on the thread that polls it.
+    fn computed_here(&self, cpu: Duration) {
+        self.compute_cpu_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// A graph ran for it, on the thread that polls `leader`.
+    fn computed_by(&self, leader: &Self, cpu: Duration) {
+        self.computed_here(cpu);
+        self.by_others_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+        leader.for_others_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A poll under way.
+struct Polled<'a>(&'a Run);
+
+impl<'a> Polled<'a> {
+    fn begin(run: &'a Run) -> Self {
+        run.began_ns.store(thread_cpu().as_nanos() as u64, Ordering::Relaxed);
+        Self(run)
+    }
+}
+
+impl Drop for Polled<'_> {
+    fn drop(&mut self) {
+        let began = self.0.began_ns.swap(NOT_POLLED, Ordering::Relaxed);
+        let took = (thread_cpu().as_nanos() as u64).saturating_sub(began);
+        self.0.polled_ns.fetch_add(took, Ordering::Relaxed);
     }
 }

@@ -83,6 +83,10 @@ impl Context {
         &self.graphs
     }
 
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
     /// Whether a tensor was refused for want of room.
     pub fn is_full(&self) -> bool {
         self.is_full
@@ -134,6 +138,7 @@ impl View<'_> {
             wasmtime::bail!("tensors of more than {most} MiB are held");
         }
         self.context.held_bytes = held;
+        self.context.run.holds_tensors(held);
         Ok(self.table.push(tensor)?)
     }
 

@@ -14,6 +14,7 @@ use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
 use crate::memory;
 use crate::nn::{Batching, Graphs};
+use crate::response_cache::ResponseCache;
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
 use crate::schedule::Gate;
 use crate::stats::Stats;
@@ -28,7 +29,13 @@ pub struct Revision {
     /// Whether the client's tensors reach the graph as they are.
     pub passthrough: bool,
     pub deadline: Duration,
+    /// Of CPU time; `None`: what fits before the deadline.
+    pub cpu_limit: Option<Duration>,
+    /// Of a request's body, bytes.
+    pub body_limit: usize,
     pub gate: Arc<Gate>,
+    /// Answers given before, where the manifest asks for it.
+    pub response_cache: Option<ResponseCache>,
     pub stats: Arc<Stats>,
     pub task: Option<Task>,
     /// The names of an output's classes, by output.
@@ -85,6 +92,8 @@ pub struct LoadOptions {
     /// Requests of one model that run, and that wait, at a time.
     pub concurrency: usize,
     pub queue: usize,
+    /// Of a request's body; a bundle may ask for less.
+    pub body_limit: usize,
 }
 
 impl LoadOptions {
@@ -111,6 +120,7 @@ impl LoadOptions {
         });
         let limits = Limits {
             memory_bytes: settings.memory_bytes,
+            tensor_bytes: settings.memory_bytes,
             // A body as a tensor, with what surrounds it; JSON grows when it is decoded.
             hostcall_bytes: settings.body_limit.max(64 << 20) * 4,
             ..Limits::default()
@@ -122,6 +132,7 @@ impl LoadOptions {
             deadline: settings.deadline,
             concurrency: settings.concurrency,
             queue: settings.queue,
+            body_limit: settings.body_limit,
         })
     }
 }
@@ -141,8 +152,15 @@ pub fn load(
 ) -> Result<Arc<Revision>, String> {
     let (loaded, heap_bytes) = memory::kept(|| load_parts(model, version, bundle, options));
     let Parts { graphs, guest, contract, labels, concurrency } = loaded?;
-    charge.set(heap_bytes + guest.code_bytes());
-    let asked = bundle.limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
+    let response_cache =
+        bundle.response_cache.map(|setting| ResponseCache::new(setting.max_mib << 20));
+    let cache_bytes = response_cache.as_ref().map_or(0, ResponseCache::most_bytes);
+    charge.set(heap_bytes + guest.code_bytes() + cache_bytes as u64);
+    let limits = &bundle.limits;
+    let asked = limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
+    let concurrency = limits.concurrency.map_or(concurrency, |most| most.min(concurrency));
+    let queue = limits.queue.map_or(options.queue, |most| most.min(options.queue));
+    let body_limit = limits.body_kib.map_or(options.body_limit, |kib| kib << 10);
     let revision = Revision {
         version: version.to_owned(),
         contract,
@@ -150,7 +168,10 @@ pub fn load(
         graphs,
         passthrough: bundle.passthrough,
         deadline: asked.min(options.deadline),
-        gate: Arc::new(Gate::new(concurrency, options.queue)),
+        cpu_limit: limits.cpu_ms.map(Duration::from_millis),
+        body_limit: body_limit.min(options.body_limit),
+        gate: Arc::new(Gate::new(concurrency, queue)),
+        response_cache,
         stats,
         task: bundle.task,
         labels,
@@ -205,6 +226,16 @@ fn load_parts(
             ));
         }
         limits.memory_bytes = memory_mib << 20;
+        limits.tensor_bytes = limits.memory_bytes;
+    }
+    if let Some(tensor_mib) = bundle.limits.tensor_mib {
+        let most = options.limits.memory_bytes >> 20;
+        if tensor_mib > most {
+            return Err(format!(
+                "limits.tensor_mib is {tensor_mib}, expected 1 to {most}, the server's limit"
+            ));
+        }
+        limits.tensor_bytes = tensor_mib << 20;
     }
     let (guest, contract) = load_guest(model, bundle, &graphs, limits, options)?;
     if let Some(declared) = bundle.contract.clone() {

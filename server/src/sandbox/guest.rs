@@ -163,7 +163,7 @@ impl Guest {
             instance.map_err(|error| refuse("not of the world wisp:model/model", &error))?;
         let Prepared { model, limits, graphs, bundle: _ } = prepared;
         let code_bytes = match code {
-            Code::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            Code::File(path) => path.metadata().map_or(0, |metadata| metadata.len()),
             Code::Bytes(bytes) => bytes.len() as u64,
         };
         Ok(Arc::new(Self { engine: engine.clone(), instance, limits, model, graphs, code_bytes }))

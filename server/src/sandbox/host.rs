@@ -69,7 +69,7 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
         table_elements: 0,
         growth_denied: false,
         table,
-        nn: nn::Context::new(graphs, run, limits.memory_bytes),
+        nn: nn::Context::new(graphs, run, limits.tensor_bytes),
         bundle,
         output: Output::new(model, limits.output_bytes),
         wasi: None,
@@ -125,6 +125,7 @@ impl ResourceLimiter for Host {
         if allowed {
             self.memory_bytes = total;
             self.live.grow(grown);
+            self.nn.run().holds_memory(total);
         }
         self.growth_denied |= !allowed;
         Ok(allowed)

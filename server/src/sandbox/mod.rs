@@ -30,8 +30,10 @@ use host::Host;
 /// What one sandbox may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of linear memory, bytes; and as much again of tensors that the host holds.
+    /// Of linear memory, bytes.
     pub memory_bytes: usize,
+    /// Of tensors that the host holds for it, bytes.
+    pub tensor_bytes: usize,
     /// Of data that one host call may take from the guest, bytes.
     pub hostcall_bytes: usize,
     /// Tensors, graphs, contexts and streams held at a time.
@@ -44,6 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             memory_bytes: 256 << 20,
+            tensor_bytes: 256 << 20,
             hostcall_bytes: 64 << 20,
             handles: 256,
             output_bytes: 16 << 10,
@@ -84,6 +87,8 @@ pub enum Fault {
     Memory,
     /// The deadline passed, or the request was cancelled.
     Stopped,
+    /// It used up its CPU time.
+    Spent,
     /// The pool has no instance left: a guest of many core modules takes several slots.
     NoRoom,
 }
@@ -150,7 +155,7 @@ impl Sandbox {
         let result = match answer {
             Ok(Ok(response)) => Ok(response),
             // A guest that hides a stopped compute behind an error of its own is late all the same.
-            Ok(Err(_)) if self.run.is_over() => Err(Fault::Stopped),
+            Ok(Err(_)) if self.run.is_over() => Err(self.stopped()),
             Ok(Err(error)) => Err(error),
             Err(error) => Err(self.fault(&error)),
         };
@@ -166,9 +171,13 @@ impl Sandbox {
         instance.map(drop).map_err(|error| self.fault(&error))
     }
 
+    fn stopped(&self) -> Fault {
+        if self.run.is_spent() { Fault::Spent } else { Fault::Stopped }
+    }
+
     fn fault(&self, error: &wasmtime::Error) -> Fault {
         if self.run.is_over() {
-            return Fault::Stopped;
+            return self.stopped();
         }
         if self.store.data().growth_denied() {
             return Fault::Memory;

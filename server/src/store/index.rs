@@ -294,6 +294,8 @@ mod tests {
                 watched: None,
                 task: None,
                 engines: BTreeMap::new(),
+                loading: Loading::Lazy,
+                loaded_bytes: None,
             };
             record.versions.insert((*version).to_owned(), made);
         }

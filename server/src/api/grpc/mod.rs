@@ -18,6 +18,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::callers::Caller;
 use super::classification::classify;
 use super::{Api, EXTENSIONS, logging, repository, statistics};
 use crate::error::Error;
@@ -93,11 +94,18 @@ impl Service {
         &self,
         request: proto::ModelInferRequest,
         timeout: Option<Duration>,
+        caller: &Caller,
     ) -> Result<proto::ModelInferResponse, Error> {
+        let bytes = request.encoded_len();
         // Held as long as what it stands for, raw or typed.
-        let _room = self.0.bodies().hold(request.encoded_len())?;
+        let _room = self.0.bodies().hold(bytes)?;
         let model = self.model(&request.model_name)?;
         let picked = model.pick(some(&request.model_version)).await?;
+        let limit = picked.revision.body_limit;
+        // Names and shapes are not the body's.
+        if bytes > limit.saturating_add(OVERHEAD_BYTES) {
+            return Err(Error::TooLarge { limit });
+        }
         let id = request.id.clone();
         let wants_final = request.parameters.get(FINAL_WANTED).is_some_and(|parameter| {
             parameter.parameter_choice
@@ -105,6 +113,7 @@ impl Service {
         });
         let (mut request, form) = read_request(request).map_err(Error::InvalidInput)?;
         request.timeout = timeout;
+        request.key = caller.key();
         let revision = picked.revision.clone();
         let mut response = self.0.answer(&model, picked, request, &id).await?;
         classify(&mut response, &form, &revision)?;
@@ -209,8 +218,8 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
-        let timeout = timeout(request.metadata());
-        Ok(Response::new(self.answer(request.into_inner(), timeout).await?))
+        let (timeout, caller) = (timeout(request.metadata()), Caller::of(request.extensions()));
+        Ok(Response::new(self.answer(request.into_inner(), timeout, &caller).await?))
     }
 
     type ModelStreamInferStream = Answers;
@@ -219,13 +228,13 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<proto::ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let service = Service(self.0.clone());
+        let service = (Service(self.0.clone()), Caller::of(request.extensions()));
         // The whole stream's.
         let ends = timeout(request.metadata()).map(|timeout| Instant::now() + timeout);
         // One after the other: answers come in the order of their requests.
         let answers = stream::unfold(
             (request.into_inner(), service),
-            move |(mut requests, service): (Streaming<proto::ModelInferRequest>, Self)| async move {
+            move |(mut requests, service): (Streaming<_>, (Self, Caller))| async move {
                 let request = match requests.message().await {
                     Ok(None) => return None,
                     Ok(Some(request)) => request,
@@ -233,7 +242,7 @@ impl GrpcInferenceService for Service {
                 };
                 let id = request.id.clone();
                 let timeout = ends.map(|ends| ends.saturating_duration_since(Instant::now()));
-                let answer = match service.answer(request, timeout).await {
+                let answer = match service.0.answer(request, timeout, &service.1).await {
                     Ok(response) => proto::ModelStreamInferResponse {
                         error_message: String::new(),
                         infer_response: Some(response),

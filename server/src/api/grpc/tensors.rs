@@ -46,7 +46,7 @@ pub(super) fn read_request(
         outputs.push(name);
     }
     let parameters = read_parameters(request.parameters);
-    Ok((InferRequest { inputs, outputs, parameters, timeout: None }, form))
+    Ok((InferRequest { inputs, outputs, parameters, timeout: None, key: None }, form))
 }
 
 fn read_input(

@@ -41,7 +41,8 @@ pub(in super::super) fn parse(json: &[u8], mut tensors: &[u8]) -> Result<Parsed,
     }
     form.binary_by_default =
         flag(&body.parameters, "binary_data_output").map_err(invalid)?.unwrap_or(false);
-    let request = InferRequest { inputs, outputs, parameters: body.parameters.0, timeout: None };
+    let request =
+        InferRequest { inputs, outputs, parameters: body.parameters.0, timeout: None, key: None };
     Ok(Parsed { request, id: body.id.map(Cow::into_owned), form })
 }
 

@@ -1,0 +1,255 @@
+//! What requests have used, by model, version and API key: CPU time of their guests and graphs,
+//! memory, bytes. Kept over restarts where there is a state folder. Knows nothing of protocols.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nn::Run;
+
+/// How often what was used is written down: as much is lost where the process is killed.
+const WRITE: Duration = Duration::from_secs(2);
+
+/// What requests of one model, version and API key have used.
+#[derive(Debug, Default)]
+pub struct Totals {
+    requests: AtomicU64,
+    answered: AtomicU64,
+    cached: AtomicU64,
+    guest_cpu_ns: AtomicU64,
+    compute_cpu_ns: AtomicU64,
+    peak_memory_bytes: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+/// [`Totals`] as they are told and kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRecord {
+    pub model: String,
+    pub version: String,
+    /// The name of the API key; `None` of requests that needed none.
+    pub key: Option<String>,
+    /// That ran, to their end or not.
+    pub requests: u64,
+    /// Of those, answered.
+    pub answered: u64,
+    /// Answered from the cache, in addition.
+    pub cached: u64,
+    pub guest_cpu_us: u64,
+    pub compute_cpu_us: u64,
+    /// The most that one request held, in its sandbox and in tensors.
+    pub peak_memory_bytes: u64,
+    /// Of input tensors.
+    pub bytes_in: u64,
+    /// Of output tensors.
+    pub bytes_out: u64,
+}
+
+type ByKey = BTreeMap<Option<Arc<str>>, Arc<Totals>>;
+type ByModel = BTreeMap<String, BTreeMap<String, ByKey>>;
+
+/// All totals.
+#[derive(Debug, Default)]
+pub struct Usage {
+    totals: Mutex<ByModel>,
+    has_changed: AtomicBool,
+    file: Option<PathBuf>,
+}
+
+impl Usage {
+    /// What was used before, from a file; to be kept there by [`Usage::keep`]. A file that cannot
+    /// be read is set aside.
+    ///
+    /// # Errors
+    /// It is there, and can be neither read nor set aside.
+    pub fn open(file: PathBuf) -> io::Result<Self> {
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { file: Some(file), ..Self::default() });
+            }
+            Err(error) => return Err(error),
+        };
+        let records: Vec<UsageRecord> = match serde_json::from_slice(&text) {
+            Ok(records) => records,
+            Err(error) => {
+                let (name, aside) = (file.display(), file.with_extension("damaged"));
+                let there = aside.display();
+                tracing::error!("the usage in {name} cannot be read: {error}; it is now {there}");
+                fs::rename(&file, &aside)?;
+                Vec::new()
+            }
+        };
+        let usage = Self { file: Some(file), ..Self::default() };
+        for record in records {
+            let key = record.key.as_deref().map(Arc::from);
+            usage.totals(&record.model, &record.version, key).restore(&record);
+        }
+        Ok(usage)
+    }
+
+    /// The totals of a model's version and an API key.
+    pub fn totals(&self, model: &str, version: &str, key: Option<Arc<str>>) -> Arc<Totals> {
+        self.has_changed.store(true, Ordering::Relaxed);
+        let mut models = self.lock();
+        // Looked for first, so that what is there takes no allocation.
+        if let Some(totals) =
+            models.get(model).and_then(|versions| versions.get(version)?.get(&key))
+        {
+            return totals.clone();
+        }
+        let versions = models.entry(model.to_owned()).or_default();
+        versions.entry(version.to_owned()).or_default().entry(key).or_default().clone()
+    }
+
+    /// All that was used, or by one API key.
+    pub fn records(&self, key: Option<&str>) -> Vec<UsageRecord> {
+        let models = self.lock();
+        let all = models.iter().flat_map(|(model, versions)| {
+            versions.iter().flat_map(move |(version, keys)| {
+                keys.iter().map(move |(key, totals)| totals.record(model, version, key.as_deref()))
+            })
+        });
+        all.filter(|record| key.is_none() || record.key.as_deref() == key).collect()
+    }
+
+    /// Writes it down as it changes; for ever.
+    pub async fn keep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(WRITE).await;
+            let usage = self.clone();
+            // Told in the log.
+            let _ = tokio::task::spawn_blocking(move || usage.write()).await;
+        }
+    }
+
+    /// Writes it down if it has changed.
+    pub fn write(&self) {
+        let Some(file) = &self.file else { return };
+        if !self.has_changed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = write_whole(file, &self.records(None)) {
+            self.has_changed.store(true, Ordering::Relaxed);
+            tracing::error!("the usage cannot be written to {}: {error}", file.display());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ByModel> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// To another name first, so that the file is whole at any time.
+fn write_whole(path: &Path, records: &[UsageRecord]) -> io::Result<()> {
+    let scratch = path.with_extension("tmp");
+    let mut file = File::create(&scratch)?;
+    file.write_all(&serde_json::to_vec(records)?)?;
+    file.sync_data()?;
+    fs::rename(scratch, path)
+}
+
+impl Totals {
+    /// Counts a request that runs now, until the meter goes.
+    pub fn meter(self: Arc<Self>, run: Arc<Run>, bytes_in: usize) -> Meter {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes_in.fetch_add(bytes_in as u64, Ordering::Relaxed);
+        Meter { totals: self, run }
+    }
+
+    /// Counts a request that was answered from the cache.
+    pub fn answered_from_cache(&self, bytes_in: usize, bytes_out: usize) {
+        self.cached.fetch_add(1, Ordering::Relaxed);
+        self.bytes_in.fetch_add(bytes_in as u64, Ordering::Relaxed);
+        self.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
+    }
+
+    fn record(&self, model: &str, version: &str, key: Option<&str>) -> UsageRecord {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        UsageRecord {
+            model: model.to_owned(),
+            version: version.to_owned(),
+            key: key.map(str::to_owned),
+            requests: load(&self.requests),
+            answered: load(&self.answered),
+            cached: load(&self.cached),
+            guest_cpu_us: load(&self.guest_cpu_ns) / 1000,
+            compute_cpu_us: load(&self.compute_cpu_ns) / 1000,
+            peak_memory_bytes: load(&self.peak_memory_bytes),
+            bytes_in: load(&self.bytes_in),
+            bytes_out: load(&self.bytes_out),
+        }
+    }
+
+    fn restore(&self, record: &UsageRecord) {
+        let counts = [
+            (&self.requests, record.requests),
+            (&self.answered, record.answered),
+            (&self.cached, record.cached),
+            (&self.guest_cpu_ns, record.guest_cpu_us.saturating_mul(1000)),
+            (&self.compute_cpu_ns, record.compute_cpu_us.saturating_mul(1000)),
+            (&self.peak_memory_bytes, record.peak_memory_bytes),
+            (&self.bytes_in, record.bytes_in),
+            (&self.bytes_out, record.bytes_out),
+        ];
+        counts.into_iter().for_each(|(count, value)| count.store(value, Ordering::Relaxed));
+    }
+}
+
+/// A request that runs. What it used is counted when this goes, however it ended: a run may
+/// outlive its request.
+pub struct Meter {
+    totals: Arc<Totals>,
+    run: Arc<Run>,
+}
+
+impl Meter {
+    pub fn answered(&self, bytes_out: usize) {
+        self.totals.answered.fetch_add(1, Ordering::Relaxed);
+        self.totals.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let (cpu, compute) = (self.run.cpu(), self.run.compute_cpu());
+        let (guest_ns, compute_ns) = (cpu.saturating_sub(compute).as_nanos(), compute.as_nanos());
+        let totals = &self.totals;
+        totals.guest_cpu_ns.fetch_add(guest_ns as u64, Ordering::Relaxed);
+        totals.compute_cpu_ns.fetch_add(compute_ns as u64, Ordering::Relaxed);
+        totals.peak_memory_bytes.fetch_max(self.run.peak_memory(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_outlives_the_process_that_counted_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("usage.json");
+        let usage = Usage::open(file.clone()).unwrap();
+        let key: Option<Arc<str>> = Some("shop".into());
+        let run = Run::until(std::time::Instant::now());
+        usage.totals("digits", "1", key.clone()).meter(run, 10).answered(20);
+        usage.totals("digits", "1", None).answered_from_cache(1, 2);
+        usage.write();
+        let again = Usage::open(file.clone()).unwrap();
+        assert_eq!(again.records(None), usage.records(None));
+        let of_key = again.records(Some("shop"));
+        assert_eq!(of_key.len(), 1);
+        assert_eq!((of_key[0].requests, of_key[0].bytes_in, of_key[0].bytes_out), (1, 10, 20));
+
+        fs::write(&file, "[{").unwrap();
+        assert_eq!(Usage::open(file.clone()).unwrap().records(None), []);
+        assert!(file.with_extension("damaged").exists());
+    }
+}

@@ -1,0 +1,95 @@
+//! What one model's requests may use, as its manifest says.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Server, hostile_bundle, refused, scratch, wisp};
+
+fn limited(folder: &Path, name: &str, limits: &str) -> PathBuf {
+    hostile_bundle(folder, name, &format!("[limits]\n{limits}\n"))
+}
+
+fn serve(bundles: &[PathBuf]) -> Server {
+    Server::start_with(bundles, &["--deadline-ms", "20000"])
+}
+
+#[test]
+fn cpu_time_that_is_used_up_ends_a_request() {
+    let scratch = scratch();
+    let server = serve(&[limited(scratch.path(), "limited", "cpu_ms = 50")]);
+    assert_eq!(server.infer_raw("limited", "text/plain", b"nothing").status, 200);
+    let started = Instant::now();
+    let ended = server.infer_raw("limited", "text/plain", b"loop");
+    insta::assert_snapshot!(ended.error(500, "cpu-limit"), @"model `limited` used up the 50ms of CPU time that a request may have");
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn tensors_are_bounded_apart_from_memory() {
+    let scratch = scratch();
+    let server = serve(&[
+        limited(scratch.path(), "few", "tensor_mib = 1"),
+        limited(scratch.path(), "many", "memory_mib = 64"),
+    ]);
+    let ended = server.infer_raw("few", "text/plain", b"tensors");
+    ended.error(500, "guest-memory");
+    assert_eq!(server.infer_raw("few", "text/plain", b"nothing").status, 200);
+    server.infer_raw("many", "text/plain", b"tensors").error(500, "guest-memory");
+}
+
+#[test]
+fn as_many_run_and_wait_as_the_model_may() {
+    let scratch = scratch();
+    let limits = "concurrency = 1\nqueue = 1\ndeadline_ms = 3000";
+    let server = serve(&[
+        limited(scratch.path(), "narrow", limits),
+        limited(scratch.path(), "bystander", ""),
+    ]);
+    let ask = || server.infer_raw("narrow", "text/plain", b"loop");
+    let statuses: Vec<_> = thread::scope(|scope| {
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
+        // Its neighbours do not notice.
+        assert_eq!(server.infer_raw("bystander", "text/plain", b"nothing").status, 200);
+        asked.into_iter().map(|asked| asked.join().expect("answered")).collect()
+    });
+    let refused: Vec<_> = statuses.iter().filter(|reply| reply.status == 503).collect();
+    assert_eq!(refused.len(), 4);
+    for reply in refused {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(reply.error(503, "overloaded"), @"model `narrow` is overloaded: 1 requests wait already");
+        }
+        assert_eq!(reply.header("retry-after"), Some("1"));
+    }
+}
+
+#[test]
+fn a_longer_body_than_the_model_takes_is_refused() {
+    let scratch = scratch();
+    let server = serve(&[
+        limited(scratch.path(), "short", "body_kib = 4"),
+        limited(scratch.path(), "long", ""),
+    ]);
+    let body = vec![b'x'; 5000];
+    let refused = server.infer_raw("short", "text/plain", &body);
+    insta::assert_snapshot!(refused.error(413, "too-large"), @"the body has more than 4096 bytes, the limit here");
+    assert_eq!(server.infer_raw("long", "text/plain", &body).status, 200);
+}
+
+#[test]
+fn limits_that_make_no_sense_are_refused() {
+    let scratch = scratch();
+    let check = |limits: &str| {
+        let bundle = limited(scratch.path(), "odd", limits);
+        refused(&wisp().arg("check").arg(bundle).output().expect("wisp runs"))
+    };
+    for limit in ["cpu_ms", "tensor_mib", "concurrency", "body_kib"] {
+        let said = check(&format!("{limit} = 0"));
+        assert!(said.contains(&format!("limits.{limit} is 0, expected 1 or more")), "{said}");
+    }
+    let said = check("tensor_mib = 100000");
+    assert!(said.contains("limits.tensor_mib is 100000, expected 1 to 256"), "{said}");
+    let bundle = hostile_bundle(scratch.path(), "odd", "[response_cache]\nmax_mib = 0\n");
+    let said = refused(&wisp().arg("check").arg(bundle).output().expect("wisp runs"));
+    assert!(said.contains("response_cache.max_mib is 0, expected 1 to 4096"), "{said}");
+}
