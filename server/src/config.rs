@@ -42,7 +42,7 @@ pub struct RawSettings {
     /// Largest request body, MiB [default: 64]
     #[arg(long, env = "WISP_BODY_LIMIT_MIB", value_name = "MIB")]
     body_limit_mib: Option<usize>,
-    /// How long a body may take to arrive, ms [default: 30000]
+    /// How long a body may take to arrive, and a client to take its answer, ms [default: 30000]
     #[arg(long, env = "WISP_BODY_TIMEOUT_MS", value_name = "MS")]
     body_timeout_ms: Option<u64>,
     /// Longest time a request may wait and run, ms; a bundle may ask for less [default: 10000]

@@ -11,6 +11,8 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::patient::Patient;
+
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,12 +25,21 @@ const WINDOW_BYTES: u32 = 1 << 20;
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Serves until `shutdown` completes, then gives the requests in flight `drain` to finish.
+/// How long clients are waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// To take an answer.
+    pub answer: Duration,
+    /// For requests in flight once the server is to stop.
+    pub drain: Duration,
+}
+
+/// Serves until `shutdown` completes, then lets the requests in flight finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     shutdown: impl Future<Output = ()>,
-    drain: Duration,
+    patience: Patience,
 ) {
     let mut plain = http1::Builder::new();
     plain.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -63,13 +74,15 @@ pub async fn serve(
         let (plain, multiplexed) = (plain.clone(), multiplexed.clone());
         let (service, watcher) = (service.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let ended = match is_http2(&stream).await {
+            let is_http2 = is_http2(&stream).await;
+            let stream = TokioIo::new(Patient::new(stream, patience.answer));
+            let ended = match is_http2 {
                 Some(true) => {
-                    let connection = multiplexed.serve_connection(TokioIo::new(stream), service);
+                    let connection = multiplexed.serve_connection(stream, service);
                     watcher.watch(connection).await
                 }
                 Some(false) => {
-                    let connection = plain.serve_connection(TokioIo::new(stream), service);
+                    let connection = plain.serve_connection(stream, service);
                     watcher.watch(connection).await
                 }
                 // Gone, or silent for too long.
@@ -81,6 +94,7 @@ pub async fn serve(
         });
     }
     drop(listener);
+    let drain = patience.drain;
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight after {drain:?}, they are dropped");
     }

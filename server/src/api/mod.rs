@@ -19,6 +19,7 @@ mod metadata;
 mod metrics;
 mod openai;
 mod openapi;
+mod patient;
 mod reply;
 mod repository;
 mod statistics;
@@ -30,7 +31,7 @@ pub use admin::{Admin, AdminOptions};
 pub use golden::check_golden;
 pub use infer::infer_once;
 pub use json::{read_inputs, write_elements};
-pub use listener::serve;
+pub use listener::{Patience, serve};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

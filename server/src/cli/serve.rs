@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{say, unpack_all};
-use crate::api::{self, Admin, AdminOptions, Api, ApiOptions};
+use crate::api::{self, Admin, AdminOptions, Api, ApiOptions, Patience};
 use crate::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::deploy::{DeployOptions, Deployer};
@@ -163,21 +163,23 @@ async fn run(
         // An error would mean that whoever stops is gone: as good as stopped.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let drain = config.body_timeout + config.engine.deadline;
+    let answer = config.body_timeout;
+    let patience = Patience { answer, drain: config.body_timeout + config.engine.deadline };
+    let admin_patience = Patience { answer, drain: Duration::from_secs(5) };
     let admin_stopped = is_stopped(stopped.clone());
     let serve_admin = async {
         if let Some((listener, router)) = admin {
-            api::serve(listener, router, admin_stopped, Duration::from_secs(5)).await;
+            api::serve(listener, router, admin_stopped, admin_patience).await;
         }
     };
     let grpc_stopped = is_stopped(stopped.clone());
     let grpc_router = router.clone();
     let serve_grpc = async {
         if let Some(listener) = grpc_listener {
-            api::serve(listener, grpc_router, grpc_stopped, drain).await;
+            api::serve(listener, grpc_router, grpc_stopped, patience).await;
         }
     };
-    let serve = api::serve(listener, router, is_stopped(stopped), drain);
+    let serve = api::serve(listener, router, is_stopped(stopped), patience);
     let (exit, (), (), ()) = tokio::join!(stop_on_signal, serve, serve_grpc, serve_admin);
     // A compute that outlived its request ends at its next node.
     let drained = async {
