@@ -5,8 +5,9 @@
 # tritonclient.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-pip=(target/clients/bin/pip --quiet --disable-pip-version-check)
-"${pip[@]}" install -r tests/requirements.txt kserve==0.21.0
+# By its module, as its script names the folder it was made in.
+pip() { target/clients/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
+pip install -r tests/requirements.txt kserve==0.21.0
 
 folder=target/perf_analyzer
 [ -x "$folder/perf_analyzer" ] && exit
@@ -17,7 +18,7 @@ fi
 parts=$(mktemp -d)
 chmod 755 "$parts" # or apt warns that its own user cannot write there
 trap 'rm -rf "$parts"' EXIT
-"${pip[@]}" download --no-deps --only-binary=:all: --dest "$parts" \
+pip download --no-deps --only-binary=:all: --dest "$parts" \
   tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
 for wheel in "$parts"/*.whl; do
   python3 -m zipfile --extract "$wheel" "$parts"
