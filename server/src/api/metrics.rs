@@ -24,7 +24,7 @@ fn us(ns: u64) -> f64 {
     (ns / 1000) as f64
 }
 
-const METRICS: [Metric; 18] = [
+const METRICS: [Metric; 19] = [
     ("nv_inference_request_success", "counter", "Requests answered", |version| {
         version.stats.success.count() as f64
     }),
@@ -60,6 +60,9 @@ const METRICS: [Metric; 18] = [
     ),
     ("wisp_waiting_requests", "gauge", "Requests that wait for their turn", |version| {
         version.waiting() as f64
+    }),
+    ("wisp_held_tensor_bytes", "gauge", "Tensors that are held for guests", |version| {
+        version.held_tensor_bytes() as f64
     }),
     ("wisp_model_loaded", "gauge", "1 while it is in memory", |version| {
         f64::from(u8::from(version.is_loaded()))

@@ -25,6 +25,8 @@ pub struct Graphs {
     served: Vec<Arc<Served>>,
     /// Sandboxes that may run them.
     sandboxes: AtomicUsize,
+    /// Of the tensors that those hold, bytes.
+    held_bytes: AtomicUsize,
 }
 
 /// A graph, and who runs several sandboxes' computes of it at once, where that pays.
@@ -41,7 +43,12 @@ impl Graphs {
             Arc::new(Served { name, graph, batcher: batching.map(Batcher::new) })
         };
         let served = graphs.into_iter().map(serve).collect();
-        Arc::new(Self { served, sandboxes: AtomicUsize::new(0) })
+        Arc::new(Self { served, sandboxes: AtomicUsize::new(0), held_bytes: AtomicUsize::new(0) })
+    }
+
+    /// What is held for sandboxes in tensors now, bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     pub fn get(&self, name: &str) -> Option<&Graph> {

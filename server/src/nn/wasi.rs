@@ -17,6 +17,12 @@ use self::wasi::nn::tensor::{self, TensorType};
 use super::{Graphs, Run, Served};
 use crate::tensor::{Datatype, Value};
 
+/// No graph that is served has a tensor of more axes, and what is said of one tells its sizes.
+const MAX_AXES: usize = 64;
+
+/// Of a guest's names in what is said of them.
+const MAX_NAME_BYTES: usize = 200;
+
 wasmtime::component::bindgen!({
     path: "../wit",
     inline: "
@@ -48,7 +54,15 @@ pub struct Tensor {
     data: Vec<u8>,
 }
 
-/// What a guest is told of a failure.
+impl Tensor {
+    /// What it takes of the host's memory.
+    fn bytes(&self) -> usize {
+        self.data.len().saturating_add(size_of_val(&*self.dimensions))
+    }
+}
+
+/// What a guest is told of a failure. A guest may keep many: the text is short, whatever names
+/// it was made of.
 pub struct Error {
     code: ErrorCode,
     text: String,
@@ -96,6 +110,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.graphs.sandboxes.fetch_sub(1, Ordering::Relaxed);
+        self.graphs.held_bytes.fetch_sub(self.held_bytes, Ordering::Relaxed);
     }
 }
 
@@ -131,20 +146,24 @@ type Answer<T> = wasmtime::Result<Result<T, Resource<Error>>>;
 impl View<'_> {
     /// Keeps a tensor, unless the sandbox would hold more in tensors than it may.
     fn push(&mut self, tensor: Tensor) -> wasmtime::Result<Resource<Tensor>> {
-        let held = self.context.held_bytes.saturating_add(tensor.data.len());
+        let bytes = tensor.bytes();
+        let held = self.context.held_bytes.saturating_add(bytes);
         if held > self.context.most_bytes {
             self.context.is_full = true;
             let most = self.context.most_bytes >> 20;
             wasmtime::bail!("tensors of more than {most} MiB are held");
         }
+        let tensor = self.table.push(tensor)?;
         self.context.held_bytes = held;
         self.context.run.holds_tensors(held);
-        Ok(self.table.push(tensor)?)
+        self.context.graphs.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(tensor)
     }
 
     fn take(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Tensor> {
         let tensor = self.table.delete(tensor)?;
-        self.context.held_bytes -= tensor.data.len();
+        self.context.held_bytes -= tensor.bytes();
+        self.context.graphs.held_bytes.fetch_sub(tensor.bytes(), Ordering::Relaxed);
         Ok(tensor)
     }
 
@@ -213,7 +232,10 @@ impl graph::Host for View<'_> {
     fn load_by_name(&mut self, name: String) -> Answer<Resource<BoundGraph>> {
         match self.context.graphs.served(&name) {
             Some(served) => Ok(Ok(self.table.push(BoundGraph(served.clone()))?)),
-            None => self.refuse(ErrorCode::NotFound, format!("the bundle has no graph `{name}`")),
+            None => {
+                let text = format!("the bundle has no graph `{}`", shown(&name));
+                self.refuse(ErrorCode::NotFound, text)
+            }
         }
     }
 }
@@ -281,19 +303,31 @@ fn order(
     for spec in specs {
         let found = named.iter().position(|(name, _)| *name == spec.name);
         let Some(found) = found else {
-            let came: Vec<_> = named.iter().map(|(name, _)| name).collect();
+            let came: Vec<_> = named.iter().map(|(name, _)| shown(name)).collect();
             let text = format!("graph input `{}` is wanted, got {came:?} beside it", spec.name);
             return Err(Failure::Refused(text));
         };
-        ordered.push(to_value(named.swap_remove(found).1, spec.datatype));
+        let tensor = named.swap_remove(found).1;
+        if tensor.dimensions.len() > MAX_AXES {
+            let (name, axes) = (&spec.name, tensor.dimensions.len());
+            return Err(Failure::Refused(format!("graph input `{name}` has {axes} axes")));
+        }
+        ordered.push(to_value(tensor, spec.datatype));
     }
     match named.first() {
         None => Ok(ordered),
         Some((name, _)) if specs.iter().any(|spec| spec.name == *name) => {
-            Err(Failure::Refused(format!("graph input `{name}` came twice")))
+            Err(Failure::Refused(format!("graph input `{}` came twice", shown(name))))
         }
-        Some((name, _)) => Err(Failure::Refused(format!("the graph has no input `{name}`"))),
+        Some((name, _)) => {
+            Err(Failure::Refused(format!("the graph has no input `{}`", shown(name))))
+        }
     }
+}
+
+/// The beginning of a guest's name, for a text that is kept.
+fn shown(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }
 
 fn name(served: &Served, outputs: Vec<Value<'static>>) -> Result<Vec<(String, Tensor)>, Failure> {

@@ -215,6 +215,14 @@ impl Version {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// What the host holds for its guests in tensors now, bytes.
+    pub fn held_tensor_bytes(&self) -> usize {
+        match &*self.state.borrow() {
+            Loaded::Ready(revision) => revision.graphs.held_bytes(),
+            _ => 0,
+        }
+    }
+
     /// Its digest, if it is stored.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.origin {
