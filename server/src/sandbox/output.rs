@@ -1,7 +1,7 @@
 //! What a guest says: stdout, stderr and wasi:logging, into the server's log, up to a limit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
@@ -17,11 +17,18 @@ pub(super) struct Output(Arc<Inner>);
 struct Inner {
     model: Arc<str>,
     left: AtomicUsize,
+    /// Whether something was left out, which is said once.
+    is_cut: AtomicBool,
 }
+
+/// What a line takes beside its text: the time, the model's name. Or lines without one would be
+/// megabytes.
+const LINE_BYTES: usize = 64;
 
 impl Output {
     pub(super) fn new(model: Arc<str>, limit: usize) -> Self {
-        Self(Arc::new(Inner { model, left: AtomicUsize::new(limit) }))
+        let (left, is_cut) = (AtomicUsize::new(limit), AtomicBool::new(false));
+        Self(Arc::new(Inner { model, left, is_cut }))
     }
 
     /// Logs a line of wasi:logging; its context counts like its message.
@@ -38,18 +45,21 @@ impl Output {
     /// Logs `text`, or what of it the limit leaves; control characters are escaped, so that a
     /// guest cannot forge lines.
     pub(super) fn write(&self, stream: &str, text: &[u8]) {
-        let left = self.0.left.load(Ordering::Relaxed);
-        if left == 0 {
-            return;
-        }
+        let mut left = self.0.left.load(Ordering::Relaxed);
         let kept = &text[..text.len().min(left)];
-        self.0.left.store(left - kept.len(), Ordering::Relaxed);
+        let mut is_whole = kept.len() == text.len();
         let model = &*self.0.model;
         for line in String::from_utf8_lossy(kept).lines() {
+            if left == 0 {
+                is_whole = false;
+                break;
+            }
+            left = left.saturating_sub(line.len() + LINE_BYTES);
             let line = one_line(line);
             tracing::info!(target: "wisp::guest", model, stream, "{line}");
         }
-        if kept.len() < text.len() {
+        self.0.left.store(left, Ordering::Relaxed);
+        if !is_whole && !self.0.is_cut.swap(true, Ordering::Relaxed) {
             tracing::warn!(target: "wisp::guest", model, stream, "the guest's output is cut here, it has reached its limit");
         }
     }
