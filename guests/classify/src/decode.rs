@@ -5,7 +5,9 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{
+    ColorType, DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+};
 use jpeg_decoder::{CodingProcess, PixelFormat};
 
 /// Pictures of more pixels are refused before any is decoded (40 megapixels: a full-frame
@@ -15,6 +17,10 @@ pub const MAX_PIXELS: u64 = 40_000_000;
 /// What decoding may take, bytes. The guest's memory limit would stop it too, but as a fault of
 /// the server's, which it is not.
 pub const MAX_DECODED_BYTES: u64 = 64 << 20;
+
+/// What may come beside the pixels, decompressed: a colour profile of a kilobyte may become
+/// gigabytes.
+const MAX_BESIDE_BYTES: u64 = 8 << 20;
 
 /// Decoded pixels, either RGB or grey, turned the right way up.
 pub struct Picture(pub DynamicImage);
@@ -99,7 +105,10 @@ fn other(encoded: &[u8], format: ImageFormat) -> Result<(DynamicImage, Orientati
     {
         check_size(u32::from_be_bytes([w0, w1, w2, w3]), u32::from_be_bytes([h0, h1, h2, h3]))?;
     }
-    let reader = ImageReader::with_format(Cursor::new(encoded), format);
+    let mut reader = ImageReader::with_format(Cursor::new(encoded), format);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BESIDE_BYTES);
+    reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
