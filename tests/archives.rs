@@ -45,7 +45,7 @@ impl Parts {
         Self::read(&fs::read(pack(&source, folder, "echo.wisp")).expect("packed"))
     }
 
-    fn read(archive: &[u8]) -> Self {
+    pub fn read(archive: &[u8]) -> Self {
         let mut archive = Archive::new(archive);
         let entries = archive.entries().expect("a tar").map(|entry| {
             let mut entry = entry.expect("an entry");
@@ -84,8 +84,18 @@ impl Parts {
         entries
     }
 
-    fn archive(&self) -> Vec<u8> {
+    pub fn archive(&self) -> Vec<u8> {
         archive(&self.entries())
+    }
+
+    /// Has these bytes as its guest, whatever they are.
+    pub fn replace_guest(&mut self, guest: &[u8]) {
+        let layers = self.manifest["layers"].as_array_mut().expect("a list");
+        let layer = layers.iter_mut().find(|layer| layer["mediaType"] == "application/wasm");
+        let layer = layer.expect("a guest");
+        layer["digest"] = json!(digest(guest));
+        layer["size"] = json!(guest.len());
+        self.files.insert(blob(guest), guest.to_vec());
     }
 }
 

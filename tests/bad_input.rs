@@ -149,23 +149,8 @@ fn wrong_images() {
     let png = photo("digit.png");
     assert!(post(&png[..png.len() / 2]).starts_with("input `image`: damaged Png: "));
 
-    // A header of 65535 × 65535, its checksum right.
-    let mut bomb = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR\x00\x00\xff\xff\x00\x00\xff\xff\x08\x02\x00\x00\x00".to_vec();
-    let crc = crc32(&bomb[12..]);
-    bomb.extend(crc.to_be_bytes());
-    bomb.extend(b"\x00\x00\x00\x0aIDATx\x9cc\x00\x00\x00\x02\x00\x01");
-    insta::assert_snapshot!(post(&bomb), @"input `image`: the image is 65535 × 65535 pixels, expected at most 40 million");
     // The server is none the worse.
     assert_eq!(server.infer_raw("digits", "image/png", &png).strings("label")[0], "3");
-}
-
-/// CRC-32 as PNG has it.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 }
-        })
-    })
 }
 
 #[test]

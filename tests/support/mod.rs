@@ -260,6 +260,33 @@ impl Server {
         self.post(&format!("/v2/models/{model}/infer"), &[("content-type", media_type)], body)
     }
 
+    /// The process that serves; `child` is `timeout`, which started it.
+    pub fn pid(&self) -> u32 {
+        let parent = format!("PPid:\t{}", self.child.id());
+        let entries = fs::read_dir("/proc").expect("processes");
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let is_child = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.is_ok_and(|status| status.lines().any(|line| line == parent))
+        };
+        pids.into_iter().find(is_child).expect("a process that serves")
+    }
+
+    /// A line of the process's status, as the kernel gives it.
+    pub fn status_line(&self, name: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.expect("a line of that name").trim().to_owned()
+    }
+
+    /// The most memory it has had resident so far.
+    pub fn peak_mib(&self) -> u64 {
+        let peak = self.status_line("VmHWM");
+        let kib = peak.trim_end_matches(" kB").parse::<u64>().expect("a number");
+        kib >> 10
+    }
+
     /// Asks the server to stop, waits for it, and returns whether it ended well and its log.
     pub fn stop(mut self) -> (bool, String) {
         self.terminate();

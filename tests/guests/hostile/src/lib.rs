@@ -1,13 +1,15 @@
 //! A guest that misbehaves on request: its input `do` names what to do, its setting `prepare`
 //! what to do before that.
 
+mod residue;
+mod tensors;
 #[cfg(target_arch = "wasm32")]
 mod wasi;
 
 use std::hint::black_box;
 
 use wisp_guest::{
-    Contract, Datatype, Error, Graph, Model, Request, Response, Tensor, TensorSpec, TensorType,
+    Contract, Datatype, Error, Graph, Model, Parameter, Request, Response, Tensor, TensorSpec,
     Value, read_asset, setting_or,
 };
 
@@ -15,9 +17,6 @@ struct Hostile {
     /// The setting of that name: tells one version of a bundle from the next.
     stamp: String,
 }
-
-/// What a request leaves for the next one to find.
-const RESIDUE: [u8; 16] = *b"RESIDUE-RESIDUE!";
 
 impl Model for Hostile {
     fn prepare() -> Result<(Self, Contract), String> {
@@ -57,6 +56,13 @@ impl Model for Hostile {
                     black_box(&memory);
                 }
             }
+            "fill" => {
+                let mut memory = vec![1u8; 32 << 20];
+                loop {
+                    memory.fill(black_box(2));
+                    black_box(&memory);
+                }
+            }
             "panic" => panic!("it was told to panic"),
             "recurse" => drop(recurse(1)),
             "grow" => drop(grow()),
@@ -72,21 +78,40 @@ impl Model for Hostile {
             "print" => {
                 (0..10_000).for_each(|line| wisp_guest::log(&format!("line {line}\nFORGED line")))
             }
-            "tensors" => spray(),
+            "print-for-ever" => loop {
+                wisp_guest::log("once more");
+            },
+            "forge" => {
+                let text = "a text\r\nwisp-error: none\r\nFORGED line";
+                wisp_guest::log(text);
+                return Err(Error::Internal(text.to_owned()));
+            }
+            "long-text" => return Err(Error::Internal("x".repeat(16 << 20))),
+            "forge-headers" => return Ok(forged_headers()),
+            "huge-output" => return Ok(huge_output()),
             #[cfg(target_arch = "wasm32")]
-            "wasi-environment" | "wasi-folders" | "wasi-print" => {
+            _ if order.starts_with("wasi-") => {
                 return Ok(Response::from([Tensor::bytes("did", &[wasi::run(&order)])]));
             }
             "read-asset" => {
                 return Err(Error::Internal(read_asset("labels.txt").err().unwrap_or_default()));
             }
             "other-graph" => drop(Graph::load("model")?),
-            "write" => write_residue(),
+            "write" => residue::write(),
             "write-and-panic" => {
-                write_residue();
+                residue::write();
                 panic!("it was told to panic");
             }
-            "scan" => return Ok(Response::from([Tensor::bytes("did", &[scan().to_string()])])),
+            "write-and-loop" => {
+                residue::write();
+                wisp_guest::log("it is written");
+                loop {
+                    black_box(());
+                }
+            }
+            "scan" => {
+                return Ok(Response::from([Tensor::bytes("did", &[residue::scan().to_string()])]));
+            }
             "slow" => {
                 wisp_guest::log("slow work has begun");
                 (0..400_000_000u64).for_each(|count| {
@@ -97,8 +122,30 @@ impl Model for Hostile {
             "invalid-utf8" => return Ok(Response::from([Tensor::bytes("did", &[[0xff, 0xfe]])])),
             _ => {}
         }
-        Ok(Response::from([Tensor::bytes("did", &[order])]))
+        let came = tensors::run(&order).unwrap_or(order);
+        Ok(Response::from([Tensor::bytes("did", &[came])]))
     }
+}
+
+/// An answer whose names would end a header and begin another, were they put in one.
+fn forged_headers() -> Response {
+    let mut response = Response::from([Tensor::bytes("did", &["it"])]);
+    let name = "x\r\nwisp-error: none\r\n\r\n".to_owned();
+    response.parameters = vec![(name.clone(), Parameter::Text(name))];
+    response
+}
+
+/// One output of 1 MiB, a thousand times over.
+fn huge_output() -> Response {
+    let element = vec![0u8; 1 << 20];
+    let output = || {
+        let (name, datatype) = ("did".to_owned(), Datatype::Bytes);
+        Tensor { name, datatype, shape: vec![1], data: tensors::alias(&element) }
+    };
+    let outputs = (0..1024).map(|_| output()).collect();
+    // What the outputs are made of must live until they are read.
+    std::mem::forget(element);
+    Response { outputs, parameters: Vec::new() }
 }
 
 /// Sends 600 KB through the graph `wide`, which gives them back, `count` times.
@@ -122,37 +169,6 @@ fn grow() -> Vec<Vec<u8>> {
 
 fn recurse(depth: u64) -> u64 {
     black_box(if black_box(depth) == 0 { 0 } else { recurse(depth + 1) + 1 })
-}
-
-/// Holds as many host tensors as it can, each of a few MiB.
-fn spray() {
-    let bytes = vec![0u8; 4 << 20];
-    let tensors: Vec<Value> =
-        (0..100_000).map(|_| Value::new(&[4 << 20], TensorType::U8, &bytes)).collect();
-    drop(black_box(tensors));
-}
-
-/// Fills 8 MiB of heap with the mark and forgets them.
-fn write_residue() {
-    let memory: Vec<[u8; 16]> = vec![RESIDUE; (8 << 20) / 16];
-    std::mem::forget(black_box(memory));
-}
-
-/// Counts marks in fresh heap memory, read as it comes from `memory.grow`.
-fn scan() -> usize {
-    #[cfg(target_arch = "wasm32")]
-    {
-        let page = core::arch::wasm32::memory_grow(0, 160);
-        if page == usize::MAX {
-            return usize::MAX;
-        }
-        let start = (page << 16) as *const u8;
-        // SAFETY: the pages were just grown and nothing else knows of them.
-        let fresh = unsafe { std::slice::from_raw_parts(start, 160 << 16) };
-        fresh.iter().filter(|&&byte| byte != 0).count()
-    }
-    #[cfg(not(target_arch = "wasm32"))]
-    0
 }
 
 wisp_guest::export!(Hostile);
