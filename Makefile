@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine onnx-tests engine-tests engine-probe fuzz reference deny
+	bench-deployments bench-engine compare onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -69,6 +69,20 @@ bench-deployments: guests build
 # With ARGS="--models minilm --rounds 5", only those models.
 bench-engine: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/bench.py $(ARGS)
+
+# wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
+# benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.
+compare: models guests build target/engine-venv/.complete target/compare-venv/.complete \
+	target/compare-mlserver-venv/.complete
+	@target/engine-venv/bin/python benches/engine/models.py skl-forest
+	@python3 benches/compare/compare.py $(ARGS)
+
+target/compare-venv/.complete: benches/compare/requirements.txt
+target/compare-mlserver-venv/.complete: benches/compare/requirements-mlserver.txt
+target/compare-venv/.complete target/compare-mlserver-venv/.complete:
+	@python3 -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r $<
+	@touch $@
 
 # The ONNX project's own backend tests; fails where tests/onnx/expected.json knew better. With
 # ARGS=--update, notes the outcomes there.

@@ -1,0 +1,236 @@
+"""HTTP/1.1 clients that measure: streams of requests from one thread over many connections.
+
+A closed stream sends its next request once it has an answer; an open one sends at a rate, whatever
+comes back, and notes how late it was itself. `wrk` is for rates that Python cannot reach.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from support import percentile
+
+# After the last request, for its answer.
+DRAIN_S = 30
+
+
+def request_bytes(url, path, body=b"", headers=()):
+    lines = [f"POST {path} HTTP/1.1", f"host: {urlsplit(url).netloc}", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in dict(headers).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass
+class Stream:
+    """Requests of one kind, over connections of their own. Times in seconds."""
+
+    url: str
+    request: bytes
+    connections: int
+    rate: float | None = None  # a second; None is a closed loop
+    keep_bodies: bool = False
+
+    # What became of them: when it was sent, how long it took, its status.
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # from the first request to the last answer
+    lost: int = 0  # connections that ended without an answer
+    unsent: int = 0  # no connection was free until the end
+
+    def times_ms(self, status=200):
+        return [took * 1e3 for _, took, got in self.answers if got == status]
+
+    def count(self, status=200):
+        return sum(got == status for _, _, got in self.answers)
+
+    def statuses(self):
+        return {status: self.count(status) for status in sorted({got for _, _, got in self.answers})}
+
+    def p(self, percent, status=200):
+        return percentile(self.times_ms(status), percent)
+
+
+class Connection:
+    def __init__(self, stream, poll):
+        self.stream = stream
+        self.poll = poll
+        self.open()
+
+    def open(self):
+        address = urlsplit(self.stream.url)
+        self.socket = socket.create_connection((address.hostname, address.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(DRAIN_S)
+        self.poll.register(self.socket, select.EPOLLIN)
+        self.buffer = b""
+        self.sent = 0.0
+
+    def send(self):
+        self.sent = time.perf_counter()
+        self.socket.sendall(self.stream.request)
+
+    def receive(self):
+        """Whether an answer, or its loss, is complete."""
+        try:
+            part = self.socket.recv(1 << 18)
+        except ConnectionError:
+            part = b""
+        if not part:
+            self.reopen()
+            return True
+        self.buffer += part
+        head = self.buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return False
+        length = content_length(self.buffer[:head].lower())
+        if len(self.buffer) < head + 4 + length:
+            return False
+        stream = self.stream
+        stream.answers.append((self.sent, time.perf_counter() - self.sent, int(self.buffer[9:12])))
+        if stream.keep_bodies:
+            stream.bodies.append(self.buffer[head + 4 :])
+        self.buffer = b""
+        return True
+
+    def reopen(self):
+        self.stream.lost += 1
+        self.close()
+        self.open()
+
+    def close(self):
+        self.poll.unregister(self.socket)
+        self.socket.close()
+
+
+def content_length(head):
+    at = head.find(b"content-length:")
+    if at < 0:
+        raise ValueError(f"an answer without a length: {head!r}")
+    end = head.find(b"\r\n", at)
+    return int(head[at + 15 : end if end > 0 else len(head)])
+
+
+class Open:
+    """The moments of an open stream: as many a second as asked for, at random."""
+
+    def __init__(self, stream, begun, end):
+        self.stream, self.end = stream, end
+        self.random = random.Random(7)
+        self.next = begun
+        self.step()
+
+    def step(self):
+        self.next += self.random.expovariate(self.stream.rate)
+
+    def due(self, now):
+        return self.next <= now and self.next < self.end
+
+
+def drive(streams, seconds):
+    """Runs all of them at once for so long, and until each request has its answer."""
+    gc.collect()
+    gc.disable()
+    poll = select.epoll()
+    idle = {id(stream): [Connection(stream, poll) for _ in range(stream.connections)] for stream in streams}
+    everyone = {conn.socket.fileno(): conn for conns in idle.values() for conn in conns}
+    begun = time.perf_counter()
+    end = begun + seconds
+    opens = [Open(stream, begun, end) for stream in streams if stream.rate]
+    flying = 0
+    for stream in streams:
+        if not stream.rate:
+            while idle[id(stream)]:
+                idle[id(stream)].pop().send()
+                flying += 1
+    try:
+        while True:
+            now = time.perf_counter()
+            for moments in opens:
+                free = idle[id(moments.stream)]
+                while moments.due(now) and free:
+                    moments.stream.late.append(now - moments.next)
+                    free.pop().send()
+                    flying += 1
+                    moments.step()
+            pending = [moments.next for moments in opens if moments.next < end]
+            if now > end and not flying or now > end + DRAIN_S:
+                break
+            wait = min(pending, default=now + 0.1) - now
+            for descriptor, _ in poll.poll(0 if wait < 0.001 else wait - 0.001):
+                connection = everyone[descriptor]
+                if not connection.receive():
+                    continue
+                everyone[connection.socket.fileno()] = connection
+                if not connection.stream.rate and time.perf_counter() < end:
+                    connection.send()
+                else:
+                    idle[id(connection.stream)].append(connection)
+                    flying -= 1
+            if now > end:
+                for moments in opens:
+                    while moments.due(end):
+                        moments.stream.unsent += 1
+                        moments.step()
+        for stream in streams:
+            stream.seconds = time.perf_counter() - begun
+    finally:
+        for connection in set(everyone.values()):
+            connection.close()
+        poll.close()
+        gc.enable()
+    return streams
+
+
+def closed(url, path, body, headers, connections, seconds):
+    stream = Stream(url, request_bytes(url, path, body, headers), connections)
+    return drive([stream], seconds)[0]
+
+
+@dataclass
+class Report:
+    """What wrk saw; times in ms."""
+
+    requests: int
+    seconds: float
+    errors: int
+    p50: float
+    p99: float
+
+    @property
+    def rate(self):
+        return self.requests / self.seconds
+
+
+def wrk(url, path, body, headers, connections, seconds, core):
+    """A closed loop by wrk on that core; `errors` counts what was not answered with 2xx or 3xx."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        escaped = "".join(f"\\{byte:03}" for byte in body)
+        script.write(f'wrk.method="POST"; wrk.body="{escaped}"\n')
+        for name, value in dict(headers).items():
+            script.write(f'wrk.headers["{name}"]="{value}"\n')
+        script.write(WRK_DONE)
+        script.flush()
+        command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"]
+        command += ["--timeout", "30s", "-s", script.name, url + path]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return Report(**json.loads(output.splitlines()[-1]))
+
+
+WRK_DONE = """
+done = function(summary, latency)
+  local e = summary.errors
+  io.write(string.format('{"requests": %d, "seconds": %f, "errors": %d, "p50": %f, "p99": %f}\\n',
+    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
