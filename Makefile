@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake compare onnx-tests engine-tests engine-probe fuzz reference deny
+	bench-deployments bench-engine bench-wake bench-scale compare onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -73,6 +73,10 @@ bench-engine: engine-probe target/engine-venv/.complete
 # With ARGS="--models minilm", only those models.
 bench-wake: models guests build engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/wake.py $(ARGS)
+
+# With ARGS="--models 1000 -- FLAG…", flags for its servers; so for the next ones.
+bench-scale: models guests build
+	@python3 benches/scale.py $(ARGS)
 
 # wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
 # benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.
