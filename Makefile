@@ -5,7 +5,8 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake bench-scale compare onnx-tests engine-tests engine-probe fuzz reference deny
+	bench-deployments bench-engine bench-wake bench-scale bench-overload compare \
+	onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -77,6 +78,9 @@ bench-wake: models guests build engine-probe target/engine-venv/.complete
 # With ARGS="--models 1000 -- FLAG…", flags for its servers; so for the next ones.
 bench-scale: models guests build
 	@python3 benches/scale.py $(ARGS)
+
+bench-overload: models guests build
+	@python3 benches/overload.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 # wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
 # benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.

@@ -43,6 +43,7 @@ class Stream:
     answers: list[tuple[float, float, int]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
+    begun: float = 0.0
     seconds: float = 0.0  # from the first request to the last answer
     lost: int = 0  # connections that ended without an answer
     unsent: int = 0  # no connection was free until the end
@@ -74,20 +75,25 @@ class Connection:
         self.poll.register(self.socket, select.EPOLLIN)
         self.buffer = b""
         self.sent = 0.0
+        self.is_waiting = False
 
     def send(self):
         self.sent = time.perf_counter()
+        self.is_waiting = True
         self.socket.sendall(self.stream.request)
 
     def receive(self):
-        """Whether an answer, or its loss, is complete."""
+        """Whether an answer, or its loss, is complete. A server may end what idles too long."""
         try:
             part = self.socket.recv(1 << 18)
         except ConnectionError:
             part = b""
         if not part:
-            self.reopen()
-            return True
+            was_waiting = self.is_waiting
+            self.stream.lost += was_waiting
+            self.close()
+            self.open()
+            return was_waiting
         self.buffer += part
         head = self.buffer.find(b"\r\n\r\n")
         if head < 0:
@@ -100,12 +106,8 @@ class Connection:
         if stream.keep_bodies:
             stream.bodies.append(self.buffer[head + 4 :])
         self.buffer = b""
+        self.is_waiting = False
         return True
-
-    def reopen(self):
-        self.stream.lost += 1
-        self.close()
-        self.open()
 
     def close(self):
         self.poll.unregister(self.socket)
@@ -168,9 +170,10 @@ def drive(streams, seconds):
             wait = min(pending, default=now + 0.1) - now
             for descriptor, _ in poll.poll(0 if wait < 0.001 else wait - 0.001):
                 connection = everyone[descriptor]
-                if not connection.receive():
-                    continue
+                is_answered = connection.receive()
                 everyone[connection.socket.fileno()] = connection
+                if not is_answered:
+                    continue
                 if not connection.stream.rate and time.perf_counter() < end:
                     connection.send()
                 else:
@@ -182,7 +185,7 @@ def drive(streams, seconds):
                         moments.stream.unsent += 1
                         moments.step()
         for stream in streams:
-            stream.seconds = time.perf_counter() - begun
+            stream.begun, stream.seconds = begun, time.perf_counter() - begun
     finally:
         for connection in set(everyone.values()):
             connection.close()

@@ -1,0 +1,168 @@
+"""A server asked for four times what it can answer: `make bench-overload`.
+
+    overload.py [--models digits,imagenet] [--seconds 60] [--parts 3] [--times 4] [-- FLAG…]
+
+The server has one core; whoever asks is on the other. For each model, part after part:
+
+- peak: a closed loop with 16 in flight, which is as many answers as the server can give;
+- overload: so many times the peak's rate, sent at random moments whatever comes back, over
+  connections enough that none has to wait for another.
+
+Beside both, a bystander asks a tiny graph fifty times a second, from a process of its own. Prints
+
+- goodput: answers (200) a second under overload, over the peak's of the same part (goal: 95 %);
+- how long a refused request (503) waited for its refusal, p99 (goal: 5 ms);
+- the bystander's p99 under overload over its p99 beside the peak, where the other model already
+  takes all that the core has (goal: 2). Its p99 alone stands beside;
+- how late the generator itself sent. Where that, or its core, was the limit, it says so, and the
+  figures are not the server's.
+
+Ratios are medians of the parts. Both models' times are measured from the moment of sending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from support import ROOT, Wisp, load_average, machine, need, percentile, two_cores, verdict
+from traffic import Stream, drive, request_bytes
+
+IN_FLIGHT = 16
+CONNECTIONS = 1024
+TRICKLE = 50
+# While the queue fills.
+FILLING_S = 2
+GOAL_GOODPUT, GOAL_REFUSAL_MS, GOAL_BYSTANDER = 0.95, 5, 2
+GENERATOR_LATE_MS, GENERATOR_BUSY = 2, 0.9
+
+PHOTOS = {"digits": ("seven.png", "image/png"), "imagenet": ("cat.jpg", "image/jpeg")}
+
+
+def main():
+    options = read_options()
+    need("taskset")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    core, _ = two_cores()
+    print(f"{machine()}, {load_average()}")
+    paths = [ROOT / "models" / model for model in options.models]
+    # Forked now, while it is small.
+    with ProcessPoolExecutor(1, get_context("fork")) as aside:
+        aside.submit(int).result()
+        with Wisp(*paths, ROOT / "tests/fixtures/models/scale.onnx", *options.flags, cores={core}) as server:
+            server.wait_until_ready()
+            for model in options.models:
+                Bench(server, model, aside, options).run()
+
+
+def read_options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(PHOTOS))
+    parser.add_argument("--seconds", type=float, default=60, help="of overload, over all parts")
+    parser.add_argument("--parts", type=int, default=3)
+    parser.add_argument("--times", type=float, default=4)
+    parser.add_argument("flags", nargs="*", metavar="FLAG")
+    return parser.parse_args()
+
+
+class Bench:
+    def __init__(self, server, model, aside, options):
+        self.server, self.model, self.aside, self.options = server, model, aside, options
+        self.window = options.seconds / options.parts
+        photo, kind = PHOTOS[model]
+        content = (ROOT / "tests/fixtures/photos" / photo).read_bytes()
+        self.request = request_bytes(server.url, f"/v2/models/{model}/infer", content, {"content-type": kind})
+
+    def run(self):
+        self.peak(2)  # warms up
+        alone = self.bystander(self.window).result()
+        parts = [self.part() for _ in range(self.options.parts)]
+        middle = lambda what: statistics.median(part[what] for part in parts)
+        print(f"\n{self.model}: peak {middle('peak'):.0f}/s; {self.options.times:g} times that for {self.options.seconds:g} s")
+        goodput, ratio, refusal = middle("goodput"), middle("bystander"), middle("refusal_ms")
+        print(f"  goodput: {goodput:.1%} of the peak (goal {GOAL_GOODPUT:.0%}: {verdict(goodput >= GOAL_GOODPUT)})")
+        print(f"  refused: {middle('refused'):.0f}/s, answered within {middle('refusal_p50'):.2f} ms at the median, "
+              f"{refusal:.2f} ms p99 (goal {GOAL_REFUSAL_MS}: {verdict(refusal <= GOAL_REFUSAL_MS)})")
+        print(f"  answered within {middle('answer_p50'):.0f} ms at the median; {middle('too_late'):.1f}/s waited until their deadline (504)")
+        print(f"  bystander p99: {percentile(alone, 99):.2f} ms alone, {middle('beside_peak'):.2f} beside the peak, "
+              f"{middle('beside_overload'):.2f} under overload: {ratio:.2f} × (goal {GOAL_BYSTANDER}: {verdict(ratio <= GOAL_BYSTANDER)})")
+        self.tell_of_generator(parts, middle)
+
+    def tell_of_generator(self, parts, middle):
+        late, busy, sent = middle("late_ms"), middle("busy"), middle("sent")
+        print(f"  generator: {sent:.0%} of what was to be sent, p99 {late:.2f} ms late, {busy:.0%} of its core")
+        if late > GENERATOR_LATE_MS or busy > GENERATOR_BUSY or sent < 0.99:
+            print("  THE GENERATOR WAS THE LIMIT: these figures are not the server's")
+        unexpected = sum((part["unexpected"] for part in parts), [])
+        if unexpected:
+            print(f"  UNEXPECTED: {', '.join(sorted(set(unexpected)))}")
+
+    def part(self):
+        beside = self.bystander(max(self.window, 5))
+        peak = self.peak(max(self.window, 5))
+        beside_peak = beside.result()
+        beside = self.bystander(self.window)
+        overload, busy = self.overload(peak * self.options.times)
+        beside_overload = beside.result()
+        refused = overload.times_ms(503)
+        good = within(overload, FILLING_S, self.window)
+        return {
+            "peak": peak,
+            "goodput": good / peak,
+            "refused": len(refused) / self.window,
+            "refusal_p50": percentile(refused, 50),
+            "refusal_ms": percentile(refused, 99),
+            "answer_p50": overload.p(50),
+            "too_late": overload.count(504) / self.window,
+            "beside_peak": percentile(beside_peak, 99),
+            "beside_overload": percentile(beside_overload, 99),
+            "bystander": percentile(beside_overload, 99) / percentile(beside_peak, 99),
+            "late_ms": percentile(overload.late, 99) * 1e3,
+            "busy": busy,
+            "sent": len(overload.late) / (len(overload.late) + overload.unsent),
+            "unexpected": [f"status {status}" for status in overload.statuses() if status not in (200, 503, 504)]
+            + ["connections lost"] * (overload.lost > 0),
+        }
+
+    def peak(self, seconds):
+        """Answers a second."""
+        (stream,) = drive([Stream(self.server.url, self.request, IN_FLIGHT)], seconds)
+        if stream.count() != len(stream.answers):
+            sys.exit(f"{self.model}: answers other than 200 at its peak: {stream.statuses()}")
+        return within(stream, 0, seconds)
+
+    def overload(self, rate):
+        """The stream, and the share of a core that sending it took."""
+        used, begun = time.process_time(), time.perf_counter()
+        (stream,) = drive([Stream(self.server.url, self.request, CONNECTIONS, rate=rate)], self.window)
+        return stream, (time.process_time() - used) / (time.perf_counter() - begun)
+
+    def bystander(self, seconds):
+        return self.aside.submit(trickle, self.server.url, seconds)
+
+
+def trickle(url, seconds):
+    """The times of a bystander's answers, ms."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+    request = request_bytes(url, "/v2/models/scale/infer", json.dumps({"inputs": [tensor]}).encode())
+    (stream,) = drive([Stream(url, request, 64, rate=TRICKLE)], seconds)
+    if stream.lost or set(stream.statuses()) != {200}:
+        raise SystemExit(f"the bystander was not answered: {stream.statuses()}, {stream.lost} lost")
+    return stream.times_ms()
+
+
+def within(stream, begin, end):
+    """Answers (200) a second between two moments of its run."""
+    moments = [sent + took - stream.begun for sent, took, status in stream.answers if status == 200]
+    return sum(begin <= moment <= end for moment in moments) / (end - begin)
+
+
+if __name__ == "__main__":
+    main()
