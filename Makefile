@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake bench-scale bench-overload compare \
+	bench-deployments bench-engine bench-wake bench-scale bench-overload bench-hostile compare \
 	onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
@@ -81,6 +81,9 @@ bench-scale: models guests build
 
 bench-overload: models guests build
 	@python3 benches/overload.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+bench-hostile: models guests build
+	@python3 benches/hostile.py $(ARGS)
 
 # wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
 # benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.
