@@ -4,14 +4,11 @@ Prints medians of some starts: process start to listening, to ready, and to the 
 a photograph sent as soon as it listens; and the server's resident memory after that.
 """
 
-import http.client
-import re
 import statistics
-import subprocess
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT, Wisp, ask
+
 STARTS = 11
 
 
@@ -24,23 +21,11 @@ def main():
 
 
 def start(photo):
-    started = time.monotonic()
-    command = [ROOT / "target/release/wisp", "serve", ROOT / "models/imagenet", "--listen", "127.0.0.1:0", "--log", "warn"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        address = re.search(r"http://(\S+)", server.stdout.readline()).group(1)
-        listening = time.monotonic()
-        client = http.client.HTTPConnection(address)
-        client.request("POST", "/v2/models/imagenet/infer", photo, {"content-type": "image/jpeg"})
-        answer = client.getresponse()
-        assert b"tiger cat" in answer.read() and answer.status == 200
-        answered = time.monotonic()
-        status = Path(f"/proc/{server.pid}/status").read_text()
-        resident = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024
-        return (listening - started) * 1e3, (answered - started) * 1e3, resident
-    finally:
-        server.terminate()
-        server.wait()
+    with Wisp(ROOT / "models/imagenet", log="warn") as server:
+        status, answer = ask(server.url, "/v2/models/imagenet/infer", photo, {"content-type": "image/jpeg"})
+        answered_ms = (time.perf_counter() - server.started) * 1e3
+        assert b"tiger cat" in answer and status == 200
+        return server.listening_ms, answered_ms, server.resident_mib()
 
 
 if __name__ == "__main__":

@@ -215,10 +215,11 @@ class Report:
 
 
 def wrk(url, path, body, headers, connections, seconds, core=None):
-    """A closed loop by wrk, on one core if asked; `errors` counts what has no 2xx or 3xx."""
+    """A closed loop by wrk, on one core if asked; GET without a body. `errors` counts what has no 2xx or 3xx."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        escaped = "".join(f"\\{byte:03}" for byte in body)
-        script.write(f'wrk.method="POST"; wrk.body="{escaped}"\n')
+        if body is not None:
+            escaped = "".join(f"\\{byte:03}" for byte in body)
+            script.write(f'wrk.method="POST"; wrk.body="{escaped}"\n')
         for name, value in dict(headers).items():
             script.write(f'wrk.headers["{name}"]="{value}"\n')
         script.write(WRK_DONE)

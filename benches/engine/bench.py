@@ -21,7 +21,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -38,7 +37,8 @@ from onnx import numpy_helper
 import models
 from agreement import Disagreement, largest_difference, tolerance_of
 
-sys.path.insert(0, str(models.REPOSITORY / "tests" / "onnx"))
+sys.path[:0] = [str(models.REPOSITORY / folder) for folder in ("benches", "tests/onnx")]
+from support import machine  # noqa: E402
 from probe import REFERENCE, Crashed, Hung, Probe  # noqa: E402
 
 ROUND_US = 20_000  # of ONNX Runtime's runs in a round: many, where a run is short
@@ -258,16 +258,6 @@ def markdown(rows, options, about):
     first, *rest = summary(rows, engines).split("\n")
     lines += ["", first, *rest[:1], "", *(f"- {text}" for text in rest[1:]), ""]
     return "\n".join(lines)
-
-
-def machine():
-    model = platform.machine()
-    for text in Path("/proc/cpuinfo").read_text().splitlines():
-        if text.startswith("model name"):
-            model = text.split(":")[1].strip()
-            break
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
 
 
 if __name__ == "__main__":
