@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake bench-scale bench-overload bench-hostile compare \
+	bench-deployments bench-engine bench-wake bench-scale bench-overload bench-hostile compare soak \
 	onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
@@ -84,6 +84,10 @@ bench-overload: models guests build
 
 bench-hostile: models guests build
 	@python3 benches/hostile.py $(ARGS)
+
+# An hour of everything at once, after which nothing may have grown; or with SECONDS=300.
+soak: models guests build
+	@python3 benches/soak.py --seconds $(or $(SECONDS),3600) $(ARGS)
 
 # wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
 # benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.
