@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write, copy, repeat};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -54,7 +54,7 @@ fn clients_that_go_away_in_mid_compute() {
             }
             stream.shutdown(Shutdown::Both).expect("shut down");
         });
-        assert_eq!(yard.failures("matmul_slow", "cancelled"), round);
+        yard.await_failures("matmul_slow", "cancelled", round);
     }
     yard.stop();
 }
@@ -193,5 +193,38 @@ fn one_more_than_the_pool_holds() {
         });
     });
     assert_eq!(yard.failures("many", "no-room"), 2);
+    yard.stop();
+}
+
+/// Asks for 32 MiB, more than sockets hold, and reads none of it.
+#[test]
+fn clients_that_do_not_read() {
+    let bundles = [fixture("models/echo.onnx")];
+    let yard = Yard::of_bundles(&bundles, &["--body-timeout-ms", "1500", "--log", "debug"]);
+    let data = vec![0; 32 << 20];
+    let input = json!({
+        "name": "x", "datatype": "FP32", "shape": [data.len() / 4],
+        "parameters": {"binary_data_size": data.len()}
+    });
+    let json = json!({"inputs": [input], "parameters": {"binary_data_output": true}}).to_string();
+    let head = format!(
+        "POST /v2/models/echo/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n{json}",
+        json.len(),
+        json.len() + data.len()
+    );
+    yard.beside(|| {
+        let mut stream = TcpStream::connect(yard.server.address()).expect("it listens");
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream.write_all(&data).expect("sent");
+        let until = Instant::now() + Duration::from_secs(30);
+        while !yard.server.log().contains("did not take its answer within 1.5s") {
+            assert!(Instant::now() < until, "{}", yard.server.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What was on its way is there, and then nothing.
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.len() < data.len(), "{} bytes came", answer.len());
+    });
     yard.stop();
 }

@@ -137,6 +137,17 @@ impl Yard {
         counts.sum()
     }
 
+    /// Waits until so many are counted: a client that has gone is noticed a little later.
+    #[track_caller]
+    pub(super) fn await_failures(&self, model: &str, kind: &str, count: u64) {
+        let until = Instant::now() + PATIENCE;
+        while self.failures(model, kind) < count {
+            assert!(Instant::now() < until, "{} of {count}", self.failures(model, kind));
+            thread::yield_now();
+        }
+        assert_eq!(self.failures(model, kind), count);
+    }
+
     /// Lines of the log that tell of an error of that kind; of any where it is empty.
     fn lines(&self, kind: &str) -> usize {
         let log = self.server.log();

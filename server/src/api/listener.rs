@@ -2,6 +2,7 @@
 //! (a reply in two writes then waits 40 ms for the client's delayed ACK) and no time limit on
 //! a client that sends its headers one byte a minute.
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::Router;
@@ -89,7 +90,8 @@ pub async fn serve(
                 None => return,
             };
             if let Err(error) = ended {
-                tracing::debug!("a connection broke: {error}");
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                tracing::debug!("a connection broke: {error}{cause}");
             }
         });
     }
