@@ -85,9 +85,10 @@ bench-overload: models guests build
 bench-hostile: models guests build
 	@python3 benches/hostile.py $(ARGS)
 
-# An hour of everything at once, after which nothing may have grown; or with SECONDS=300.
+# An hour of everything at once, after which nothing may have grown; or with SECONDS=300. Models go
+# cold and are woken all the while, unless ARGS="-- FLAG…" says otherwise.
 soak: models guests build
-	@python3 benches/soak.py --seconds $(or $(SECONDS),3600) $(ARGS)
+	@python3 benches/soak.py --seconds $(or $(SECONDS),3600) $(or $(ARGS),-- --idle-seconds 3 --memory-budget-mib 300)
 
 # wisp beside FastAPI with ONNX Runtime and MLServer, the results written to
 # benches/compare/RESULTS.md. With ARGS="--workloads digits", only that.

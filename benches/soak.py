@@ -17,6 +17,8 @@ requests are left over once all is quiet.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import statistics
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soak_actors import TINY, Asker, BadInput, Bystander, Deployer, Hostile, Leaver, Toggler, hostile_bundle
-from support import MIB, ROOT, Wisp, load_average, machine, pack, status_kib, verdict, wait_for
+from support import MIB, ROOT, Wisp, ask, comes_true, load_average, machine, pack, status_kib, verdict
 
 WARM_UP = 0.2
 SLICES = 10
@@ -61,8 +63,10 @@ def main():
             deploy(server, folder)
             actors = start(server, folder)
             samples = soak(server, folder, actors, options)
+            loads, evictions = (total(server, f"wisp_model_{name}_total") for name in ("loads", "evictions"))
             left = stop(server, actors)
             is_well = report(samples, actors, left, server.log())
+            print(f"loads of models: {loads:.0f}; models that went cold: {evictions:.0f}")
     sys.exit(0 if is_well else 1)
 
 
@@ -121,11 +125,16 @@ def sample(server, folder):
 def size(folder):
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # it went just now
             total += path.stat().st_size
-        except FileNotFoundError:
-            pass  # it went just now
     return total
+
+
+def total(server, name):
+    """Over all labels; 0 where the server has no such metric."""
+    _, body = ask(server.url, "/metrics")
+    values = re.findall(rf"^{name}{{.*}} (\S+)$", body.decode(), re.MULTILINE)
+    return sum(map(float, values))
 
 
 def stop(server, actors):
@@ -134,10 +143,7 @@ def stop(server, actors):
         actor.is_over = True
     for actor in actors:
         actor.join()
-    try:
-        wait_for(lambda: server.live_sandboxes() == 0)
-    except SystemExit:
-        pass
+    comes_true(lambda: server.live_sandboxes() == 0, 30)
     return server.live_sandboxes()
 
 

@@ -6,6 +6,7 @@ steps of 10 ms.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -148,16 +149,18 @@ def ask(url, path, body=None, headers=(), method=None):
 
 def wait_for(is_done, pause_s=0.002):
     """Connections that are refused count as not yet."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
+    if not comes_true(is_done, PATIENCE_S, pause_s):
+        sys.exit(f"a server was not ready within {PATIENCE_S} s")
+
+
+def comes_true(is_done, seconds, pause_s=0.002):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
             if is_done():
-                return
-        except OSError:
-            pass
-        if time.monotonic() > end:
-            sys.exit(f"a server was not ready within {PATIENCE_S} s")
+                return True
         time.sleep(pause_s)
+    return False
 
 
 def pack(source, archive):

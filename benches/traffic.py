@@ -122,8 +122,8 @@ def content_length(head):
     return int(head[at + 15 : end if end > 0 else len(head)])
 
 
-class Open:
-    """The moments of an open stream: as many a second as asked for, at random."""
+class Schedule:
+    """The moments of an open stream: so many a second, at random."""
 
     def __init__(self, stream, begun, end):
         self.stream, self.end = stream, end
@@ -134,7 +134,7 @@ class Open:
     def step(self):
         self.next += self.random.expovariate(self.stream.rate)
 
-    def due(self, now):
+    def is_due(self, now):
         return self.next <= now and self.next < self.end
 
 
@@ -142,56 +142,79 @@ def drive(streams, seconds):
     """Runs all of them at once for so long, and until each request has its answer."""
     gc.collect()
     gc.disable()
-    poll = select.epoll()
-    idle = {id(stream): [Connection(stream, poll) for _ in range(stream.connections)] for stream in streams}
-    everyone = {conn.socket.fileno(): conn for conns in idle.values() for conn in conns}
-    begun = time.perf_counter()
-    end = begun + seconds
-    opens = [Open(stream, begun, end) for stream in streams if stream.rate]
-    flying = 0
-    for stream in streams:
-        if not stream.rate:
-            while idle[id(stream)]:
-                idle[id(stream)].pop().send()
-                flying += 1
+    driver = Driver(streams, seconds)
     try:
-        while True:
-            now = time.perf_counter()
-            for moments in opens:
-                free = idle[id(moments.stream)]
-                while moments.due(now) and free:
-                    moments.stream.late.append(now - moments.next)
-                    free.pop().send()
-                    flying += 1
-                    moments.step()
-            pending = [moments.next for moments in opens if moments.next < end]
-            if now > end and not flying or now > end + DRAIN_S:
-                break
-            wait = min(pending, default=now + 0.1) - now
-            for descriptor, _ in poll.poll(0 if wait < 0.001 else wait - 0.001):
-                connection = everyone[descriptor]
-                is_answered = connection.receive()
-                everyone[connection.socket.fileno()] = connection
-                if not is_answered:
-                    continue
-                if not connection.stream.rate and time.perf_counter() < end:
-                    connection.send()
-                else:
-                    idle[id(connection.stream)].append(connection)
-                    flying -= 1
-            if now > end:
-                for moments in opens:
-                    while moments.due(end):
-                        moments.stream.unsent += 1
-                        moments.step()
-        for stream in streams:
-            stream.begun, stream.seconds = begun, time.perf_counter() - begun
+        driver.run()
     finally:
-        for connection in set(everyone.values()):
-            connection.close()
-        poll.close()
+        driver.close()
         gc.enable()
     return streams
+
+
+class Driver:
+    def __init__(self, streams, seconds):
+        self.streams = streams
+        self.poll = select.epoll()
+        self.idle = {id(stream): [Connection(stream, self.poll) for _ in range(stream.connections)] for stream in streams}
+        self.connections = {each.socket.fileno(): each for free in self.idle.values() for each in free}
+        self.begun = time.perf_counter()
+        self.end = self.begun + seconds
+        self.schedules = [Schedule(stream, self.begun, self.end) for stream in streams if stream.rate]
+        self.flying = 0
+
+    def run(self):
+        for stream in self.streams:
+            while not stream.rate and self.idle[id(stream)]:
+                self.send(stream)
+        while True:
+            now = time.perf_counter()
+            for schedule in self.schedules:
+                self.send_due(schedule, now)
+            if now > self.end and not self.flying or now > self.end + DRAIN_S:
+                break
+            self.receive(self.pause(now))
+        for stream in self.streams:
+            stream.begun, stream.seconds = self.begun, time.perf_counter() - self.begun
+
+    def send(self, stream):
+        self.idle[id(stream)].pop().send()
+        self.flying += 1
+
+    def send_due(self, schedule, now):
+        """What no connection was free for by the end is not sent any more."""
+        while schedule.is_due(now):
+            if now > self.end:
+                schedule.stream.unsent += 1
+            elif self.idle[id(schedule.stream)]:
+                schedule.stream.late.append(now - schedule.next)
+                self.send(schedule.stream)
+            else:
+                return
+            schedule.step()
+
+    def pause(self, now):
+        """Until the next request is due; the last millisecond is spent looking, as a sleep is not exact."""
+        due = [schedule.next for schedule in self.schedules if schedule.next < self.end]
+        wait = min(due, default=now + 0.1) - now
+        return 0 if wait < 0.001 else wait - 0.001
+
+    def receive(self, seconds):
+        for descriptor, _ in self.poll.poll(seconds):
+            connection = self.connections[descriptor]
+            is_answered = connection.receive()
+            self.connections[connection.socket.fileno()] = connection  # it may be a new one
+            if not is_answered:
+                continue
+            if not connection.stream.rate and time.perf_counter() < self.end:
+                connection.send()
+            else:
+                self.idle[id(connection.stream)].append(connection)
+                self.flying -= 1
+
+    def close(self):
+        for connection in set(self.connections.values()):
+            connection.close()
+        self.poll.close()
 
 
 def closed(url, path, body, headers, connections, seconds):
