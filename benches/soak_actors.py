@@ -40,7 +40,7 @@ class Actor(threading.Thread):
         self.wrong = []
         self.unexpected = []
         self.is_over = False
-        self.client = None
+        self.client, self.used = None, 0.0
 
     def run(self):
         try:
@@ -56,6 +56,10 @@ class Actor(threading.Thread):
 
     def ask(self, path, body=None, content_type="application/json", method="POST", url=None, expect=(), statuses=()):
         """The answer's body. Its status must be a success, `statuses`, or of a kind in `expect`."""
+        # A server ends a connection that idles: not one that is about to be used.
+        if self.client and time.monotonic() - self.used > 5:
+            self.client.close()
+            self.client = None
         if self.client is None or url:
             address = urlsplit(url or self.server.url).netloc
             client = http.client.HTTPConnection(address, timeout=PATIENCE_S)
@@ -73,7 +77,7 @@ class Actor(threading.Thread):
         if url:
             client.close()
         else:
-            self.client = client
+            self.client, self.used = client, time.monotonic()
         self.statuses[f"{status} {kind}" if kind else str(status)] += 1
         if status < 300:
             return said
