@@ -94,7 +94,7 @@ REQUESTS = [
 def main():
     options = read_options()
     need("wrk", "taskset")
-    print(f"{machine()}, {load_average()}; bystander `{options.bystander}`, {options.in_flight} in flight of each attack")
+    print(f"{machine()}, {load_average()}; bystander `{options.bystander}`, {options.in_flight} attacks in flight")
     print(f"{'':20}{'alone: p99 ms':>15}{'beside it':>12}{'ratio':>8}{'p50 ratio':>11}{'attacks/s':>11}")
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as scratch:
         folder = Path(scratch)
@@ -102,7 +102,8 @@ def main():
         limits = ["--deadline-ms", 2000, "--examine-seconds", 5]
         places = ["--state", folder / "state", "--cache", folder / "cache"]
         models = [hostile(folder, "hostile", f"[limits]\nmemory_mib = 64\ndeadline_ms = {DEADLINE_MS}\n")]
-        models += [ROOT / "models/digits", *(ROOT / f"tests/fixtures/models/{name}.onnx" for name in ("scale", "matmul_slow"))]
+        models += [ROOT / "models/digits"]
+        models += [ROOT / f"tests/fixtures/models/{name}.onnx" for name in ("scale", "matmul_slow")]
         with Wisp(*models, *places, *limits, *options.flags) as server:
             server.wait_until_ready()
             chosen = [case for case in cases if not options.cases or case.name in options.cases]
@@ -220,7 +221,8 @@ class Attacker(threading.Thread):
             said = answer.read()
             self.sent += 1
             if answer.status not in case.statuses:
-                self.wrong = f"answered {answer.status}, expected {case.statuses}: {said[:300].decode(errors='replace')}"
+                text = said[:300].decode(errors="replace")
+                self.wrong = f"answered {answer.status}, expected {case.statuses}: {text}"
         client.close()
 
 

@@ -82,27 +82,35 @@ class Bench:
 
     def run(self):
         self.peak(2)  # warms up
-        alone = self.bystander(self.window).result()
+        alone = percentile(self.bystander(self.window).result(), 99)
         parts = [self.part() for _ in range(self.options.parts)]
-        middle = lambda what: statistics.median(part[what] for part in parts)
-        print(f"\n{self.model}: peak {middle('peak'):.0f}/s; {self.options.times:g} times that for {self.options.seconds:g} s")
-        goodput, ratio, refusal = middle("goodput"), middle("bystander"), middle("refusal_ms")
-        print(f"  goodput: {goodput:.1%} of the peak (goal {GOAL_GOODPUT:.0%}: {verdict(goodput >= GOAL_GOODPUT)})")
-        print(f"  refused: {middle('refused'):.0f}/s, answered within {middle('refusal_p50'):.2f} ms at the median, "
-              f"{refusal:.2f} ms p99 (goal {GOAL_REFUSAL_MS}: {verdict(refusal <= GOAL_REFUSAL_MS)})")
-        print(f"  answered within {middle('answer_p50'):.0f} ms at the median; {middle('too_late'):.1f}/s waited until their deadline (504)")
-        print(f"  bystander p99: {percentile(alone, 99):.2f} ms alone, {middle('beside_peak'):.2f} beside the peak, "
-              f"{middle('beside_overload'):.2f} under overload: {ratio:.2f} × (goal {GOAL_BYSTANDER}: {verdict(ratio <= GOAL_BYSTANDER)})")
-        self.tell_of_generator(parts, middle)
+        middle = {name: statistics.median(part[name] for part in parts) for name in parts[0] if name != "unexpected"}
+        unexpected = {text for part in parts for text in part["unexpected"]}
+        self.tell(middle, alone)
+        self.tell_of_generator(middle)
+        if unexpected:
+            print(f"  UNEXPECTED: {', '.join(sorted(unexpected))}")
 
-    def tell_of_generator(self, parts, middle):
-        late, busy, sent = middle("late_ms"), middle("busy"), middle("sent")
+    def tell(self, middle, alone):
+        goodput, refusal, ratio = middle["goodput"], middle["refusal_p99"], middle["bystander"]
+        print(
+            f"\n{self.model}: peak {middle['peak']:.0f}/s; {self.options.times:g} times that "
+            f"for {self.options.seconds:g} s\n"
+            f"  goodput: {goodput:.1%} of the peak (goal {GOAL_GOODPUT:.0%}: {verdict(goodput >= GOAL_GOODPUT)}), "
+            f"answered within {middle['answer_p50']:.0f} ms at the median\n"
+            f"  refused: {middle['refused']:.0f}/s, within {middle['refusal_p50']:.2f} ms at the median, "
+            f"{refusal:.2f} ms p99 (goal {GOAL_REFUSAL_MS}: {verdict(refusal <= GOAL_REFUSAL_MS)}); "
+            f"{middle['too_late']:.1f}/s waited until their deadline (504)\n"
+            f"  bystander p99: {alone:.2f} ms alone, {middle['beside_peak']:.2f} beside the peak, "
+            f"{middle['beside_overload']:.2f} under overload: {ratio:.2f} × "
+            f"(goal {GOAL_BYSTANDER}: {verdict(ratio <= GOAL_BYSTANDER)})"
+        )
+
+    def tell_of_generator(self, middle):
+        late, busy, sent = middle["late_ms"], middle["busy"], middle["sent"]
         print(f"  generator: {sent:.0%} of what was to be sent, p99 {late:.2f} ms late, {busy:.0%} of its core")
         if late > GENERATOR_LATE_MS or busy > GENERATOR_BUSY or sent < 0.99:
             print("  THE GENERATOR WAS THE LIMIT: these figures are not the server's")
-        unexpected = sum((part["unexpected"] for part in parts), [])
-        if unexpected:
-            print(f"  UNEXPECTED: {', '.join(sorted(set(unexpected)))}")
 
     def part(self):
         beside = self.bystander(max(self.window, 5))
@@ -118,7 +126,7 @@ class Bench:
             "goodput": good / peak,
             "refused": len(refused) / self.window,
             "refusal_p50": percentile(refused, 50),
-            "refusal_ms": percentile(refused, 99),
+            "refusal_p99": percentile(refused, 99),
             "answer_p50": overload.p(50),
             "too_late": overload.count(504) / self.window,
             "beside_peak": percentile(beside_peak, 99),

@@ -2,10 +2,10 @@
 
     scale.py [--models 1000] [--seconds 8] [--rounds 5] [-- FLAG…]
 
-Two state folders: one with twenty hot models, one with those and 980 others, small and real mixed
-in the same proportions: a fiftieth MiniLM, a fiftieth EfficientNet, digits, two tiny graphs. Both servers are
-started anew, each on the same core, and the hot models of one after the other get the same open
-traffic, round by round. Prints
+Two state folders: one with twenty hot models, one with those and 980 others, small and real mixed:
+of fifty, one is MiniLM, one EfficientNet, eight digits, the rest tiny graphs. Both servers are
+started anew, on the same core, and the hot models of one after the other get the same open traffic,
+round by round. Prints
 
 - resident memory as deployed, after the start, and with the hot models loaded (goal: 1 GiB);
 - what an idle model adds to the resident memory after the start (goal: its index entry, 16 KiB);
@@ -130,10 +130,11 @@ def measure(servers, hot, options):
                 windows[count].append(seen)
     loaded = {count: server.resident_mib() for count, server in servers.items()}
     idle_kib = (started[many] - started[few]) * 1024 / (many - few)
-    print(f"resident after the start: {started[few]:.1f} MiB with {few}, {started[many]:.1f} MiB with {many} deployed")
+    told = lambda found: f"{found[few]:.1f} MiB with {few}, {found[many]:.1f} MiB with {many} deployed"
+    print(f"resident after the start: {told(started)}")
     print(f"an idle model: {idle_kib:.1f} KiB (goal {GOAL_IDLE_KIB}: {verdict(idle_kib <= GOAL_IDLE_KIB)})")
-    print(f"resident with {len(hot)} hot: {loaded[few]:.0f} MiB with {few}, {loaded[many]:.0f} MiB with {many} deployed "
-          f"(goal {GOAL_RESIDENT_MIB}: {verdict(loaded[many] <= GOAL_RESIDENT_MIB)})")
+    is_met = loaded[many] <= GOAL_RESIDENT_MIB
+    print(f"resident with {len(hot)} hot: {told(loaded)} (goal {GOAL_RESIDENT_MIB}: {verdict(is_met)})")
     for kind in windows[few][0]:
         compare(kind, windows[few], windows[many], few, many)
 
@@ -148,7 +149,8 @@ def window(server, hot, seconds):
     """The times of each kind's answers, ms."""
     streams = []
     for kind, name in hot:
-        request = request_bytes(server.url, f"/v2/models/{name}/infer", kind.body, {"content-type": kind.content_type})
+        path, headers = f"/v2/models/{name}/infer", {"content-type": kind.content_type}
+        request = request_bytes(server.url, path, kind.body, headers)
         streams.append((kind.name, Stream(server.url, request, 16, rate=kind.rate)))
     drive([stream for _, stream in streams], seconds)
     seen = {}
@@ -162,11 +164,13 @@ def window(server, hot, seconds):
 def compare(kind, few_windows, many_windows, few, many):
     is_enough = min(len(window[kind]) for window in few_windows + many_windows) >= ENOUGH
     percent = 99 if is_enough else 50
-    values = [[percentile(window[kind], percent) for window in windows] for windows in (few_windows, many_windows)]
-    ratio = statistics.median(b / a for a, b in zip(*values))
+    with_few, with_many = (
+        [percentile(window[kind], percent) for window in windows] for windows in (few_windows, many_windows)
+    )
+    ratio = statistics.median(b / a for a, b in zip(with_few, with_many))
     goal = f" (goal {GOAL_RATIO}: {verdict(ratio <= GOAL_RATIO)})" if is_enough else ""
-    middle = [statistics.median(column) for column in values]
-    print(f"{kind}: p{percent} {middle[0]:.2f} ms with {few}, {middle[1]:.2f} ms with {many}: {ratio:.2f} ×{goal}")
+    a, b = statistics.median(with_few), statistics.median(with_many)
+    print(f"{kind}: p{percent} {a:.2f} ms with {few}, {b:.2f} ms with {many}: {ratio:.2f} ×{goal}")
 
 
 if __name__ == "__main__":

@@ -125,9 +125,9 @@ def content_length(head):
 class Schedule:
     """The moments of an open stream: so many a second, at random."""
 
-    def __init__(self, stream, begun, end):
+    def __init__(self, number, stream, begun, end):
         self.stream, self.end = stream, end
-        self.random = random.Random(7)
+        self.random = random.Random(number)  # others than another stream's
         self.next = begun
         self.step()
 
@@ -159,7 +159,8 @@ class Driver:
         self.connections = {each.socket.fileno(): each for free in self.idle.values() for each in free}
         self.begun = time.perf_counter()
         self.end = self.begun + seconds
-        self.schedules = [Schedule(stream, self.begun, self.end) for stream in streams if stream.rate]
+        opens = enumerate(stream for stream in streams if stream.rate)
+        self.schedules = [Schedule(number, stream, self.begun, self.end) for number, stream in opens]
         self.flying = 0
 
     def run(self):

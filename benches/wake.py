@@ -58,7 +58,8 @@ def main():
     options = read_options()
     found = [model for model in [*bundles(), *graphs(options.models)] if options.models in model.name]
     print(f"{machine()}, {load_average()}; medians of {options.rounds} rounds, ms")
-    print(line("model", "wake", "CPU", "load", "CPU", "first", "CPU", "warm", "wake/load", "engine", "wake/engine"))
+    columns = ["wake", "CPU", "load", "CPU", "first", "CPU", "warm", "wake/load", "engine", "wake/engine"]
+    print(line("model", *columns))
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as scratch:
         folder = Path(scratch)
         deployed = [(model, deploy(model, folder)) for model in found]
@@ -83,7 +84,9 @@ def bundles():
         ("minilm", "all-minilm-l6-v2.onnx", None, "application/json"),
     ]:
         folder = ROOT / "models" / name
-        body = (ROOT / "tests/fixtures/photos" / file).read_bytes() if file else json.dumps({"inputs": [sentence]}).encode()
+        body = json.dumps({"inputs": [sentence]}).encode()
+        if file:
+            body = (ROOT / "tests/fixtures/photos" / file).read_bytes()
         yield Model(name, folder, folder / graph, body, {"content-type": kind})
 
 
