@@ -244,14 +244,14 @@ fn an_examination_that_hangs_crashes_or_eats_is_a_refusal() {
     let server = Server::start_admin(
         &state,
         &[],
-        &["--examine-seconds", "2", "--examine-memory-mib", "300"],
+        &["--examine-seconds", "6", "--examine-memory-mib", "300"],
     );
     server.wisp_ok(&["deploy", &stamped(folder, "a")]);
     let refuses =
         |bundle: &Path| refused(&server.wisp(&["deploy", bundle.to_str().expect("UTF-8")]));
     let prepare =
         |how: &str| hostile_bundle(folder, how, &format!("[settings]\nprepare = \"{how}\"\n"));
-    insta::assert_snapshot!(refuses(&prepare("loop")), @"wisp: the bundle is refused: the examination took longer than 2 s");
+    insta::assert_snapshot!(refuses(&prepare("loop")), @"wisp: the bundle is refused: the examination took longer than 6 s");
     insta::assert_snapshot!(refuses(&prepare("fail")), @"wisp: the bundle is refused: guest: `prepare` failed: it was told to fail");
     insta::assert_snapshot!(refuses(&fixture("models/huge.onnx")), @"wisp: the bundle is refused: the examination needs more than 300 MiB of memory");
     insta::assert_snapshot!(refuses(&fixture("models/float8.onnx")), @"wisp: the bundle is refused: graph `model`: output `y` has ONNX's element type FLOAT8E4M3FN, which the protocol lacks: give it another, with a Cast in the graph");

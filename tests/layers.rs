@@ -89,6 +89,7 @@ fn each_library_has_its_room() {
     only(&["registry/", "store/layout.rs", "bundle/artifact.rs", "signature.rs"], &["oci_client"]);
     only(&["registry/", "cli/admin.rs", "cli/client.rs", "cli/usage.rs"], &["reqwest"]);
     only(&["signature.rs"], &["p256"]);
+    only(&["confine.rs"], &["landlock::", "seccompiler::", "libc::"]);
     only(&["config.rs"], &["env::var"]);
     only(&["memory.rs"], &["mimalloc"]);
     only(
@@ -105,6 +106,7 @@ fn each_library_has_its_room() {
             "api_keys.rs",
             "memory.rs",
             "usage.rs",
+            "confine.rs",
         ],
         &["fs::"],
     );
@@ -140,6 +142,7 @@ fn rooms_import_downwards_only() {
         "cache",
         "bundle",
         "signature",
+        "confine",
         "sandbox",
         "nn",
         "log_levels",

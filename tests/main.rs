@@ -7,6 +7,7 @@ mod bad_input;
 mod batching;
 mod chaos;
 mod cli;
+mod confinement;
 mod datatypes;
 mod deployments;
 mod engines;

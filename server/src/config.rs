@@ -109,6 +109,10 @@ pub struct RawSettings {
     /// Most memory that the examination of a bundle may take, MiB [default: 2048]
     #[arg(long, env = "WISP_EXAMINE_MEMORY_MIB", value_name = "MIB")]
     examine_memory_mib: Option<usize>,
+    /// Whether the server gives up all that it does not need of this machine, as far as the
+    /// kernel can see to it: files, programs, system calls [default: true]
+    #[arg(long, env = "WISP_CONFINE", value_name = "BOOL")]
+    confine: Option<bool>,
     /// What is logged: error, warn, info, debug, trace, or a tracing filter [default: info]
     #[arg(long, env = "WISP_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -144,6 +148,7 @@ pub struct Config {
     pub api_keys: Option<PathBuf>,
     pub body_timeout: Duration,
     pub threads: usize,
+    pub confine: bool,
     pub engine: EngineSettings,
     pub residency: ResidencyOptions,
     pub deploy: DeployConfig,
@@ -234,6 +239,7 @@ impl Config {
         let bundle_limit_mib = pick!(bundle_limit_mib, "bundle-limit-mib", 4096);
         let examine_seconds = pick!(examine_seconds, "examine-seconds", 120);
         let examine_memory_mib = pick!(examine_memory_mib, "examine-memory-mib", 2048);
+        let confine = pick!(confine, "confine", true);
         let log = pick!(log, "log", default_log.to_owned());
         let log_format = pick!(log_format, "log-format", LogFormat::Text);
 
@@ -272,6 +278,7 @@ impl Config {
             api_keys: some(api_keys),
             body_timeout: Duration::from_millis(body_timeout_ms),
             threads,
+            confine,
             engine: EngineSettings {
                 memory_bytes: memory_mib << 20,
                 sandboxes: u32::try_from(sandboxes).context("setting sandboxes")?,
@@ -297,6 +304,7 @@ impl Config {
                 examine: ExamineLimits {
                     seconds: examine_seconds as u64,
                     memory_bytes: (examine_memory_mib as u64) << 20,
+                    confine,
                 },
             },
             log,
@@ -352,4 +360,26 @@ fn user_folder(variable: &str, below_home: &str) -> PathBuf {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)));
     base.map_or_else(|| PathBuf::from("none"), |base| base.join("wisp"))
+}
+
+/// Files and folders that libraries find by the environment: certificates of registries.
+pub fn certificate_paths() -> Vec<PathBuf> {
+    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| env::var_os(name).unwrap_or_default());
+    named.iter().flat_map(env::split_paths).filter(|path| path.is_absolute()).collect()
+}
+
+/// Where docker and podman keep credentials: the folder, and the file in it.
+pub fn credential_files() -> Vec<(PathBuf, PathBuf)> {
+    let variable = |name| env::var_os(name).map(PathBuf::from);
+    let home = |below: &str| variable("HOME").map(|home| home.join(below));
+    let docker = variable("DOCKER_CONFIG").or_else(|| home(".docker"));
+    let podman = variable("REGISTRY_AUTH_FILE");
+    let places = [
+        docker.map(|folder| folder.join("config.json")),
+        podman,
+        variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+        home(".config/containers/auth.json"),
+    ];
+    let files = places.into_iter().flatten().filter(|file| file.is_absolute());
+    files.filter_map(|file| Some((file.parent()?.to_owned(), file))).collect()
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use wisp_engine::{Batches, Candidate, Choice, Verdict};
 
 use crate::bundle::{ContractForm, ManifestLimits};
+use crate::confine::{Confinement, Network, Programs, Reach, confine};
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
 use crate::repository::EngineSettings;
@@ -40,6 +41,8 @@ pub struct ExamineLimits {
     pub seconds: u64,
     /// Resident.
     pub memory_bytes: u64,
+    /// Whether all that it does not need is taken from it.
+    pub confine: bool,
 }
 
 /// What the child is told, as JSON on its stdin.
@@ -311,8 +314,34 @@ fn post_mortem(status: ExitStatus, log: &str, limits: ExamineLimits) -> String {
 ///
 /// # Errors
 /// A limit cannot be set.
-pub fn confine(limits: ExamineLimits) -> io::Result<Vec<String>> {
+pub fn hold_in(job: &Job) -> io::Result<Vec<String>> {
+    set_limits(job.limits)?;
     let mut effective = Vec::new();
+    if leave_network() {
+        effective.push("no-network".to_owned());
+    }
+    let mut confined = Confinement::default();
+    if job.limits.confine {
+        let library = job.engine.onnxruntime.as_deref().and_then(Path::parent);
+        confined = confine(&Reach {
+            reads: [Some(job.folder.as_path()), library]
+                .into_iter()
+                .flatten()
+                .map(Path::to_owned)
+                .collect(),
+            writes: job.engine.cache.iter().cloned().collect(),
+            scratch: None,
+            network: Network::None,
+            programs: Programs::None,
+        });
+    } else if rustix::thread::set_no_new_privs(true).is_ok() {
+        effective.push("no-new-privs".to_owned());
+    }
+    effective.extend(confined.on);
+    Ok(effective)
+}
+
+fn set_limits(limits: ExamineLimits) -> io::Result<()> {
     // With the server gone, nobody waits for a report.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let set = |resource, most: u64| {
@@ -326,18 +355,11 @@ pub fn confine(limits: ExamineLimits) -> io::Result<Vec<String>> {
     rustix::process::setrlimit(Resource::Cpu, cpu)?;
     set(Resource::Data, limits.memory_bytes.saturating_add(SLACK_BYTES))?;
     set(Resource::Fsize, limits.memory_bytes)?;
-    set(Resource::Nofile, 256)?;
-    if rustix::thread::set_no_new_privs(true).is_ok() {
-        effective.push("no-new-privileges".to_owned());
-    }
-    if leave_network() {
-        effective.push("no-network".to_owned());
-    }
-    Ok(effective)
+    Ok(set(Resource::Nofile, 256)?)
 }
 
 /// Moves to a network of its own, without a way out. Needs to be root, or user namespaces that
-/// the system allows.
+/// the system allows; a server that is held in may not, and its child has no sockets instead.
 fn leave_network() -> bool {
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     // SAFETY: only file tables and address spaces shared with other threads make this unsafe;

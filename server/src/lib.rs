@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod deploy;
 pub mod digest;
 pub mod error;

@@ -100,6 +100,17 @@ fn write_reference(folder: &Path, name: &str, manifest: &str) -> PathBuf {
     bundle
 }
 
+/// The process that `parent` has started, if there is one.
+pub fn child_of(parent: u32) -> Option<u32> {
+    let parent = format!("PPid:\t{parent}");
+    let entries = fs::read_dir("/proc").expect("processes");
+    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.find(|pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"));
+        status.is_ok_and(|status| status.lines().any(|line| line == parent))
+    })
+}
+
 /// A running server; stops when dropped.
 pub struct Server {
     child: Child,
@@ -119,7 +130,12 @@ impl Server {
     }
 
     pub fn start_with(paths: &[PathBuf], flags: &[&str]) -> Self {
-        let mut server = Self::spawn(paths, flags);
+        Self::start_in(paths, flags, &[])
+    }
+
+    /// With these in its environment.
+    pub fn start_in(paths: &[PathBuf], flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut server = Self::spawn(paths, flags, environment);
         server.url = server.url_in("listening on ");
         server
     }
@@ -129,18 +145,19 @@ impl Server {
         let state = state.to_str().expect("UTF-8");
         let mut all = vec!["--state", state, "--admin-listen", "127.0.0.1:0"];
         all.extend(flags);
-        let mut server = Self::spawn(paths, &all);
+        let mut server = Self::spawn(paths, &all, &[]);
         server.url = server.url_in("listening on ");
         server.admin_url = server.url_in("admin API on ");
         server
     }
 
-    fn spawn(paths: &[PathBuf], flags: &[&str]) -> Self {
+    fn spawn(paths: &[PathBuf], flags: &[&str], environment: &[(&str, &str)]) -> Self {
         // `timeout` ends a server whose test was killed.
         let wisp = wisp();
         let mut command = Command::new("timeout");
         command.arg("300").arg(wisp.get_program());
         command.envs(wisp.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.envs(environment.iter().copied());
         command.arg("serve").args(paths).args(["--listen", "127.0.0.1:0"]).args(flags);
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("wisp starts");
@@ -262,14 +279,7 @@ impl Server {
 
     /// The process that serves; `child` is `timeout`, which started it.
     pub fn pid(&self) -> u32 {
-        let parent = format!("PPid:\t{}", self.child.id());
-        let entries = fs::read_dir("/proc").expect("processes");
-        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let is_child = |pid: &u32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status"));
-            status.is_ok_and(|status| status.lines().any(|line| line == parent))
-        };
-        pids.into_iter().find(is_child).expect("a process that serves")
+        child_of(self.child.id()).expect("a process that serves")
     }
 
     /// A line of the process's status, as the kernel gives it.

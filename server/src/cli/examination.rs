@@ -13,7 +13,7 @@ use crate::api::check_golden;
 use crate::bundle::{Artifact, Bundle, ContractForm, Head};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, confine};
+use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, hold_in};
 use crate::infer::Inference;
 use crate::repository::{Charge, LoadOptions, Repository, ResidencyOptions, Revision, load};
 use crate::schedule::Scheduler;
@@ -32,7 +32,7 @@ pub(super) fn run() -> anyhow::Result<()> {
     io::stdin().read_to_end(&mut job)?;
     let job: Job = serde_json::from_slice(&job)
         .context("`wisp examine` is for wisp itself: see `wisp check`")?;
-    let confined_by = confine(job.limits).context("the examination cannot be held in")?;
+    let confined_by = hold_in(&job).context("the examination cannot be held in")?;
     telemetry::start("warn", crate::config::LogFormat::Text)?;
     let outcome = match examine(&job, confined_by) {
         Ok(report) => Outcome::Accepted(Box::new(report)),

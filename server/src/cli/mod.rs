@@ -4,6 +4,7 @@
 mod admin;
 mod bundles;
 mod client;
+mod confinement;
 mod examination;
 mod infer;
 mod inspect;

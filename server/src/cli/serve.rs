@@ -10,10 +10,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::confinement::{reach, say_confinement};
 use super::{say, unpack_all};
 use crate::api::{self, Admin, AdminOptions, Api, ApiOptions, Patience};
 use crate::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::confine::confine;
 use crate::deploy::{DeployOptions, Deployer};
 use crate::error::one_line;
 use crate::infer::Inference;
@@ -46,9 +48,17 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
     });
     let keys =
         config.api_keys.as_deref().map(ApiKeys::read).transpose().map_err(anyhow::Error::msg)?;
+    let trusted = config.deploy.trusted_keys.as_deref().map(PublicKey::read_all).transpose();
+    let trusted = trusted.map_err(anyhow::Error::msg)?.unwrap_or_default();
+    if config.confine {
+        // Before the first thread, as threads are held in one by one.
+        say_confinement(&confine(&reach(&config, paths, scratch.path())));
+    } else {
+        tracing::info!("confinement: none, as the setting confine says");
+    }
     let (inference, engine) =
         set_up(&config.engine, config.residency, config.threads, &places, usage)?;
-    let deployer = store.map(|store| deployer(store, &config, &inference)).transpose()?;
+    let deployer = store.map(|store| deployer(store, trusted, &config, &inference));
     anyhow::ensure!(
         deployer.is_some() || !paths.is_empty(),
         "nothing to serve: give PATHs, or a state folder to deploy to"
@@ -70,18 +80,17 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
 /// Serves what is deployed to the state folder.
 fn deployer(
     store: Arc<Store>,
+    trusted: Vec<PublicKey>,
     config: &Config,
     inference: &Arc<Inference>,
-) -> anyhow::Result<Arc<Deployer>> {
-    let deploy = &config.deploy;
-    let trusted = deploy.trusted_keys.as_deref().map(PublicKey::read_all).transpose();
+) -> Arc<Deployer> {
     let options = DeployOptions {
         engine: config.engine.clone(),
-        examine: deploy.examine,
-        bundle_limit: deploy.bundle_limit,
-        trusted: trusted.map_err(anyhow::Error::msg)?.unwrap_or_default(),
+        examine: config.deploy.examine,
+        bundle_limit: config.deploy.bundle_limit,
+        trusted,
     };
-    Ok(Arc::new(Deployer::new(store, inference.clone(), options)))
+    Arc::new(Deployer::new(store, inference.clone(), options))
 }
 
 async fn run(
