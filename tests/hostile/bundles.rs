@@ -147,6 +147,7 @@ fn components_with_flipped_bits() {
         broken[place] ^= 1 << (round % 8);
         refused += usize::from(target.examine(&format!("byte {place}"), &broken).is_some());
     }
+    println!("{refused} of 16 are refused");
     assert!(refused > 0);
     target.yard.stop();
 }
@@ -175,6 +176,7 @@ fn compile_bombs() {
         let refused = target.examine("bomb", &Guest::GOOD.component(&module));
         // What compiles within the limits is none.
         assert!(refused.is_some() || !is_bomb, "{name} is taken");
+        println!("{name}: {}", refused.as_deref().unwrap_or("taken"));
         if let Some(reason) = refused {
             let reasons = ["took longer than 4 s", "more than 700 MiB", "s of CPU", "guest: "];
             assert!(reasons.iter().any(|known| reason.contains(known)), "{name}: {reason}");
