@@ -5,6 +5,10 @@
 //! {"load": "model.onnx", "engine": "tract" | "rten" | "onnxruntime" | "auto"}
 //!     {"loaded": 0, "engine": "tract", "cpu_us": 1, "inputs": [{"name", "datatype", "shape"}], "outputs": […]}
 //!     {"refused": "why"}
+//! {"compile": "model.onnx", "to": "model.plan"}
+//!     {"compiled": true}   (false: it has an operator that a compiled plan cannot hold)
+//! {"wake": "model.plan", "load": "model.onnx"}
+//!     as for "load"
 //! {"run": 0, "inputs": "folder of 0.pb, 1.pb …", "times": 5, "write_outputs": "folder"}
 //!     {"cpu_us": [1, 1, 1, 1, 1]}
 //!     {"failed": "why"}
@@ -23,6 +27,7 @@ use std::fs;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
+use bytes::Bytes;
 use prost::Message;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value as Json, json};
@@ -61,6 +66,20 @@ struct Probe {
 
 impl Probe {
     fn answer(&mut self, request: &Json) -> Result<Json, String> {
+        if let Some(path) = request["compile"].as_str() {
+            let to = request["to"].as_str().ok_or("`to` is missing")?;
+            return Ok(json!({ "compiled": compile(path, to)? }));
+        }
+        if let (Some(plan), Some(onnx)) = (request["wake"].as_str(), request["load"].as_str()) {
+            let since = cpu_us();
+            let woken = map(plan).and_then(|plan| {
+                Graph::wake(&plan, onnx, map(onnx)?).map_err(|error| error.to_string())
+            });
+            return Ok(match woken {
+                Ok(graph) => self.keep(graph, cpu_us() - since),
+                Err(text) => json!({ "refused": text }),
+            });
+        }
         if let Some(path) = request["load"].as_str() {
             let loaded = self.load(path, request["engine"].as_str().unwrap_or("auto"));
             return Ok(loaded.unwrap_or_else(|text| json!({ "refused": text })));
@@ -89,24 +108,28 @@ impl Probe {
             let since = cpu_us();
             match Graph::load(&onnx, engine) {
                 Ok(graph) => {
-                    let cpu_us = cpu_us() - since;
-                    let contract = graph.contract();
-                    let (inputs, outputs) = (specs(&contract.inputs), specs(&contract.outputs));
-                    let id = self.next;
-                    self.next += 1;
-                    self.graphs.insert(id, graph);
-                    return Ok(json!({
-                        "loaded": id,
-                        "engine": engine.name(),
-                        "cpu_us": cpu_us,
-                        "inputs": inputs,
-                        "outputs": outputs,
-                    }));
+                    let took = cpu_us() - since;
+                    return Ok(self.keep(graph, took));
                 }
                 Err(error) => reasons.push(format!("{engine}: {error}")),
             }
         }
         Err(reasons.join("; "))
+    }
+
+    fn keep(&mut self, graph: Graph, cpu_us: u64) -> Json {
+        let (engine, id) = (graph.engine().name(), self.next);
+        let contract = graph.contract();
+        let (inputs, outputs) = (specs(&contract.inputs), specs(&contract.outputs));
+        self.next += 1;
+        self.graphs.insert(id, graph);
+        json!({
+            "loaded": id,
+            "engine": engine,
+            "cpu_us": cpu_us,
+            "inputs": inputs,
+            "outputs": outputs,
+        })
     }
 
     fn profile(&self, id: u64, request: &Json) -> Result<Json, String> {
@@ -146,6 +169,24 @@ impl Probe {
         }
         Ok(json!({ "cpu_us": times }))
     }
+}
+
+/// Writes the compiled plan of a file, under its path as the key.
+fn compile(path: &str, to: &str) -> Result<bool, String> {
+    let onnx = fs::read(path).map_err(|error| format!("{path}: {error}"))?;
+    let compiled = Graph::compile(&onnx, EngineKind::Tract, true);
+    let Some(compiled) = compiled.map_err(|error| error.to_string())?.1 else { return Ok(false) };
+    let file = fs::File::create(to).map_err(|error| format!("{to}: {error}"))?;
+    let mut file = std::io::BufWriter::new(file);
+    let written = compiled.write(path, &mut file).and_then(|held| file.flush().map(|()| held));
+    written.map_err(|error| format!("{to}: {error}"))
+}
+
+fn map(path: &str) -> Result<Bytes, String> {
+    let file = fs::File::open(path).map_err(|error| format!("{path}: {error}"))?;
+    // SAFETY: whoever asks does not change the file meanwhile.
+    let mapped = unsafe { memmap2::Mmap::map(&file) };
+    mapped.map(Bytes::from_owner).map_err(|error| format!("{path}: {error}"))
 }
 
 fn inputs_of(graph: &Graph, request: &Json) -> Result<Vec<Value<'static>>, String> {

@@ -1,9 +1,11 @@
 //! One ONNX graph: what it takes and gives, and the engine's session that runs it.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tract_onnx::pb;
 
 use crate::guard::guarded;
@@ -73,23 +75,58 @@ impl Graph {
     /// # Errors
     /// Not ONNX, no inputs or outputs, an operator or type that the engine lacks.
     pub fn load(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
-        guarded(|| Self::parse(onnx, engine)).unwrap_or_else(|panic| {
-            Err(LoadError(format!("the engine panicked while it read the graph: {panic}")))
-        })
+        Self::compile(onnx, engine, false).map(|(graph, _)| graph)
     }
 
-    fn parse(onnx: &[u8], engine: EngineKind) -> Result<Self, LoadError> {
+    /// As [`Graph::load`]; where it `is_to_be_compiled` and the engine can, also returns what its
+    /// compiled plan is written of.
+    ///
+    /// # Errors
+    /// As for [`Graph::load`].
+    pub fn compile(
+        onnx: &[u8],
+        engine: EngineKind,
+        is_to_be_compiled: bool,
+    ) -> Result<(Self, Option<Compiled>), LoadError> {
+        guarded_load(|| Self::parse(onnx, engine, is_to_be_compiled))
+    }
+
+    /// Loads what [`Compiled::write`] wrote for that key: in a fraction of the time, as packed
+    /// weights are used where they lie, in a file that is best mapped. The graph's own file is
+    /// read only if it is run with sizes that were not planned.
+    ///
+    /// # Errors
+    /// It is damaged, another's, or of another version of this program.
+    pub fn wake(compiled: &Bytes, key: &str, onnx: Bytes) -> Result<Self, LoadError> {
+        let (session, contract) = guarded_load(|| tract::wake(compiled, key, onnx))?;
+        let (session, engine) = (Box::new(session), EngineKind::Tract);
+        Ok(Self { contract, session, engine, mixing: None, recorded: OnceLock::new() })
+    }
+
+    fn parse(
+        onnx: &[u8],
+        engine: EngineKind,
+        is_to_be_compiled: bool,
+    ) -> Result<(Self, Option<Compiled>), LoadError> {
         let file = tract::File::read(onnx)?;
         sound::check(&file.proto)?;
         let mut contract = contract::read(graph_of(&file.proto)?)?;
+        let mut fused = None;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
-            EngineKind::Tract => boxed(tract::load(&file, &contract)?),
+            EngineKind::Tract => {
+                let (session, outputs, kept) = tract::load(&file, &contract, is_to_be_compiled)?;
+                fused = kept;
+                boxed((session, outputs))
+            }
             EngineKind::Rten => boxed(rten::load(onnx, &contract)?),
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
         let mixing = whole::mixing(&file.proto);
-        Ok(Self { contract, session, engine, mixing, recorded: OnceLock::new() })
+        let fused = fused.filter(|_| mixing.is_none());
+        let compiled = fused.map(|fused| Compiled { fused, contract: contract.clone() });
+        let graph = Self { contract, session, engine, mixing, recorded: OnceLock::new() };
+        Ok((graph, compiled))
     }
 
     /// Loads it for the first of `engines` that can.
@@ -97,9 +134,21 @@ impl Graph {
     /// # Errors
     /// None can; why not, for each that says something else than the first.
     pub fn load_any(onnx: &[u8], engines: &[EngineKind]) -> Result<Self, LoadError> {
+        Self::compile_any(onnx, engines, false).map(|(graph, _)| graph)
+    }
+
+    /// As [`Graph::compile`] for the first of `engines` that can load it.
+    ///
+    /// # Errors
+    /// As for [`Graph::load_any`].
+    pub fn compile_any(
+        onnx: &[u8],
+        engines: &[EngineKind],
+        is_to_be_compiled: bool,
+    ) -> Result<(Self, Option<Compiled>), LoadError> {
         let mut reasons: Vec<String> = Vec::new();
         for &engine in engines {
-            match Self::load(onnx, engine) {
+            match Self::compile(onnx, engine, is_to_be_compiled) {
                 Ok(graph) => return Ok(graph),
                 Err(LoadError(reason)) => {
                     let is_first = reasons.is_empty();
@@ -158,6 +207,29 @@ impl Graph {
         guarded(|| self.session.run(inputs, is_over))
             .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
     }
+}
+
+/// What a graph's compiled plan is written of.
+pub struct Compiled {
+    fused: tract::Fused,
+    contract: Contract,
+}
+
+impl Compiled {
+    /// Writes it under a key, which names the graph's file. `false`: the graph has an operator
+    /// that a compiled plan cannot hold, and nothing was written.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn write(&self, key: &str, to: &mut dyn Write) -> io::Result<bool> {
+        self.fused.write(key, &self.contract, to)
+    }
+}
+
+fn guarded_load<T>(load: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    guarded(load).unwrap_or_else(|panic| {
+        Err(LoadError(format!("the engine panicked while it read the graph: {panic}")))
+    })
 }
 
 fn boxed<S: Session + 'static, T>((session, rest): (S, T)) -> (Box<dyn Session>, T) {

@@ -21,7 +21,7 @@ mod whole;
 
 pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
-pub use graph::{Failure, Graph, LoadError, Session};
+pub use graph::{Compiled, Failure, Graph, LoadError, Session};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;
 pub use tensor::Value;

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot be read fails the test")]
 
+#[path = "support/plans.rs"]
+mod plans;
+
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,26 @@ const TOLERANCE: f64 = 2e-5;
 fn operators_answer_as_onnx_runtime_does() {
     let wrong: Vec<String> = cases().iter().filter_map(|case| check(case).err()).collect();
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn compiled_plans_answer_the_same() {
+    let mut held = 0;
+    for case in cases() {
+        let onnx = &case.attribute("model").unwrap().s;
+        let Some(plan) = plans::compiled(onnx, &case.name) else { continue };
+        let run = |graph: &Graph| graph.run(&mut case.values("inputs"), &|| false);
+        let loaded = Graph::load(onnx, EngineKind::Tract).unwrap();
+        let woken = Graph::wake(&plans::mapped(&plan), &case.name, onnx.clone().into()).unwrap();
+        assert_eq!(loaded.contract(), woken.contract(), "{}", case.name);
+        let bits = |values: Vec<Value<'static>>| {
+            values.into_iter().map(|value| (value.datatype, value.shape, value.data))
+        };
+        let [loaded, woken] = [&loaded, &woken].map(|graph| run(graph).unwrap());
+        assert!(bits(loaded).eq(bits(woken)), "{}", case.name);
+        held += 1;
+    }
+    assert!(held > 60, "{held} of the cases have a compiled plan");
 }
 
 struct Case {

@@ -80,6 +80,13 @@ impl Geometry {
         Ok([height, width])
     }
 
+    /// How many vectors each group's matrix of weights has, and their length.
+    fn matrix(&self) -> Result<(usize, usize), ShapeError> {
+        self.check()?;
+        let k = size(&[self.inputs / self.groups, self.kernel[0], self.kernel[1]]);
+        Ok((self.outputs / self.groups, k.ok_or(ShapeError("kernel"))?))
+    }
+
     fn check(&self) -> Result<(), ShapeError> {
         ensure(
             self.groups > 0
@@ -105,15 +112,23 @@ impl Conv2d {
     /// # Errors
     /// If the sizes do not fit together.
     pub fn new(geometry: Geometry, weights: &[f32]) -> Result<Conv2d, ShapeError> {
-        geometry.check()?;
-        let Geometry { outputs, inputs, groups, kernel, .. } = geometry;
-        let k = (inputs / groups).checked_mul(kernel[0]).and_then(|k| k.checked_mul(kernel[1]));
-        let k = k.ok_or(ShapeError("kernel"))?;
-        ensure(outputs.checked_mul(k) == Some(weights.len()), "weights")?;
-        let each = outputs / groups;
+        let (each, k) = geometry.matrix()?;
+        ensure(geometry.outputs.checked_mul(k) == Some(weights.len()), "weights")?;
         let pack =
             |group: usize| Packed::new(each, k, &weights[group * each * k..][..each * k], (k, 1));
-        Ok(Conv2d { geometry, weights: (0..groups).map(pack).collect::<Result<_, _>>()? })
+        let weights = (0..geometry.groups).map(pack).collect::<Result<_, _>>()?;
+        Ok(Conv2d { geometry, weights })
+    }
+
+    /// Takes the weights of [`Conv2d::weights`] as they are.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn packed(geometry: Geometry, weights: Vec<Packed>) -> Result<Conv2d, ShapeError> {
+        let matrix = geometry.matrix()?;
+        ensure(weights.len() == geometry.groups, "groups of weights")?;
+        ensure(weights.iter().all(|w| (w.extent(), w.k()) == matrix), "weights")?;
+        Ok(Conv2d { geometry, weights })
     }
 
     /// The sizes.

@@ -7,6 +7,9 @@
 mod across;
 mod tiles;
 
+use bytes::Bytes;
+
+use crate::constant::Constant;
 use crate::epilogue::Epilogue;
 use crate::simd::Level;
 use crate::window::{Layout, Window, WindowError};
@@ -19,7 +22,7 @@ pub struct Depthwise {
     window: Window,
     channels: usize,
     multiplier: usize,
-    weights: Vec<f32>,
+    weights: Constant<f32>,
 }
 
 /// Output rows of a tile: as many sums as fit the registers of every level beside a column of weights.
@@ -38,6 +41,29 @@ impl Depthwise {
         window: Window,
         weights: Vec<f32>,
     ) -> Result<Depthwise, WindowError> {
+        Self::of(channels, multiplier, window, weights.into())
+    }
+
+    /// As [`Depthwise::new`], with the weights where they lie, as [`Depthwise::as_bytes`] gave them.
+    ///
+    /// # Errors
+    /// As [`Depthwise::new`], also where they are not aligned as floats are.
+    pub fn shared(
+        channels: usize,
+        multiplier: usize,
+        window: Window,
+        weights: Bytes,
+    ) -> Result<Depthwise, WindowError> {
+        let weights = Constant::shared(weights).ok_or(WindowError::Parameters)?;
+        Self::of(channels, multiplier, window, weights)
+    }
+
+    fn of(
+        channels: usize,
+        multiplier: usize,
+        window: Window,
+        weights: Constant<f32>,
+    ) -> Result<Depthwise, WindowError> {
         let in_range = |axis: usize| window.strides[axis] > 0 && window.dilations[axis] > 0;
         if !in_range(0) || !in_range(1) || window.span(0).is_none() || window.span(1).is_none() {
             return Err(WindowError::Geometry);
@@ -53,6 +79,16 @@ impl Depthwise {
     /// The window given to [`Depthwise::new`].
     pub fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Channels of the input, and how many of the output each has.
+    pub fn channels(&self) -> [usize; 2] {
+        [self.channels, self.multiplier]
+    }
+
+    /// The weights.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.weights.as_bytes()
     }
 
     /// Shape of the output for an input of `[batch, channels, h, w]`.

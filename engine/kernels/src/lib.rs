@@ -9,6 +9,7 @@
     reason = "indices that the compiler knows keep sums in registers"
 )]
 
+mod constant;
 mod conv;
 pub mod depthwise;
 mod direct;
@@ -28,6 +29,6 @@ mod winograd;
 pub use conv::{Conv2d, Geometry};
 pub use epilogue::{Activation, Epilogue, ResidualOrder};
 pub use gemm::{linear, product};
-pub use packed::{Line, Packed, Scratch, ShapeError, View};
+pub use packed::{Packed, Scratch, ShapeError, View};
 pub use simd::Level;
 pub use winograd::Winograd;

@@ -2,6 +2,9 @@
 //!
 //! What must never live here: arithmetic.
 
+use bytes::Bytes;
+
+use crate::constant::Constant;
 use crate::tile::PANEL;
 
 /// An argument whose sizes do not fit together; the text names it.
@@ -27,10 +30,7 @@ pub(crate) fn ensure(holds: bool, what: &'static str) -> Result<(), ShapeError> 
 /// 16 values in one cache line. A load that straddles two lines costs twice, hence the alignment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
-pub struct Line(
-    /// The values.
-    pub [f32; PANEL],
-);
+pub(crate) struct Line(pub [f32; PANEL]);
 
 /// A constant matrix of `extent` vectors of length `k`, in panels of 16 vectors: `lines[panel * k + i].0[lane]` is
 /// element `i` of vector `panel * 16 + lane`; lanes behind the last vector are zero.
@@ -40,7 +40,7 @@ pub struct Line(
 pub struct Packed {
     extent: usize,
     k: usize,
-    lines: Vec<Line>,
+    lines: Constant<Line>,
 }
 
 /// Lines that are packed at a time.
@@ -69,14 +69,15 @@ impl Packed {
             let data = &data[(first * extent_step).min(data.len())..];
             pack_panel(&mut lines[start..], PANEL.min(extent - first), data, (extent_step, k_step));
         }
-        Ok(Packed { extent, k, lines })
+        Ok(Packed { extent, k, lines: lines.into() })
     }
 
-    /// Takes lines that were packed before, as from a cache file.
+    /// Takes what [`Packed::as_bytes`] gave before, where it lies.
     ///
     /// # Errors
-    /// If there are not `ceil(extent / 16) * k` of them.
-    pub fn from_lines(extent: usize, k: usize, lines: Vec<Line>) -> Result<Packed, ShapeError> {
+    /// If it is not `ceil(extent / 16) * k` lines, or not aligned as they are.
+    pub fn shared(extent: usize, k: usize, bytes: Bytes) -> Result<Packed, ShapeError> {
+        let lines = Constant::<Line>::shared(bytes).ok_or(ShapeError("packed bytes"))?;
         ensure(Some(lines.len()) == extent.div_ceil(PANEL).checked_mul(k), "packed lines")?;
         Ok(Packed { extent, k, lines })
     }
@@ -91,9 +92,9 @@ impl Packed {
         self.k
     }
 
-    /// The values, see the type.
-    pub fn lines(&self) -> &[Line] {
-        &self.lines
+    /// The lines, see the type.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.lines.as_bytes()
     }
 
     /// Element `k` of the first vector of a panel.

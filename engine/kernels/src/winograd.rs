@@ -66,6 +66,28 @@ impl Winograd {
         Ok(Winograd { geometry, weights: places.iter().map(pack).collect::<Result<_, _>>()? })
     }
 
+    /// Takes the weights of [`Winograd::weights`] as they are.
+    ///
+    /// # Errors
+    /// As [`Winograd::new`].
+    pub fn packed(geometry: Geometry, weights: Vec<Packed>) -> Result<Winograd, ShapeError> {
+        ensure(fits(&geometry), "kernel of a Winograd convolution")?;
+        let matrix = (geometry.outputs, geometry.inputs);
+        ensure(weights.len() == PLACES, "places of weights")?;
+        ensure(weights.iter().all(|w| (w.extent(), w.k()) == matrix), "weights")?;
+        Ok(Winograd { geometry, weights })
+    }
+
+    /// The sizes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The transformed weights, one matrix for each place of a tile.
+    pub fn weights(&self) -> &[Packed] {
+        &self.weights
+    }
+
     /// As [`crate::Conv2d::run`].
     ///
     /// # Errors

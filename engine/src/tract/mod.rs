@@ -1,13 +1,18 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod by_sizes;
+mod compiled;
 mod file;
 mod fuse;
 mod operators;
 mod plans;
 mod values;
 
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
@@ -17,7 +22,11 @@ use crate::graph::{Failure, LoadError, Session};
 use crate::kind::EngineKind;
 use crate::tensor::{Contract, Value};
 pub(crate) use file::File;
+use fuse::OtherSizes;
 use plans::{Plan, Plans};
+
+/// A graph before the last step of its optimisation, which a compiled plan is written of.
+pub(crate) struct Fused(TypedModel);
 
 /// Builds and optimises a graph, and says what is known of its outputs.
 ///
@@ -26,18 +35,61 @@ use plans::{Plan, Plans};
 pub(crate) fn load(
     file: &File<'_>,
     contract: &Contract,
-) -> Result<(TractSession, Vec<Inferred>), LoadError> {
+    keeps_fused: bool,
+) -> Result<(TractSession, Vec<Inferred>, Option<Fused>), LoadError> {
     contract::check(contract, EngineKind::Tract, values::has)?;
+    let planned = Plans::new(read(file)?, keeps_fused).map_err(LoadError)?;
+    let inferred = planned.outputs.iter().map(|fact| Inferred {
+        datatype: values::datatype_of(fact.datum_type),
+        shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
+    });
+    let inferred = inferred.collect();
+    Ok((TractSession { plans: planned.plans }, inferred, planned.fused.map(Fused)))
+}
+
+fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
     let model = framework().model_for_proto_model(&file.proto);
     let mut model =
         model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
     file.put_weights(&mut model)?;
-    let (plans, outputs) = Plans::new(model).map_err(LoadError)?;
-    let inferred = outputs.iter().map(|fact| Inferred {
-        datatype: values::datatype_of(fact.datum_type),
-        shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
-    });
-    Ok((TractSession { plans }, inferred.collect()))
+    Ok(model)
+}
+
+/// The plans of a file that was served before.
+fn plans_of(onnx: &[u8]) -> Result<Plans, String> {
+    let model = File::read(onnx).and_then(|file| read(&file));
+    let planned = Plans::new(model.map_err(|LoadError(reason)| reason)?, false)?;
+    Ok(planned.plans)
+}
+
+impl Fused {
+    /// Writes the compiled plan of a graph of that contract, under a key. `false`: it has
+    /// something that cannot be held, and nothing was written.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub(crate) fn write(
+        &self,
+        key: &str,
+        contract: &Contract,
+        to: &mut dyn Write,
+    ) -> io::Result<bool> {
+        compiled::write(key, contract, &self.0, to)
+    }
+}
+
+/// Loads what [`Fused::write`] wrote for that key, of the file `onnx`.
+///
+/// # Errors
+/// It is damaged, another's, or of another version of this program.
+pub(crate) fn wake(
+    compiled: &Bytes,
+    key: &str,
+    onnx: Bytes,
+) -> Result<(TractSession, Contract), LoadError> {
+    let (contract, fused) = compiled::read(compiled, key).map_err(LoadError)?;
+    let plans = Plans::compiled(fused, onnx).map_err(LoadError)?;
+    Ok((TractSession { plans }, contract))
 }
 
 fn framework() -> tract_onnx::Onnx {
@@ -62,7 +114,13 @@ impl Session for TractSession {
         let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
         let inputs = inputs.map_err(Failure::Refused)?;
         let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
-        let outputs = run_plan(&plan, inputs, is_over, None)?;
+        let outputs = match run_plan(&plan, inputs.clone(), is_over, None) {
+            Err(Broken::OtherSizes) => {
+                let plan = self.plans.get_for_sizes(&inputs).map_err(Failure::Refused)?;
+                run_plan(&plan, inputs, is_over, None)?
+            }
+            outputs => outputs?,
+        };
         let outputs = outputs.iter().map(|value| values::from_tract(value));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
     }
@@ -78,13 +136,37 @@ impl Session for TractSession {
     }
 }
 
+/// Why a run gave no answer: also that another plan may give it.
+enum Broken {
+    Failure(Failure),
+    OtherSizes,
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Failure(failure) => failure,
+            Broken::OtherSizes => Self::Failed(OtherSizes.to_string()),
+        }
+    }
+}
+
 fn run_plan(
     plan: &Plan,
     inputs: TVec<TValue>,
     is_over: &(dyn Fn() -> bool + Sync),
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
-) -> Result<TVec<TValue>, Failure> {
-    let failed = |error: TractError| Failure::Failed(chain(&error));
+) -> Result<TVec<TValue>, Broken> {
+    let failed = |error: TractError| match error.root_cause().is::<OtherSizes>() {
+        true => Broken::OtherSizes,
+        false => Broken::Failure(Failure::Failed(chain(&error))),
+    };
     let mut stopped = false;
     let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
     let outputs = state.run_plan_with_eval(plan.pick(inputs), |context, op_state, node, inputs| {
@@ -100,7 +182,7 @@ fn run_plan(
     });
     match outputs {
         Ok(outputs) => Ok(outputs),
-        Err(_) if stopped => Err(Failure::Stopped),
+        Err(_) if stopped => Err(Failure::Stopped.into()),
         Err(error) => Err(failed(error)),
     }
 }

@@ -1,35 +1,27 @@
-//! The optimised plans of one graph: one where its shapes are fixed, else one for each of the
-//! last few shapes asked for. tract's convolutions are generated for concrete sizes only: the
-//! same network planned with a symbolic batch takes seven times as long.
+//! The optimised plans of one graph: one where its shapes are fixed, or where all of it runs with
+//! any sizes; else one for each of the last few shapes asked for.
 //!
 //! Where a graph computes with the values of an input as if they were shapes, axes or sizes,
 //! tract must know them to plan it. Such inputs are made constants, with a plan for each of the
 //! last few values.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
-use tract_onnx::tract_hir::ops::konst::Const;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use super::chain;
+use super::by_sizes::{Asked, BySizes};
 use super::fuse::{self, PackedWeights};
+use super::{chain, compiled};
 use crate::guard::guarded;
-
-/// Plans remembered for a graph with free sizes; the one unused longest goes first.
-const REMEMBERED_PLANS: usize = 8;
-
-/// Shapes of which is remembered what they need.
-const REMEMBERED_LEVELS: usize = 64;
-
-/// Elements of an input that may be made a constant: a shape, axes, sizes, a scalar.
-const MAX_PARAMETER_ELEMENTS: usize = 64;
 
 /// Of an input whose sizes are guessed: some graphs fold constants of that size.
 const MAX_GUESSED_ELEMENTS: usize = 1 << 22;
 
-type Shapes = TVec<TVec<usize>>;
+pub(super) type Shapes = TVec<TVec<usize>>;
 
 /// What is run, and which of the graph's inputs it still takes.
 #[derive(Debug)]
@@ -41,61 +33,101 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) enum Plans {
     Fixed { plan: Arc<Plan>, inputs: Shapes },
-    Free(Free),
+    Free { for_all: Option<Arc<Plan>>, by_sizes: BySizes },
+    Compiled { plan: Arc<Plan>, onnx: Bytes, others: OnceLock<Result<Box<Plans>, String>> },
 }
 
-#[derive(Debug)]
-pub(super) struct Free {
-    model: Box<InferenceModel>,
-    packed: PackedWeights,
-    /// Inputs to be made constants: none, those of whole numbers, those of other numbers too.
-    /// The next is tried where one does not do.
-    parameters: Vec<Vec<usize>>,
-    /// Which of them does, where nothing is known of the shapes.
-    level: usize,
-    /// And where something is; the last few.
-    levels: Mutex<Vec<(Shapes, usize)>>,
-    recent: Mutex<Vec<(Asked, Arc<Slot>)>>,
+/// What a graph is made into.
+pub(super) struct Planned {
+    pub(super) plans: Plans,
+    /// What is known of its outputs, if anything is.
+    pub(super) outputs: Vec<TypedFact>,
+    /// What the first of the plans was made of, where that is wanted and there is one.
+    pub(super) fused: Option<TypedModel>,
 }
 
-/// What a plan is made for.
-#[derive(Debug, Clone, PartialEq)]
-struct Asked {
-    shapes: Shapes,
-    constants: Vec<(usize, Arc<Tensor>)>,
+/// A plan, and what it was made of where that is wanted.
+struct Made {
+    plan: Plan,
+    fused: Option<TypedModel>,
 }
 
-/// A plan being made or made: callers for the same shape wait for one making of it.
-type Slot = OnceLock<Result<Arc<Plan>, String>>;
+impl Made {
+    fn new(fused: TypedModel, keeps_fused: bool) -> TractResult<Self> {
+        let kept = keeps_fused.then(|| fused.clone());
+        Ok(Self { plan: Plan::new(fused, [].into_iter())?, fused: kept })
+    }
+}
 
 impl Plan {
+    pub(super) fn new(
+        mut fused: TypedModel,
+        constants: impl Iterator<Item = usize>,
+    ) -> TractResult<Self> {
+        fused.optimize()?;
+        Ok(Self { runnable: fused.into_runnable()?, constants: constants.collect() })
+    }
+
     /// The inputs that are left, of all the graph's.
     pub(super) fn pick(&self, inputs: TVec<TValue>) -> TVec<TValue> {
         let left = inputs.into_iter().enumerate();
         left.filter(|(index, _)| !self.constants.contains(index)).map(|(_, value)| value).collect()
     }
+
+    /// Whether the inputs have the sizes that the plan asks for: those that are free are equal
+    /// where they have one name.
+    fn fits(&self, values: &[TValue]) -> bool {
+        let model = self.runnable.model();
+        let mut found = SymbolValues::default();
+        let mut fits = |fact: &TypedFact, value: &TValue| {
+            fact.rank() == value.rank()
+                && fact.shape.iter().zip(value.shape()).all(|(dim, &size)| {
+                    let Ok(size) = i64::try_from(size) else { return false };
+                    if let TDim::Sym(symbol) = dim
+                        && found.get(symbol).is_none()
+                    {
+                        found.set(symbol, size);
+                    }
+                    dim.eval_to_i64(&found).is_ok_and(|wanted| wanted == size)
+                })
+        };
+        model.inputs.len() == values.len()
+            && model
+                .inputs
+                .iter()
+                .zip(values)
+                .all(|(&input, value)| model.outlet_fact(input).is_ok_and(|fact| fits(fact, value)))
+    }
 }
 
 impl Plans {
-    /// Optimises the model, and returns what is known of its outputs, if anything is.
+    /// Optimises the model.
     ///
     /// # Errors
     /// A text: what the engine cannot do with it.
-    pub(super) fn new(model: InferenceModel) -> Result<(Self, Vec<TypedFact>), String> {
-        let cannot = |error: TractError| format!("cannot be planned: {}", chain(&error));
+    pub(super) fn new(model: InferenceModel, keeps_fused: bool) -> Result<Planned, String> {
         let facts = input_facts(&model).map_err(cannot)?;
-        let asked = |shapes| Asked { shapes, constants: Vec::new() };
         let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
-        let alone = PackedWeights::of_one_plan();
-        let failed =
-            match concrete.map(|inputs| (plan(&model, &asked(inputs.clone()), &alone), inputs)) {
-                Some((Ok(plan), inputs)) => {
-                    let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
-                    return Ok((Self::Fixed { plan: Arc::new(plan), inputs }, outputs));
-                }
-                Some((Err(error), _)) => Some(error),
-                None => None,
-            };
+        let Some(inputs) = concrete else { return Self::free(model, &facts, None, keeps_fused) };
+        let packed = PackedWeights::of_one_plan();
+        let fused = Asked::shapes(inputs.clone()).fuse(&model, &packed);
+        match fused.and_then(|fused| Made::new(fused, keeps_fused)) {
+            Ok(Made { plan, fused }) => {
+                let outputs = output_facts(plan.runnable.model()).map_err(cannot)?;
+                let plans = Self::Fixed { plan: Arc::new(plan), inputs };
+                Ok(Planned { plans, outputs, fused })
+            }
+            Err(error) => Self::free(model, &facts, Some(error), keeps_fused),
+        }
+    }
+
+    /// `failed`: why fixed sizes do not do.
+    fn free(
+        model: InferenceModel,
+        facts: &[InferenceFact],
+        failed: Option<TractError>,
+        keeps_fused: bool,
+    ) -> Result<Planned, String> {
         let packed = PackedWeights::shared();
         // With free sizes the symbolic types say what the outputs are. Some nets cannot be
         // typed so (their own arithmetic on shapes defeats it): those are tried with sizes.
@@ -107,27 +139,26 @@ impl Plans {
                 Err(error) => (Err(error), usize::MAX),
             },
         };
-        let tried = guesses(&model, &facts).into_iter().take(tries).map(asked);
+        let whole = typed.as_ref().ok().filter(|_| tries == 0);
+        let for_all = whole.and_then(|typed| fuse_for_all(typed, &packed));
+        let for_all = for_all.and_then(|fused| attempt(|| Made::new(fused, keeps_fused)).ok());
         let mut refused = None;
-        let mut tried = tried.filter_map(|asked| match attempt(|| plan(&model, &asked, &packed)) {
-            Ok(plan) => Some((plan, asked)),
-            Err(error) => {
-                refused = Some(error);
-                None
-            }
-        });
-        let (planned, first) = tried.next().unzip();
-        let outputs = match (&typed, &planned) {
+        let first =
+            guesses(&model, facts, tries).into_iter().map(Asked::shapes).find_map(|asked| {
+                let made = attempt(|| Made::new(asked.fuse(&model, &packed)?, keeps_fused));
+                made.map_err(|error| refused = Some(error)).ok().map(|made| (asked, made))
+            });
+        let outputs = match (&typed, &first) {
             (Ok(typed), _) => output_facts(typed).map_err(cannot)?,
-            (Err(_), Some(plan)) => {
-                let facts = output_facts(plan.runnable.model()).map_err(cannot)?;
+            (Err(_), Some((_, made))) => {
+                let facts = output_facts(made.plan.runnable.model()).map_err(cannot)?;
                 facts.into_iter().map(forget_sizes).collect()
             }
             (Err(_), None) => Vec::new(),
         };
-        let parameters = parameters(&facts);
+        let parameters = parameters(facts);
         let level = match typed {
-            Err(error) if planned.is_none() => {
+            Err(error) if first.is_none() => {
                 if parameters.len() == 1 || has_unimplemented(&model) {
                     // Without sizes a source of unknown type is all that typing tells of.
                     return Err(cannot(refused.unwrap_or(error)));
@@ -136,11 +167,20 @@ impl Plans {
             }
             _ => 0,
         };
-        let slot = |plan| Arc::new(OnceLock::from(Ok(Arc::new(plan))));
-        let recent = first.zip(planned.map(slot)).into_iter().collect();
-        let (levels, recent) = (Mutex::default(), Mutex::new(recent));
-        let model = Box::new(model);
-        Ok((Self::Free(Free { model, packed, parameters, level, levels, recent }), outputs))
+        let (for_all, whole) = for_all.map(|made| (Arc::new(made.plan), made.fused)).unzip();
+        let (first, fused) = first.map(|(asked, made)| ((asked, made.plan), made.fused)).unzip();
+        let by_sizes = BySizes::new(model, packed, (parameters, level), first);
+        let fused = whole.or(fused).flatten();
+        Ok(Planned { plans: Self::Free { for_all, by_sizes }, outputs, fused })
+    }
+
+    /// From what a compiled plan holds; the file is read where a run asks for other sizes.
+    ///
+    /// # Errors
+    /// A text: tract cannot make it a plan.
+    pub(super) fn compiled(fused: TypedModel, onnx: Bytes) -> Result<Self, String> {
+        let plan = Plan::new(fused, [].into_iter()).map_err(|error| chain(&error))?;
+        Ok(Self::Compiled { plan: Arc::new(plan), onnx, others: OnceLock::new() })
     }
 
     /// The plan for these inputs, made now where there is none yet.
@@ -148,112 +188,57 @@ impl Plans {
     /// # Errors
     /// A text: the graph cannot take them.
     pub(super) fn get(&self, values: &[TValue]) -> Result<Arc<Plan>, String> {
-        let shapes: Shapes = values.iter().map(|value| value.shape().into()).collect();
         match self {
-            Self::Fixed { plan, inputs } if *inputs == shapes => Ok(plan.clone()),
-            Self::Fixed { inputs, .. } => {
-                Err(format!("the graph takes inputs of shapes {inputs:?}, got {shapes:?}"))
+            Self::Free { for_all: Some(plan), .. } | Self::Compiled { plan, .. }
+                if plan.fits(values) =>
+            {
+                Ok(plan.clone())
             }
-            Self::Free(free) => free.get(shapes, values),
+            _ => self.get_for_sizes(values),
+        }
+    }
+
+    /// A plan for just these sizes.
+    ///
+    /// # Errors
+    /// A text: the graph cannot take them.
+    pub(super) fn get_for_sizes(&self, values: &[TValue]) -> Result<Arc<Plan>, String> {
+        let shapes = || -> Shapes { values.iter().map(|value| value.shape().into()).collect() };
+        match self {
+            Self::Fixed { plan, inputs } if *inputs == shapes() => Ok(plan.clone()),
+            Self::Fixed { inputs, .. } => {
+                Err(format!("the graph takes inputs of shapes {inputs:?}, got {:?}", shapes()))
+            }
+            Self::Free { by_sizes, .. } => by_sizes.get(shapes(), values),
+            Self::Compiled { onnx, others, .. } => {
+                let others = others.get_or_init(|| super::plans_of(onnx).map(Box::new));
+                others.as_ref().map_err(Clone::clone)?.get_for_sizes(values)
+            }
         }
     }
 }
 
-impl Free {
-    fn get(&self, shapes: Shapes, values: &[TValue]) -> Result<Arc<Plan>, String> {
-        let level = self.level_of(&shapes);
-        let mut found = self.at_level(level, &shapes, values);
-        for higher in level + 1..self.parameters.len() {
-            if found.is_ok() {
-                break;
-            }
-            let other = self.at_level(higher, &shapes, values);
-            if other.is_ok() {
-                self.remember_level(&shapes, higher);
-                found = other;
-            }
-        }
-        found
+/// The model with our operators, where it can be planned for all sizes at once: what is left of
+/// it are operators that are as quick so.
+fn fuse_for_all(typed: &TypedModel, packed: &PackedWeights) -> Option<TypedModel> {
+    // Most that can not is seen before it is simplified, which takes long.
+    const SIMPLIFIED: [&str; 3] = ["EinSum", "StridedSlice", "Identity"];
+    let may_be_left =
+        |node: &TypedNode| compiled::holds_operator(node) || SIMPLIFIED.contains(&&*node.op.name());
+    if !typed.nodes().iter().all(may_be_left) {
+        return None;
     }
+    let fused = attempt(|| fuse::fuse(typed.clone(), packed)).ok()?;
+    compiled::holds(&fused).then_some(fused)
+}
 
-    /// By shapes: one odd request must not have every other planned for its values.
-    fn level_of(&self, shapes: &Shapes) -> usize {
-        let levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = levels.iter().find(|(known, _)| known == shapes);
-        known.map_or(self.level, |(_, level)| *level)
-    }
-
-    fn remember_level(&self, shapes: &Shapes, level: usize) {
-        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
-        levels.retain(|(known, _)| known != shapes);
-        levels.insert(0, (shapes.clone(), level));
-        levels.truncate(REMEMBERED_LEVELS);
-    }
-
-    fn at_level(
-        &self,
-        level: usize,
-        shapes: &Shapes,
-        values: &[TValue],
-    ) -> Result<Arc<Plan>, String> {
-        let small = |&&index: &&usize| values[index].len() <= MAX_PARAMETER_ELEMENTS;
-        let constants = self.parameters[level].iter().filter(small);
-        let constants = constants.map(|&index| (index, values[index].clone().into_arc_tensor()));
-        let asked = Asked { shapes: shapes.clone(), constants: constants.collect() };
-        let slot = self.slot_for(&asked);
-        let made = slot.get_or_init(|| {
-            let plan = plan(&self.model, &asked, &self.packed).map_err(|error| {
-                format!("the graph cannot take inputs of shapes {shapes:?}: {}", chain(&error))
-            });
-            plan.map(Arc::new)
-        });
-        made.clone()
-    }
-
-    /// Finds or makes the slot of what is asked and puts it first.
-    fn slot_for(&self, asked: &Asked) -> Arc<Slot> {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = recent.iter().position(|(known, _)| known == asked);
-        let entry = match known {
-            Some(index) => recent.remove(index),
-            None => (asked.clone(), Arc::default()),
-        };
-        let slot = entry.1.clone();
-        recent.insert(0, entry);
-        recent.truncate(REMEMBERED_PLANS);
-        slot
-    }
+fn cannot(error: TractError) -> String {
+    format!("cannot be planned: {}", chain(&error))
 }
 
 /// tract panics on some nets that have no sizes yet, and on some sizes that are guessed.
 fn attempt<T>(work: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
     guarded(work).unwrap_or_else(|panic| Err(TractError::msg(panic)))
-}
-
-fn plan(model: &InferenceModel, asked: &Asked, packed: &PackedWeights) -> TractResult<Plan> {
-    let mut model = model.clone();
-    for (index, shape) in asked.shapes.iter().enumerate() {
-        let mut fact = model.input_fact(index)?.clone();
-        fact.shape =
-            ShapeFactoid::from(shape.iter().map(|size| size.to_dim()).collect::<TVec<TDim>>());
-        model.set_input_fact(index, fact)?;
-    }
-    for (index, constant) in &asked.constants {
-        let outlet = model.input_outlets()?[*index];
-        let node = model.node_mut(outlet.node);
-        node.op = Box::new(Const::new(constant.clone())?);
-        let mut fact = InferenceFact::dt_shape(constant.datum_type(), constant.shape());
-        fact.value = constant.clone().into();
-        node.outputs[0].fact = fact;
-    }
-    let constants: Vec<usize> = asked.constants.iter().map(|(index, _)| *index).collect();
-    let mut index = 0;
-    model.inputs.retain(|_| {
-        index += 1;
-        !constants.contains(&(index - 1))
-    });
-    let runnable = fuse::optimize(model.into_typed()?, packed)?.into_runnable()?;
-    Ok(Plan { runnable, constants })
 }
 
 /// The inputs that a graph may compute with as if they were shapes or sizes.
@@ -297,7 +282,10 @@ fn is_free_in_batch_only(fact: &InferenceFact) -> bool {
 }
 
 /// Shapes to try a graph with: what it says of its inputs, and one or more for the rest.
-fn guesses(model: &InferenceModel, facts: &[InferenceFact]) -> Vec<Shapes> {
+fn guesses(model: &InferenceModel, facts: &[InferenceFact], most: usize) -> Vec<Shapes> {
+    if most == 0 {
+        return Vec::new();
+    }
     let mut analysed = model.clone();
     // What the analysis found out before it failed is worth having, too.
     let _ = analysed.analyse(true);
@@ -317,7 +305,7 @@ fn guesses(model: &InferenceModel, facts: &[InferenceFact]) -> Vec<Shapes> {
         let facts = facts.iter().enumerate();
         facts.map(|(index, fact)| known(analysed.get(index).unwrap_or(fact), size)).collect()
     };
-    [1, 32, 224].into_iter().filter_map(shapes).collect()
+    [1, 32, 224].into_iter().filter_map(shapes).take(most).collect()
 }
 
 fn output_facts(model: &TypedModel) -> TractResult<Vec<TypedFact>> {

@@ -10,7 +10,7 @@ use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 
 /// Gives its input back. Nothing is moved past it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Barrier;
+pub(in crate::tract) struct Barrier;
 
 /// Puts one before each sum over axes of something repeated.
 pub(super) fn raise(model: &mut TypedModel) -> TractResult<()> {

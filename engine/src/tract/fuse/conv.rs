@@ -18,6 +18,7 @@ use wisp_kernels::{
 use super::chain::{Chain, apply_post, by_channel};
 use super::line::Line;
 use super::weights::PackedWeights;
+use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 
 thread_local! {
     /// What kernels need for the time of one call.
@@ -26,7 +27,7 @@ thread_local! {
 
 /// A convolution with its weights packed for this processor.
 #[derive(Debug, Clone)]
-struct FusedConv {
+pub(in crate::tract) struct FusedConv {
     kernel: Arc<Kernel>,
     bias: Arc<[f32]>,
     order: ResidualOrder,
@@ -44,6 +45,29 @@ enum Kernel {
     Line(Line),
     Winograd(Winograd),
     General(Conv2d),
+}
+
+stored_struct!(FusedConv { kernel, bias, order, activation, post, input, output });
+
+impl Stored for Kernel {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        match self {
+            Kernel::Depthwise(kernel) => to.variant(0, kernel),
+            Kernel::Line(kernel) => to.variant(1, kernel),
+            Kernel::Winograd(kernel) => to.variant(2, kernel),
+            Kernel::General(kernel) => to.variant(3, kernel),
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Some(match u8::take(from)? {
+            0 => Kernel::Depthwise(Stored::take(from)?),
+            1 => Kernel::Line(Stored::take(from)?),
+            2 => Kernel::Winograd(Stored::take(from)?),
+            3 => Kernel::General(Stored::take(from)?),
+            _ => return None,
+        })
+    }
 }
 
 /// What a kernel is chosen for, apart from its window and weights.

@@ -4,6 +4,8 @@
 use wisp_kernels::window::Window;
 use wisp_kernels::{Epilogue, Level, Packed, ShapeError, View, linear};
 
+use crate::tract::compiled::stored_struct;
+
 /// Sums of fewer terms, or for fewer outputs, do not pay for turning the tensors over.
 const MIN_TERMS: usize = 256;
 const MIN_OUTPUTS: usize = 64;
@@ -17,6 +19,8 @@ pub(super) struct Line {
     before: usize,
     after: usize,
 }
+
+stored_struct!(Line { weights, channels, stride, before, after });
 
 impl Line {
     /// `weights` are \[outputs, channels, kernel\], for images of height 1. `None` where it is not

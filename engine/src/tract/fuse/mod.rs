@@ -3,23 +3,34 @@
 //! recognised stays tract's.
 
 mod barrier;
+mod binary;
 mod chain;
 mod conv;
 mod line;
 mod pool;
 mod product;
 mod rows;
+mod spans;
+mod table;
 mod weights;
 
+pub(super) use barrier::Barrier;
+pub(super) use binary::FusedBinary;
+pub(super) use conv::FusedConv;
+pub(super) use pool::FusedPool;
+pub(super) use product::{FusedProduct, OtherSizes};
+pub(super) use rows::FusedRows;
+pub(super) use table::FusedTable;
 pub(super) use weights::PackedWeights;
 
 use tract_onnx::prelude::*;
 
-/// tract's own optimisation, with our operators put in where they can be.
+/// tract's own simplifications, with our operators put in where they can be. tract's `optimize`
+/// is still to be done.
 ///
 /// # Errors
 /// tract's.
-pub(super) fn optimize(mut model: TypedModel, packed: &PackedWeights) -> TractResult<TypedModel> {
+pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult<TypedModel> {
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
     barrier::raise(&mut model)?;
@@ -28,6 +39,7 @@ pub(super) fn optimize(mut model: TypedModel, packed: &PackedWeights) -> TractRe
     model.declutter()?;
     product::fuse(&mut model, packed)?;
     rows::fuse(&mut model)?;
-    model.optimize()?;
+    table::fuse(&mut model)?;
+    binary::fuse(&mut model)?;
     Ok(model)
 }

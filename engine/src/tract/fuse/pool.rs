@@ -8,17 +8,20 @@ use tract_onnx::tract_hir::tract_core::ops::cnn::{MaxPool, PoolSpec, SumPool};
 use wisp_kernels::pool::{Pool, Pooling};
 
 use super::conv::window;
+use crate::tract::compiled::stored_struct;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug, Clone)]
-struct FusedPool {
+pub(in crate::tract) struct FusedPool {
     pool: Pool,
     input: [usize; 4],
     output: TVec<usize>,
 }
+
+stored_struct!(FusedPool { pool, input, output });
 
 /// Replaces the pooling that our kernels can do.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {

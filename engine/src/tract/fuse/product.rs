@@ -1,5 +1,6 @@
 //! Products of matrices in single precision, one or many, with what follows them. tract writes
-//! them as sums over named axes; those that are a matrix product become one of ours.
+//! them as sums over named axes; those that are a matrix product become one of ours. Where sizes
+//! are free, what lies where is found anew in each run.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use wisp_kernels::{
 };
 
 use super::chain::{Chain, apply_post};
+use super::spans::{Places, Plan};
 use super::weights::PackedWeights;
+use crate::tract::compiled::stored_struct;
 
 /// Of a result that takes what follows it: a bias is held for each.
 const MAX_COLUMNS: usize = 1 << 24;
@@ -22,39 +25,39 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
 }
 
-/// How far a step along an axis goes in the left operand, the right one and the result.
-type Steps = [usize; 3];
-
-/// One axis, or several that lie in each tensor as if they were one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    size: usize,
-    steps: Steps,
-}
-
-/// `c[m, n] = Σ a[m, k] b[k, n]`, for each of the batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Plan {
-    batch: Vec<Span>,
-    m: Span,
-    n: Span,
-    k: Span,
-    /// Whether the operands change places.
-    swapped: bool,
-}
+/// A product does not lie for these sizes as it did for those that it was made for.
+#[derive(Debug, thiserror::Error)]
+#[error("a product is not made for these sizes")]
+pub(in crate::tract) struct OtherSizes;
 
 #[derive(Debug, Clone)]
-struct FusedProduct {
-    plan: Plan,
-    /// The right operand, where it is constant.
-    weights: Option<Arc<Packed>>,
+pub(in crate::tract) struct FusedProduct {
+    axes: Vec<Places>,
+    /// Whether the operands change places.
+    swapped: bool,
+    /// Where all sizes are known: what lies where, and the result's shape.
+    planned: Option<(Plan, TVec<usize>)>,
+    /// The right operand, where it is constant, and its shape before it was packed.
+    weights: Option<(Arc<Packed>, TVec<usize>)>,
     /// By column.
     bias: Option<Arc<[f32]>>,
     order: ResidualOrder,
     activation: Activation,
     post: Option<(f32, f32)>,
-    output: TVec<usize>,
+    output: TVec<TDim>,
 }
+
+stored_struct!(FusedProduct {
+    axes,
+    swapped,
+    planned,
+    weights,
+    bias,
+    order,
+    activation,
+    post,
+    output
+});
 
 /// Replaces all products that our kernels can do.
 pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
@@ -72,7 +75,16 @@ fn fuse_one(
     packed: &PackedWeights,
 ) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
-    let Some(plan) = plan(model, node)? else { return Ok(None) };
+    let Some(axes) = axes(model, node)? else { return Ok(None) };
+    let facts = [
+        model.outlet_fact(node.inputs[0])?,
+        model.outlet_fact(node.inputs[1])?,
+        &node.outputs[0].fact,
+    ];
+    let is_known = facts.iter().all(|fact| fact.shape.is_concrete());
+    let Some(shapes) = sizes(facts) else { return Ok(None) };
+    let plan = Plan::of(&axes, [&shapes[0], &shapes[1], &shapes[2]]);
+    let Some(plan) = plan else { return Ok(None) };
     let (left, right) = match plan.swapped {
         true => (node.inputs[1], node.inputs[0]),
         false => (node.inputs[0], node.inputs[1]),
@@ -84,7 +96,7 @@ fn fuse_one(
             let (n, k) = (plan.n, plan.k);
             let pack = || Packed::new(n.size, k.size, data, (n.steps[1], k.steps[1])).ok();
             let Some(weights) = packed.get(&(n, k), data, pack) else { return Ok(None) };
-            Some(weights)
+            Some((weights, konst.shape().into()))
         }
         None => None,
     };
@@ -103,9 +115,11 @@ fn fuse_one(
         false => None,
     };
     let last = chain.as_ref().map_or(id, |chain| chain.last);
-    let Some(output) = model.node(last).outputs[0].fact.shape.as_concrete() else {
+    let shape = &model.node(last).outputs[0].fact.shape;
+    let known: Option<TVec<usize>> = shape.as_concrete().filter(|_| is_known).map(Into::into);
+    if is_known != known.is_some() {
         return Ok(None);
-    };
+    }
     let mut patch = TypedModelPatch::default();
     let mut inputs = tvec!(patch.tap_model(model, left)?);
     if weights.is_none() {
@@ -115,13 +129,15 @@ fn fuse_one(
         inputs.push(patch.tap_model(model, residual)?);
     }
     let mut fused = FusedProduct {
-        plan,
+        axes,
+        swapped: plan.swapped,
+        planned: known.map(|output| (plan, output)),
         weights,
         bias: None,
         order: ResidualOrder::BeforeActivation,
         activation: Activation::None,
         post: None,
-        output: output.into(),
+        output: shape.to_tvec(),
     };
     if let Some(chain) = chain {
         fused.bias = chain.bias.iter().any(|bias| *bias != 0.0).then(|| chain.bias.into());
@@ -132,128 +148,80 @@ fn fuse_one(
     Ok(Some(patch))
 }
 
-/// Sees a sum over axes as a product of matrices, where it is one that our kernels can do.
-fn plan(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Plan>> {
+/// The axes of a sum that may be a product of matrices.
+fn axes(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Vec<Places>>> {
     let Some(op) = node.op_as::<EinSum>() else { return Ok(None) };
     if op.q_params.is_some() || op.operating_dt != DatumType::F32 || node.inputs.len() != 2 {
         return Ok(None);
     }
-    let facts = [
-        model.outlet_fact(node.inputs[0])?,
-        model.outlet_fact(node.inputs[1])?,
-        &node.outputs[0].fact,
-    ];
-    if facts.iter().any(|fact| fact.datum_type != DatumType::F32) {
+    let (inputs, outputs) = model.node_facts(node.id)?;
+    if inputs.iter().chain(&outputs).any(|fact| fact.datum_type != DatumType::F32) {
         return Ok(None);
     }
-    let Some(shapes) =
-        facts.iter().map(|fact| fact.shape.as_concrete()).collect::<Option<Vec<_>>>()
-    else {
-        return Ok(None);
-    };
-    let steps: Vec<Vec<usize>> = shapes.iter().map(|shape| row_major(shape)).collect();
-    let (mut batch, mut ms, mut ns, mut ks) = (vec![], vec![], vec![], vec![]);
-    for axis in op.axes.iter_all_axes() {
+    let axes = op.axes.iter_all_axes().map(|axis| {
         let places = [&axis.inputs[0], &axis.inputs[1], &axis.outputs[0]];
-        if places.iter().any(|places| places.len() > 1) {
-            return Ok(None);
-        }
-        let places = places.map(|places| places.first().copied());
-        let sizes = [0, 1, 2].map(|tensor| places[tensor].map(|at| shapes[tensor][at]));
-        let Some(size) = sizes.into_iter().flatten().max() else { continue };
-        if sizes.into_iter().flatten().any(|other| other != size) {
-            return Ok(None);
-        }
-        if size == 1 {
-            continue;
-        }
-        let steps = [0, 1, 2].map(|tensor| places[tensor].map_or(0, |at| steps[tensor][at]));
-        let span = Span { size, steps };
-        match places.map(|place| place.is_some()) {
-            [true, true, true] => batch.push(span),
-            [true, false, true] => ms.push(span),
-            [false, true, true] => ns.push(span),
-            [true, true, false] => ks.push(span),
-            _ => return Ok(None),
-        }
-    }
-    let [ms, ns] = [ms, ns].map(|spans| merge(spans, 2));
-    let ks = merge(ks, 0);
-    Ok(arrange(batch, ms, ns, ks))
+        let once = places.iter().all(|places| places.len() <= 1);
+        once.then(|| places.map(|places| places.first().copied()))
+    });
+    Ok(axes.collect())
 }
 
-/// Which spans are the matrices', and which are looped over.
-fn arrange(
-    mut batch: Vec<Span>,
-    mut ms: Vec<Span>,
-    mut ns: Vec<Span>,
-    ks: Vec<Span>,
-) -> Option<Plan> {
-    let one = Span { size: 1, steps: [0; 3] };
-    let k = match ks[..] {
-        [] => one,
-        [k] => k,
-        _ => return None,
+/// The tensors' sizes, or some that stand for those that are free: primes, so that nothing fits
+/// together by chance.
+fn sizes(facts: [&TypedFact; 3]) -> Option<[TVec<usize>; 3]> {
+    const PRIMES: [i64; 6] = [1009, 1013, 1019, 1021, 1031, 1033];
+    let dims = || facts.iter().flat_map(|fact| fact.shape.iter());
+    let mut symbols: Vec<Symbol> = dims().flat_map(|dim| dim.symbols()).collect();
+    symbols.sort();
+    symbols.dedup();
+    if symbols.len() > PRIMES.len() {
+        return None;
+    }
+    let mut values = SymbolValues::default();
+    symbols.iter().zip(PRIMES).for_each(|(symbol, prime)| values.set(symbol, prime));
+    let sizes = |fact: &TypedFact| -> Option<TVec<usize>> {
+        fact.shape.iter().map(|dim| dim.eval(&values).to_usize().ok()).collect()
     };
-    // The last in the result is the matrix's; what does not lie with it is looped over.
-    let mut m = ms.pop().unwrap_or(one);
-    let mut n = ns.pop().unwrap_or(one);
-    batch.extend(ms);
-    batch.extend(ns);
-    let swapped = n.steps[2] != 1 && m.steps[2] == 1;
-    if swapped {
-        let swap = |span: &mut Span| span.steps.swap(0, 1);
-        std::mem::swap(&mut m, &mut n);
-        batch.iter_mut().for_each(swap);
-        swap(&mut m);
-        swap(&mut n);
-    }
-    let mut k = k;
-    if swapped {
-        k.steps.swap(0, 1);
-    }
-    let in_rows = n.size == 1 || n.steps[2] == 1;
-    in_rows.then_some(Plan { batch, m, n, k, swapped })
+    let [left, right, result] = facts.map(sizes);
+    Some([left?, right?, result?])
 }
 
-fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut steps = vec![1; shape.len()];
-    for at in (1..shape.len()).rev() {
-        steps[at - 1] = steps[at] * shape[at];
-    }
-    steps
-}
-
-/// Joins spans that follow each other in all tensors, outermost first as `tensor` has them.
-fn merge(mut spans: Vec<Span>, tensor: usize) -> Vec<Span> {
-    spans.sort_by_key(|span| std::cmp::Reverse(span.steps[tensor]));
-    let mut merged: Vec<Span> = Vec::new();
-    for span in spans {
-        match merged.last_mut() {
-            Some(outer)
-                if outer
-                    .steps
-                    .iter()
-                    .zip(span.steps)
-                    .all(|(&outer, inner)| outer == inner * span.size) =>
-            {
-                *outer = Span { size: outer.size * span.size, steps: span.steps };
-            }
-            _ => merged.push(span),
+impl FusedProduct {
+    /// What lies where for inputs of these shapes, and the shape of the result.
+    fn plan_for(&self, inputs: &[TValue]) -> Option<(Plan, TVec<usize>)> {
+        let right = self.weights.as_ref().map(|(_, shape)| &shape[..]);
+        let right = right.or_else(|| Some(inputs.get(1)?.shape()))?;
+        let mut shapes = [inputs.first()?.shape(), right];
+        if self.swapped {
+            shapes.swap(0, 1);
         }
+        let mut output = tvec![1; self.output.len()];
+        for places in &self.axes {
+            let size = |tensor: usize| shapes[tensor].get(places[tensor]?).copied();
+            if let Some(at) = places[2] {
+                *output.get_mut(at)? = size(0).or_else(|| size(1))?;
+            }
+        }
+        let plan = Plan::of(&self.axes, [shapes[0], shapes[1], &output])?;
+        let fits = self.weights.as_ref().is_none_or(|(weights, _)| {
+            let packed = (weights.extent(), weights.k());
+            plan.batch.is_empty() && packed == (plan.n.size, plan.k.size)
+        });
+        (fits && plan.swapped == self.swapped).then_some((plan, output))
     }
-    merged
 }
 
 impl PartialEq for FusedProduct {
     fn eq(&self, other: &Self) -> bool {
-        let weights = |op: &Self| op.weights.as_ref().map(Arc::as_ptr);
-        self.plan == other.plan
-            && weights(self) == weights(other)
+        fn weights(op: &FusedProduct) -> Option<(*const Packed, &[usize])> {
+            op.weights.as_ref().map(|(weights, shape)| (Arc::as_ptr(weights), &shape[..]))
+        }
+        weights(self) == weights(other)
+            && (&self.axes, self.swapped) == (&other.axes, other.swapped)
+            && (&self.planned, &self.output) == (&other.planned, &other.output)
             && self.bias == other.bias
             && (self.order, self.activation, self.post)
                 == (other.order, other.activation, other.post)
-            && self.output == other.output
     }
 }
 
@@ -265,7 +233,7 @@ impl Op for FusedProduct {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        Ok(vec![format!("{:?} {:?}", self.plan, self.activation)])
+        Ok(vec![format!("{:?} {:?}", self.planned, self.activation)])
     }
 
     op_as_typed_op!();
@@ -286,23 +254,34 @@ impl EvalOp for FusedProduct {
             order: self.order,
             activation: self.activation,
         };
+        let found;
+        let (plan, shape) = match &self.planned {
+            Some(planned) => planned,
+            None => {
+                found = self.plan_for(&inputs).ok_or(OtherSizes)?;
+                &found
+            }
+        };
         // SAFETY: the kernels write every element.
-        let mut output = unsafe { Tensor::uninitialized::<f32>(&self.output)? };
+        let mut output = unsafe { Tensor::uninitialized::<f32>(shape)? };
         let mut plain = output.try_as_plain_ram_mut()?;
         let y = plain.as_slice_mut::<f32>()?;
-        let Plan { batch, m, n, k, .. } = &self.plan;
+        if y.is_empty() {
+            return Ok(tvec!(output.into_tvalue()));
+        }
+        let Plan { m, n, k, .. } = plan;
         let a = |at: usize| View {
             data: slices[0].get(at..).unwrap_or_default(),
             row_step: m.steps[0],
             column_step: k.steps[0],
         };
-        if let Some(weights) = &self.weights {
+        if let Some((weights, _)) = &self.weights {
             linear(Level::best(), m.size, a(0), weights, y, &epilogue)?;
             apply_post(self.post, y);
             return Ok(tvec!(output.into_tvalue()));
         }
         SCRATCH.with_borrow_mut(|(rows, scratch)| {
-            for at in starts(batch) {
+            for at in plan.starts() {
                 let b = View {
                     data: slices[1].get(at[1]..).unwrap_or_default(),
                     row_step: k.steps[1],
@@ -328,23 +307,9 @@ impl EvalOp for FusedProduct {
     }
 }
 
-/// Where each product of a batch begins in the three tensors.
-fn starts(batch: &[Span]) -> Vec<Steps> {
-    let mut starts = vec![[0; 3]];
-    for span in batch {
-        let along = |start: &Steps| {
-            let start = *start;
-            let steps = span.steps;
-            (0..span.size).map(move |i| [0, 1, 2].map(|tensor| start[tensor] + i * steps[tensor]))
-        };
-        starts = starts.iter().flat_map(along).collect();
-    }
-    starts
-}
-
 impl TypedOp for FusedProduct {
     fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.output)))
+        Ok(tvec!(f32::fact(&self.output[..])))
     }
 
     as_op!();

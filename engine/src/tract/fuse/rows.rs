@@ -13,9 +13,10 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
 use wisp_kernels::elementwise::{Function, apply, layer_norm, softmax};
 
 use super::chain::by_channel;
+use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 
 #[derive(Debug, Clone, PartialEq)]
-enum RowFunction {
+pub(in crate::tract) enum RowFunction {
     Each(Function),
     Softmax,
     LayerNorm { gain: Arc<[f32]>, bias: Arc<[f32]>, epsilon: f32 },
@@ -23,13 +24,40 @@ enum RowFunction {
 
 /// A function that takes the place of its input where nothing else needs that.
 #[derive(Debug, Clone, PartialEq)]
-struct FusedRows {
+pub(in crate::tract) struct FusedRows {
     function: RowFunction,
-    /// Of the last axis.
-    row: usize,
 }
 
 impl Eq for FusedRows {}
+
+stored_struct!(FusedRows { function });
+
+impl Stored for RowFunction {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        match self {
+            RowFunction::Each(function) => to.variant(0, function),
+            RowFunction::Softmax => to.variant(1, &()),
+            RowFunction::LayerNorm { gain, bias, epsilon } => {
+                to.variant(2, gain)?;
+                bias.put(to)?;
+                epsilon.put(to)
+            }
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Some(match u8::take(from)? {
+            0 => RowFunction::Each(Stored::take(from)?),
+            1 => RowFunction::Softmax,
+            2 => RowFunction::LayerNorm {
+                gain: Stored::take(from)?,
+                bias: Stored::take(from)?,
+                epsilon: Stored::take(from)?,
+            },
+            _ => return None,
+        })
+    }
+}
 
 /// Replaces what our kernels do better.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
@@ -40,14 +68,13 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         };
         let Some((function, input, last)) = fused else { continue };
         let fact = model.outlet_fact(input)?;
-        let Some(&row) = fact.shape.as_concrete().and_then(|shape| shape.last()) else { continue };
-        if fact.datum_type != DatumType::F32 || row == 0 {
+        if fact.datum_type != DatumType::F32 || fact.rank() == 0 {
             continue;
         }
         let mut patch = TypedModelPatch::default();
         let tap = patch.tap_model(model, input)?;
         let name = model.node(last).name.clone();
-        let wired = patch.wire_node(name, FusedRows { function, row }, &[tap])?;
+        let wired = patch.wire_node(name, FusedRows { function }, &[tap])?;
         patch.shunt_outside(model, last.into(), wired[0])?;
         patch.apply(model)?;
     }
@@ -144,11 +171,15 @@ impl EvalOp for FusedRows {
 
     fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let mut tensor = inputs.remove(0).into_tensor();
+        let row = tensor.shape().last().copied().unwrap_or(1);
+        if tensor.len() == 0 {
+            return Ok(tvec!(tensor.into_tvalue()));
+        }
         let mut plain = tensor.try_as_plain_ram_mut()?;
         let values = plain.as_slice_mut::<f32>()?;
         match &self.function {
             RowFunction::Each(function) => apply(*function, values),
-            RowFunction::Softmax => softmax(values, self.row)?,
+            RowFunction::Softmax => softmax(values, row)?,
             RowFunction::LayerNorm { gain, bias, epsilon } => {
                 layer_norm(values, gain, Some(bias), *epsilon)?;
             }

@@ -103,7 +103,9 @@ impl Branch {
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
-        let plan = fuse::optimize(typed, &PackedWeights::of_one_plan())?.into_runnable()?;
+        let mut fused = fuse::fuse(typed, &PackedWeights::of_one_plan())?;
+        fused.optimize()?;
+        let plan = fused.into_runnable()?;
         Ok(Planned { plan, facts, inputs: self.inputs.clone() })
     }
 }
