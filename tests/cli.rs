@@ -205,7 +205,7 @@ fn damaged_cached_code_is_made_again() {
         .expect("a folder")
         .map(|entry| entry.expect("an entry").path())
         .collect();
-    assert_eq!(files.len(), 2, "{files:?}");
+    assert_eq!(files.len(), 3, "compiled code, what it is, the graph's plan: {files:?}");
     assert!(!serve().contains("damaged"));
     for file in
         files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "cwasm"))

@@ -114,7 +114,14 @@ fn each_library_has_its_room() {
         &["fs::"],
     );
     only(
-        &["sandbox/", "repository/load.rs", "store/blobs.rs", "examine.rs", "memory.rs"],
+        &[
+            "sandbox/",
+            "repository/load.rs",
+            "store/blobs.rs",
+            "cache.rs",
+            "examine.rs",
+            "memory.rs",
+        ],
         &["unsafe "],
     );
     only(&["cli/", "config.rs", "lib.rs", "main.rs", "telemetry.rs"], &["anyhow"]);

@@ -20,6 +20,7 @@ mod limits;
 mod load;
 mod openapi;
 mod photos;
+mod plans;
 mod protocol;
 mod registry;
 mod residency;

@@ -178,8 +178,8 @@ fn compile(path: &str, to: &str) -> Result<bool, String> {
     let Some(compiled) = compiled.map_err(|error| error.to_string())?.1 else { return Ok(false) };
     let file = fs::File::create(to).map_err(|error| format!("{to}: {error}"))?;
     let mut file = std::io::BufWriter::new(file);
-    let written = compiled.write(path, &mut file).and_then(|held| file.flush().map(|()| held));
-    written.map_err(|error| format!("{to}: {error}"))
+    let written = compiled.write(path, &mut file).and_then(|()| file.flush());
+    written.map(|()| true).map_err(|error| format!("{to}: {error}"))
 }
 
 fn map(path: &str) -> Result<Bytes, String> {

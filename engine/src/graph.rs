@@ -61,6 +61,8 @@ pub struct Graph {
     engine: EngineKind,
     /// An operator whose answer for a row depends on the others by its nature.
     mixing: Option<&'static str>,
+    /// Of the compiled plan whose memory it uses.
+    plan_bytes: usize,
     /// What it was run on, where that is wanted.
     recorded: OnceLock<Mutex<Vec<Vec<Value<'static>>>>>,
 }
@@ -78,8 +80,8 @@ impl Graph {
         Self::compile(onnx, engine, false).map(|(graph, _)| graph)
     }
 
-    /// As [`Graph::load`]; where it `is_to_be_compiled` and the engine can, also returns what its
-    /// compiled plan is written of.
+    /// As [`Graph::load`]; where it `is_to_be_compiled`, also returns what its compiled plan is
+    /// written of, if the engine has such and it can hold all of the graph's operators.
     ///
     /// # Errors
     /// As for [`Graph::load`].
@@ -99,8 +101,9 @@ impl Graph {
     /// It is damaged, another's, or of another version of this program.
     pub fn wake(compiled: &Bytes, key: &str, onnx: Bytes) -> Result<Self, LoadError> {
         let (session, contract) = guarded_load(|| tract::wake(compiled, key, onnx))?;
-        let (session, engine) = (Box::new(session), EngineKind::Tract);
-        Ok(Self { contract, session, engine, mixing: None, recorded: OnceLock::new() })
+        let (session, plan_bytes) = (Box::new(session), compiled.len());
+        let (engine, mixing, recorded) = (EngineKind::Tract, None, OnceLock::new());
+        Ok(Self { contract, session, engine, mixing, plan_bytes, recorded })
     }
 
     fn parse(
@@ -125,7 +128,8 @@ impl Graph {
         let mixing = whole::mixing(&file.proto);
         let fused = fused.filter(|_| mixing.is_none());
         let compiled = fused.map(|fused| Compiled { fused, contract: contract.clone() });
-        let graph = Self { contract, session, engine, mixing, recorded: OnceLock::new() };
+        let (plan_bytes, recorded) = (0, OnceLock::new());
+        let graph = Self { contract, session, engine, mixing, plan_bytes, recorded };
         Ok((graph, compiled))
     }
 
@@ -159,6 +163,11 @@ impl Graph {
             }
         }
         Err(LoadError(reasons.join("; ")))
+    }
+
+    /// Bytes of the compiled plan that it was woken from and uses where they lie.
+    pub fn plan_bytes(&self) -> usize {
+        self.plan_bytes
     }
 
     pub fn engine(&self) -> EngineKind {
@@ -216,12 +225,11 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Writes it under a key, which names the graph's file. `false`: the graph has an operator
-    /// that a compiled plan cannot hold, and nothing was written.
+    /// Writes it under a key, which names the graph's file.
     ///
     /// # Errors
     /// The writer's.
-    pub fn write(&self, key: &str, to: &mut dyn Write) -> io::Result<bool> {
+    pub fn write(&self, key: &str, to: &mut dyn Write) -> io::Result<()> {
         self.fused.write(key, &self.contract, to)
     }
 }

@@ -1,5 +1,6 @@
-//! Compiled guests on disk, so that a restart loads in a millisecond what took a second to make.
-//! The folder must be this user's alone: what lies in it is run as machine code.
+//! Compiled guests and compiled plans of graphs on disk, so that a restart loads in milliseconds
+//! what took a second to make. The folder must be this user's alone: what lies in it is run as
+//! machine code, and believed.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,18 +10,20 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use bytes::Bytes;
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::bundle::ContractForm;
-use crate::digest::hex;
+use crate::digest::{Digest as BlobDigest, hex};
 use crate::sandbox::Snapshot;
 use crate::tensor::Contract;
 
-/// Of all compiled guests; beyond it those go that were not used for longest.
+/// Of all that is kept; beyond it goes what was not used for longest.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// A folder of compiled guests.
+/// A folder of compiled guests and plans.
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: PathBuf,
@@ -88,8 +91,7 @@ impl Cache {
             tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
             return None;
         }
-        // Its age says when it was used last. Where that cannot be told, it goes a bit early.
-        let _ = fs::File::open(&compiled).and_then(|file| file.set_modified(SystemTime::now()));
+        let _ = fs::File::open(&compiled).map(|file| mark_used(&file));
         Some(Entry { compiled, contract: meta.contract.read().ok()? })
     }
 
@@ -102,8 +104,37 @@ impl Cache {
             sha256: hex(&Sha256::digest(&snapshot.compiled)),
             contract: ContractForm::from(&snapshot.contract),
         };
-        self.write(&self.compiled_path(key), &snapshot.compiled)?;
-        self.write(&self.meta_path(key), &serde_json::to_vec(&meta)?)?;
+        self.write(&self.compiled_path(key), |file| file.write_all(&snapshot.compiled))?;
+        let meta = serde_json::to_vec(&meta)?;
+        self.write(&self.meta_path(key), |file| file.write_all(&meta))?;
+        self.trim(MAX_BYTES)
+    }
+
+    /// The compiled plan of the graph of that digest, mapped, if it is there.
+    pub fn plan(&self, graph: &BlobDigest) -> Option<Bytes> {
+        let file = fs::File::open(self.plan_path(graph)).ok()?;
+        mark_used(&file);
+        // SAFETY: a plan is written under another name and never changed once it has its own; the
+        // folder is this user's. Removing it leaves the mapping whole.
+        let mapped = unsafe { Mmap::map(&file) }.ok()?;
+        Some(Bytes::from_owner(mapped))
+    }
+
+    /// Keeps the compiled plan of the graph of that digest, which `content` writes. It is on disk
+    /// before it has its name: not all of it is digested when it is read.
+    ///
+    /// # Errors
+    /// `content`'s, or the disk is full or the folder not writable.
+    pub fn put_plan(
+        &self,
+        graph: &BlobDigest,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.write(&self.plan_path(graph), |file| {
+            let mut file = io::BufWriter::with_capacity(64 << 10, file);
+            content(&mut file)?;
+            file.flush()
+        })?;
         self.trim(MAX_BYTES)
     }
 
@@ -112,7 +143,7 @@ impl Cache {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "cwasm")
+            if path.extension().is_some_and(|extension| extension == "cwasm" || extension == "plan")
                 && let Ok(metadata) = fs::metadata(&path)
             {
                 found.push((metadata.modified()?, metadata.len(), path));
@@ -137,14 +168,18 @@ impl Cache {
         Ok(())
     }
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write(
+        &self,
+        path: &Path,
+        content: impl FnOnce(&mut fs::File) -> io::Result<()>,
+    ) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let scratch = self.folder.join(format!(".{}-{count}.tmp", process::id()));
         let write = || {
             let mut file =
                 fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
-            file.write_all(bytes)?;
+            content(&mut file)?;
             file.sync_all()?;
             fs::rename(&scratch, path)
         };
@@ -156,6 +191,10 @@ impl Cache {
         written
     }
 
+    fn plan_path(&self, graph: &BlobDigest) -> PathBuf {
+        self.folder.join(format!("{}.plan", graph.hex()))
+    }
+
     fn compiled_path(&self, key: &CacheKey) -> PathBuf {
         self.folder.join(format!("{}.cwasm", key.0))
     }
@@ -163,6 +202,11 @@ impl Cache {
     fn meta_path(&self, key: &CacheKey) -> PathBuf {
         self.folder.join(format!("{}.json", key.0))
     }
+}
+
+/// A file's age says when it was used last. Where that cannot be told, it goes a bit early.
+fn mark_used(file: &fs::File) {
+    let _ = file.set_modified(SystemTime::now());
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(crate) use file::File;
 use fuse::OtherSizes;
 use plans::{Plan, Plans};
 
-/// A graph before the last step of its optimisation, which a compiled plan is written of.
+/// A graph before the last step of its optimisation, which a compiled plan can hold.
 pub(crate) struct Fused(TypedModel);
 
 /// Builds and optimises a graph, and says what is known of its outputs.
@@ -44,7 +44,8 @@ pub(crate) fn load(
         shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
     });
     let inferred = inferred.collect();
-    Ok((TractSession { plans: planned.plans }, inferred, planned.fused.map(Fused)))
+    let fused = planned.fused.filter(compiled::holds).map(Fused);
+    Ok((TractSession { plans: planned.plans }, inferred, fused))
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
@@ -63,8 +64,7 @@ fn plans_of(onnx: &[u8]) -> Result<Plans, String> {
 }
 
 impl Fused {
-    /// Writes the compiled plan of a graph of that contract, under a key. `false`: it has
-    /// something that cannot be held, and nothing was written.
+    /// Writes the compiled plan of a graph of that contract, under a key.
     ///
     /// # Errors
     /// The writer's.
@@ -73,7 +73,7 @@ impl Fused {
         key: &str,
         contract: &Contract,
         to: &mut dyn Write,
-    ) -> io::Result<bool> {
+    ) -> io::Result<()> {
         compiled::write(key, contract, &self.0, to)
     }
 }

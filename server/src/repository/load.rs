@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use wisp_engine::{EngineKind, Graph, OnnxRuntime};
 
+use super::graphs;
 use super::residency::Charge;
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
@@ -73,7 +74,7 @@ pub struct EngineSettings {
     pub deadline: Duration,
     pub concurrency: usize,
     pub queue: usize,
-    /// `None`: compiled guests are not kept.
+    /// `None`: compiled guests and plans are not kept.
     pub cache: Option<PathBuf>,
     /// ONNX Runtime's library, where the operator names one.
     pub onnxruntime: Option<PathBuf>,
@@ -137,7 +138,7 @@ impl LoadOptions {
     }
 }
 
-/// Loads the graphs, and the guest from the cache or by running its `prepare`. Blocks. `charge`
+/// Loads the graphs and the guest, from the cache or by running its `prepare`. Blocks. `charge`
 /// becomes what it took.
 ///
 /// # Errors
@@ -155,7 +156,9 @@ pub fn load(
     let response_cache =
         bundle.response_cache.map(|setting| ResponseCache::new(setting.max_mib << 20));
     let cache_bytes = response_cache.as_ref().map_or(0, ResponseCache::most_bytes);
-    charge.set(heap_bytes + guest.code_bytes() + cache_bytes as u64);
+    let woken = bundle.graphs.keys().filter_map(|name| graphs.get(name));
+    let plan_bytes: usize = woken.map(Graph::plan_bytes).sum();
+    charge.set(heap_bytes + guest.code_bytes() + (cache_bytes + plan_bytes) as u64);
     let limits = &bundle.limits;
     let asked = limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
     let concurrency = limits.concurrency.map_or(concurrency, |most| most.min(concurrency));
@@ -198,7 +201,7 @@ fn load_parts(
     options: &LoadOptions,
 ) -> Result<Parts, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
-        let graph = Graph::load_any(&onnx.bytes, &engines_for(bundle, name))
+        let graph = graphs::load(name, onnx, &engines_for(bundle, name), options.cache.as_ref())
             .map_err(|error| format!("graph `{name}`: {error}"))?;
         if let Some(decided) =
             bundle.engines.get(name).filter(|&&decided| decided != graph.engine())

@@ -1,6 +1,7 @@
 //! All models: those served from paths, and those deployed to the store. The only owner of what
 //! is served, and the one place where it is switched.
 
+mod graphs;
 mod load;
 mod residency;
 mod version;

@@ -36,24 +36,21 @@ const FORMAT: u32 = 1;
 const HEADER: usize = 32;
 const PAGE: usize = 4096;
 
-/// Writes a plan as a file of that key. `false`: the graph has something that cannot be held, and
-/// nothing was written.
+/// Writes a plan as a file of that key.
 ///
 /// # Errors
-/// The writer's.
+/// The writer's, or the graph has something that cannot be held: nothing was written then.
 pub(super) fn write(
     key: &str,
     contract: &Contract,
     model: &TypedModel,
     to: &mut dyn Write,
-) -> io::Result<bool> {
+) -> io::Result<()> {
     let mut writer = Writer::default();
     writer.text(&version());
     writer.text(key);
     let put = contract.put(&mut writer).and_then(|()| put_model(model, &mut writer));
-    if put.is_none() {
-        return Ok(false);
-    }
+    put.ok_or_else(|| io::Error::other("a compiled plan cannot hold it"))?;
     let Writer { small, large, end, .. } = &writer;
     to.write_all(MAGIC)?;
     for number in [small.len() as u64, rapidhash_v3(small), *end as u64] {
@@ -65,7 +62,7 @@ pub(super) fn write(
         to.write_all(bytes)?;
         pad(bytes.len(), parts::ALIGNMENT, to)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 fn pad(length: usize, to_multiple_of: usize, to: &mut dyn Write) -> io::Result<()> {
