@@ -44,12 +44,14 @@ fn clients_that_go_away_in_mid_compute() {
         "POST /v2/models/matmul_slow/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
+    let pending = "nv_inference_pending_request_count";
+    let pending = format!("{pending}{{model=\"matmul_slow\",version=\"1\"}}");
     for round in 1..=3 {
         yard.beside(|| {
             let mut stream = TcpStream::connect(yard.server.address()).expect("it listens");
             stream.write_all(format!("{head}{body}").as_bytes()).expect("sent");
-            // Until it is computed.
-            while yard.gauge("wisp_live_sandboxes") == 0 {
+            // Until it is under way, which it will be for long.
+            while yard.gauge(&pending) == 0 {
                 thread::yield_now();
             }
             stream.shutdown(Shutdown::Both).expect("shut down");
@@ -175,7 +177,7 @@ fn one_more_than_the_pool_holds() {
         folder.path(),
         "many",
         &parts.component(&many),
-        "[limits]\nmemory_mib = 16\ndeadline_ms = 2000\n",
+        "[limits]\nmemory_mib = 16\ndeadline_ms = 4000\n",
     );
     // Four places have room for 32 core instances.
     let yard = Yard::of_bundles(&[bundle], &["--sandboxes", "4"]);

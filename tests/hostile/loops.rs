@@ -6,11 +6,11 @@ use super::wat::Guest;
 use super::yard::{Yard, fails, hostile_with_echo, says};
 use crate::support::{Server, add_request, fixture, scratch};
 
-const LATE: &str = "did not answer within 300ms";
+const LATE: &str = "did not answer within 1s";
 
 #[test]
 fn handlers_that_never_end() {
-    let yard = Yard::of_hostile("memory_mib = 64\ndeadline_ms = 300");
+    let yard = Yard::of_hostile("memory_mib = 64\ndeadline_ms = 1000");
     yard.run(
         "hostile",
         &[
@@ -44,7 +44,7 @@ fn handlers_that_never_end() {
 fn loops_around_the_handler() {
     const LOOP: &str = "(loop $again (br $again))";
     let folder = scratch();
-    let limits = "[limits]\nmemory_mib = 16\ndeadline_ms = 300\n";
+    let limits = "[limits]\nmemory_mib = 16\ndeadline_ms = 1000\n";
     let realloc = Guest { realloc: LOOP, ..Guest::GOOD };
     let post_return = Guest { post_return: LOOP, ..Guest::GOOD };
     let bundles = [
@@ -63,12 +63,12 @@ fn loops_around_the_handler() {
 /// The deadline and what a large copy or a busy machine may add to it.
 #[test]
 fn a_deadline_is_not_much_overshot() {
-    let yard = Yard::of_hostile("memory_mib = 64\ndeadline_ms = 300");
+    let yard = Yard::of_hostile("memory_mib = 64\ndeadline_ms = 1000");
     for order in ["loop", "copy", "wasi-sleep"] {
         let asked = Instant::now();
         yard.order("hostile", order).error(504, "deadline");
         let took = asked.elapsed();
-        assert!(took >= Duration::from_millis(300), "{order}: {took:?}");
+        assert!(took >= Duration::from_secs(1), "{order}: {took:?}");
         assert!(took < Duration::from_secs(10), "{order}: {took:?}");
     }
     yard.stop();

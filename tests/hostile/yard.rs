@@ -49,11 +49,13 @@ pub(super) struct Yard {
 }
 
 impl Yard {
-    /// With the bundle `hostile`, whose graph is `echo`.
+    /// With the bundle `hostile`, whose graph is `echo`. What has no deadline of its own may take
+    /// long on a busy machine.
     pub(super) fn of_hostile(limits: &str) -> Self {
         let folder = scratch();
         let bundle = hostile_with_echo(folder.path(), limits);
-        let server = Server::start(&[bundle, fixture("models/add.onnx")]);
+        let bundles = [bundle, fixture("models/add.onnx")];
+        let server = Server::start_with(&bundles, &["--deadline-ms", "50000"]);
         Self::of(server, Some(folder))
     }
 
@@ -118,7 +120,7 @@ impl Yard {
         String::from_utf8(self.server.get("/metrics").body).expect("UTF-8")
     }
 
-    /// A gauge of the whole server.
+    /// A gauge by its name and labels.
     pub(super) fn gauge(&self, name: &str) -> u64 {
         let metrics = self.metrics();
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
