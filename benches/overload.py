@@ -11,7 +11,9 @@ The server has one core; whoever asks is on the other. For each model, part afte
 Beside both, a bystander asks a tiny graph fifty times a second, from a process of its own. Prints
 
 - goodput: answers (200) a second under overload, over the peak's of the same part (goal: 95 %);
-- how long a refused request (503) waited for its refusal, p99 (goal: 5 ms);
+- how long a refused request (503) waited for its refusal, p99 (goal: 5 ms), and what it took of the
+  server's CPU: what was used under overload, less what the answers take at the peak (a trustworthy
+  figure only where an answer is cheap);
 - the bystander's p99 under overload over its p99 beside the peak, where the other model already
   takes all that the core has (goal: 2). Its p99 alone stands beside;
 - how late the generator itself sent. Where that, or its core, was the limit, it says so, and the
@@ -100,6 +102,7 @@ class Bench:
             f"answered within {middle['answer_p50']:.0f} ms at the median\n"
             f"  refused: {middle['refused']:.0f}/s, within {middle['refusal_p50']:.2f} ms at the median, "
             f"{refusal:.2f} ms p99 (goal {GOAL_REFUSAL_MS}: {verdict(refusal <= GOAL_REFUSAL_MS)}); "
+            f"each took {middle['refusal_cpu_us']:.0f} µs of CPU, an answer {middle['answer_cpu_us']:.0f}; "
             f"{middle['too_late']:.1f}/s waited until their deadline (504)\n"
             f"  bystander p99: {alone:.2f} ms alone, {middle['beside_peak']:.2f} beside the peak, "
             f"{middle['beside_overload']:.2f} under overload: {ratio:.2f} × "
@@ -114,10 +117,14 @@ class Bench:
 
     def part(self):
         beside = self.bystander(max(self.window, 5))
+        before = self.server.cpu_seconds()
         peak = self.peak(max(self.window, 5))
+        answer_cpu = (self.server.cpu_seconds() - before) / (peak * max(self.window, 5))
         beside_peak = beside.result()
         beside = self.bystander(self.window)
+        before = self.server.cpu_seconds()
         overload, busy = self.overload(peak * self.options.times)
+        refusals_cpu = self.server.cpu_seconds() - before - overload.count() * answer_cpu
         beside_overload = beside.result()
         refused = overload.times_ms(503)
         good = within(overload, FILLING_S, self.window)
@@ -125,6 +132,8 @@ class Bench:
             "peak": peak,
             "goodput": good / peak,
             "refused": len(refused) / self.window,
+            "answer_cpu_us": answer_cpu * 1e6,
+            "refusal_cpu_us": max(0, refusals_cpu) / max(1, len(refused)) * 1e6,
             "refusal_p50": percentile(refused, 50),
             "refusal_p99": percentile(refused, 99),
             "answer_p50": overload.p(50),
@@ -136,7 +145,7 @@ class Bench:
             "busy": busy,
             "sent": len(overload.late) / (len(overload.late) + overload.unsent),
             "unexpected": [f"status {status}" for status in overload.statuses() if status not in (200, 503, 504)]
-            + ["connections lost"] * (overload.lost > 0),
+            + [f"{overload.lost} connections lost"] * (overload.lost > 0),
         }
 
     def peak(self, seconds):

@@ -151,7 +151,7 @@ def window(server, hot, seconds):
     for kind, name in hot:
         path, headers = f"/v2/models/{name}/infer", {"content-type": kind.content_type}
         request = request_bytes(server.url, path, kind.body, headers)
-        streams.append((kind.name, Stream(server.url, request, 16, rate=kind.rate)))
+        streams.append((kind.name, Stream(server.url, request, 8, rate=kind.rate)))
     drive([stream for _, stream in streams], seconds)
     seen = {}
     for kind, stream in streams:

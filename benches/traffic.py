@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -155,13 +156,17 @@ class Driver:
     def __init__(self, streams, seconds):
         self.streams = streams
         self.poll = select.epoll()
-        self.idle = {id(stream): [Connection(stream, self.poll) for _ in range(stream.connections)] for stream in streams}
+        # In turn: a server ends those that idle.
+        self.idle = {id(stream): deque(self.connect(stream)) for stream in streams}
         self.connections = {each.socket.fileno(): each for free in self.idle.values() for each in free}
         self.begun = time.perf_counter()
         self.end = self.begun + seconds
         opens = enumerate(stream for stream in streams if stream.rate)
         self.schedules = [Schedule(number, stream, self.begun, self.end) for number, stream in opens]
         self.flying = 0
+
+    def connect(self, stream):
+        return (Connection(stream, self.poll) for _ in range(stream.connections))
 
     def run(self):
         for stream in self.streams:
@@ -178,7 +183,7 @@ class Driver:
             stream.begun, stream.seconds = self.begun, time.perf_counter() - self.begun
 
     def send(self, stream):
-        self.idle[id(stream)].pop().send()
+        self.idle[id(stream)].popleft().send()
         self.flying += 1
 
     def send_due(self, schedule, now):
