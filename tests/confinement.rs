@@ -103,7 +103,7 @@ fn an_examination_is_held_in_further() {
         // Once it has left its own start behind.
         let child = loop {
             let child = child_of(server.pid());
-            if let Some(child) = child.filter(|&child| filters(child) == 2) {
+            if let Some(child) = child.filter(|&child| filters(child) == 4) {
                 break child;
             }
             assert!(!deploying.is_finished(), "{}", server.log());
@@ -129,6 +129,22 @@ fn filters(pid: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let filters = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:\t"));
     filters.and_then(|filters| filters.parse().ok()).unwrap_or(0)
+}
+
+/// A link is a name for what it leads to.
+#[test]
+fn links_of_a_named_folder_are_followed() {
+    let folder = scratch();
+    let (named, other) = (folder.path().join("named"), folder.path().join("other"));
+    for folder in [&named, &other] {
+        fs::create_dir(folder).expect("a folder");
+    }
+    let file = other.join("add.onnx");
+    fs::copy(fixture("models/add.onnx"), &file).expect("a fixture");
+    std::os::unix::fs::symlink(&file, named.join("add.onnx")).expect("a link");
+    let server = Server::start_with(std::slice::from_ref(&named), &[]);
+    assert_eq!(server.infer("add", &add_request()).status, 200);
+    assert_held_in(server.pid());
 }
 
 /// Programs that keep credentials need what they need.

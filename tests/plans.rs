@@ -1,10 +1,10 @@
-//! Compiled plans of graphs: made when a bundle is examined or first loaded, used from then on,
-//! and made again where they are no good.
+//! Compiled plans of graphs: made when a bundle is first loaded, used from then on, and made again
+//! where they are no good.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Server, add_request, fixture, scratch};
+use crate::support::{Server, add_request, fixture, model, scratch, succeeded, wisp};
 
 fn plans(cache: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(cache).expect("a folder").map(|entry| entry.expect("an entry").path());
@@ -43,7 +43,7 @@ fn a_plan_is_used_until_it_is_damaged() {
 }
 
 #[test]
-fn an_examination_leaves_a_plan() {
+fn a_deployment_leaves_a_plan() {
     let scratch = scratch();
     let (cache, state) = (scratch.path().join("cache"), scratch.path().join("state"));
     let flags = ["--cache", cache.to_str().expect("UTF-8")];
@@ -51,4 +51,55 @@ fn an_examination_leaves_a_plan() {
     server.wisp_ok(&["deploy", fixture("models/add.onnx").to_str().expect("UTF-8")]);
     assert_eq!(plans(&cache).len(), 1);
     answer(&server);
+}
+
+#[test]
+fn what_the_disk_made_of_a_blob_is_not_served() {
+    let scratch = scratch();
+    let (cache, state) = (scratch.path().join("cache"), scratch.path().join("state"));
+    let flags = ["--cache", cache.to_str().expect("UTF-8")];
+    let serve = || Server::start_admin(&state, &[], &flags);
+    let server = serve();
+    server.wisp_ok(&["deploy", fixture("models/add.onnx").to_str().expect("UTF-8")]);
+    let first = answer(&server);
+    server.stop();
+
+    let graph = fs::read(fixture("models/add.onnx")).expect("a graph");
+    let blobs = fs::read_dir(state.join("blobs/sha256")).expect("blobs");
+    let blobs = blobs.map(|entry| entry.expect("an entry").path());
+    let blob = blobs.into_iter().find(|blob| fs::read(blob).expect("a blob") == graph);
+    let blob = blob.expect("the graph's");
+    fs::remove_file(&blob).expect("no blob");
+    fs::write(&blob, [&graph[..graph.len() - 1], b"?"].concat()).expect("another");
+
+    // Its plan does without the graph's file.
+    let server = serve();
+    assert_eq!(answer(&server), first);
+    server.stop();
+    fs::remove_file(&plans(&cache)[0]).expect("no plan");
+    let server = serve();
+    server.infer("add", &add_request()).error(503, "not-ready");
+    let listed = server.wisp_ok(&["list", "add"]);
+    assert!(listed.contains("is damaged, its content is sha256:"), "{listed}");
+}
+
+/// A process that a bundle broke out of could write anything to the folder that it keeps compiled
+/// guests in: so that is its own.
+#[test]
+fn an_examination_hands_over_its_own_guest() {
+    let scratch = scratch();
+    let cache = scratch.path().join("cache");
+    let digits = model("digits");
+    let check = || {
+        let check = wisp().arg("check").arg(&digits).arg("--cache").arg(&cache).output();
+        succeeded(&check.expect("wisp runs"));
+        let files = fs::read_dir(&cache).expect("a folder").map(|entry| entry.expect("an entry"));
+        let mut names: Vec<_> = files.map(|file| file.file_name()).collect();
+        names.sort();
+        names
+    };
+    let names = check();
+    let [code, description] = &names[..] else { panic!("{names:?}") };
+    assert_eq!(Path::new(code).file_stem(), Path::new(description).file_stem());
+    assert_eq!(check(), names);
 }

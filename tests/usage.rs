@@ -102,14 +102,17 @@ fn with_api_keys_only_their_holders_are_answered_and_each_sees_its_own() {
     server.get("/metrics").error(401, "unauthorized");
     server.get("/nowhere").error(401, "unauthorized");
     assert_eq!(server.get("/v2/health/live").status, 200);
-    assert_eq!(server.get("/v2/health/ready").status, 200);
 
     assert_eq!(ask(&[("authorization", &bearer(SHOP))]).status, 200);
     assert_eq!(ask(&[("authorization", &bearer(SHOP))]).status, 200);
     assert_eq!(ask(&[("authorization", &bearer(GATE))]).status, 200);
+    assert_eq!(server.get("/v2/health/ready").status, 200);
     let own = server.get_with("/usage", &[("authorization", &bearer(SHOP))]).json();
     assert_eq!(own["usage"].as_array().map(Vec::len), Some(1));
     assert_eq!(number(of(&own, "add", Some("shop")), "requests"), 2);
+    let metrics = server.get_with("/metrics", &[("authorization", &bearer(SHOP))]).body;
+    let metrics = String::from_utf8(metrics).expect("UTF-8");
+    assert!(metrics.contains("key=\"shop\"") && !metrics.contains("key=\"gate\""), "{metrics}");
 
     let grpc = Grpc::connect(&server);
     let live: Result<proto::ServerLiveResponse, _> =

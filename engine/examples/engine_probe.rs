@@ -72,8 +72,9 @@ impl Probe {
         }
         if let (Some(plan), Some(onnx)) = (request["wake"].as_str(), request["load"].as_str()) {
             let since = cpu_us();
+            let file = onnx.to_owned();
             let woken = map(plan).and_then(|plan| {
-                Graph::wake(&plan, onnx, map(onnx)?).map_err(|error| error.to_string())
+                Graph::wake(&plan, onnx, move || map(&file)).map_err(|error| error.to_string())
             });
             return Ok(match woken {
                 Ok(graph) => self.keep(graph, cpu_us() - since),

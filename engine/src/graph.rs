@@ -95,11 +95,16 @@ impl Graph {
 
     /// Loads what [`Compiled::write`] wrote for that key: in a fraction of the time, as packed
     /// weights are used where they lie, in a file that is best mapped. The graph's own file is
-    /// read only if it is run with sizes that were not planned.
+    /// asked for only if it is run with sizes that were not planned.
     ///
     /// # Errors
     /// It is damaged, another's, or of another version of this program.
-    pub fn wake(compiled: &Bytes, key: &str, onnx: Bytes) -> Result<Self, LoadError> {
+    pub fn wake(
+        compiled: &Bytes,
+        key: &str,
+        onnx: impl Fn() -> Result<Bytes, String> + Send + Sync + 'static,
+    ) -> Result<Self, LoadError> {
+        let onnx = tract::Onnx(Box::new(onnx));
         let (session, contract) = guarded_load(|| tract::wake(compiled, key, onnx))?;
         let (session, plan_bytes) = (Box::new(session), compiled.len());
         let (engine, mixing, recorded) = (EngineKind::Tract, None, OnceLock::new());

@@ -274,6 +274,14 @@ pub enum Parameter {
 }
 
 impl Parameter {
+    /// What it holds beside its own size.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Parameter::Text(text) => text.len(),
+            Parameter::Boolean(_) | Parameter::Integer(_) | Parameter::Number(_) => 0,
+        }
+    }
+
     /// A whole number of 0 or more, however it is written: JSON's 2.0 is 2.
     pub fn as_count(&self) -> Option<u64> {
         match self {

@@ -24,9 +24,14 @@ fn run(graph: &Graph, inputs: &Inputs) -> Result<Inputs, Failure> {
     graph.run(&mut inputs.clone(), &|| false)
 }
 
+fn none() -> Result<Bytes, String> {
+    Err("no file".to_owned())
+}
+
 fn woken(onnx: &[u8]) -> Graph {
     let plan = compiled(onnx, "key").expect("operators that a plan can hold");
-    Graph::wake(&mapped(&plan), "key", Bytes::copy_from_slice(onnx)).expect("a plan of that key")
+    let onnx = Bytes::copy_from_slice(onnx);
+    Graph::wake(&mapped(&plan), "key", move || Ok(onnx.clone())).expect("a plan of that key")
 }
 
 fn node(op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
@@ -197,7 +202,7 @@ fn models_answer_the_same() {
 fn a_plan_cut_short_or_changed_is_refused() {
     let onnx = attention(["batch", "length"]);
     let plan = compiled(&onnx, "key").expect("a plan");
-    let wake = |file: &[u8], key: &str| Graph::wake(&mapped(file), key, Bytes::new());
+    let wake = |file: &[u8], key: &str| Graph::wake(&mapped(file), key, none);
     assert!(wake(&plan, "key").is_ok());
     assert!(wake(&plan, "another").is_err_and(|error| error.to_string().contains("another")));
     for length in (0..plan.len()).step_by(97).chain([plan.len() - 1]) {
@@ -210,6 +215,11 @@ fn a_plan_cut_short_or_changed_is_refused() {
         changed[at] ^= 1 << (at % 8);
         assert!(wake(&changed, "key").is_err(), "byte {at} of {small}");
     }
+    let large = small.next_multiple_of(4096);
+    assert!(large < plan.len(), "weights");
+    let mut changed = plan.clone();
+    changed[large] ^= 1;
+    assert!(wake(&changed, "key").is_err(), "the first weight");
 }
 
 /// The digest tells of damage, not of malice: what has it right is still taken apart with care.
@@ -217,6 +227,7 @@ fn a_plan_cut_short_or_changed_is_refused() {
 fn a_plan_of_nonsense_does_no_harm() {
     let onnx = Bytes::from(attention(["batch", "length"]));
     let plan = compiled(&onnx, "key").expect("a plan");
+    let file = move || Ok(onnx.clone());
     let small = u64::from_le_bytes(plan[8..16].try_into().expect("eight bytes")) as usize;
     for at in (0..small).step_by(3) {
         let mut changed = plan.clone();
@@ -224,7 +235,7 @@ fn a_plan_of_nonsense_does_no_harm() {
         let digest = rapidhash_v3(&changed[32..32 + small]);
         changed[16..24].copy_from_slice(&digest.to_le_bytes());
         // It may be refused, fail, or answer nonsense.
-        if let Ok(graph) = Graph::wake(&mapped(&changed), "key", onnx.clone()) {
+        if let Ok(graph) = Graph::wake(&mapped(&changed), "key", file.clone()) {
             let _ = run(&graph, &ids_and_mask([2, 3], [2, 3]));
         }
     }
@@ -238,7 +249,7 @@ fn a_plan_of_another_version_is_refused() {
     plan[40] = b'x';
     let digest = rapidhash_v3(&plan[32..32 + small]);
     plan[16..24].copy_from_slice(&digest.to_le_bytes());
-    let refused = Graph::wake(&mapped(&plan), "key", Bytes::new()).expect_err("another version");
+    let refused = Graph::wake(&mapped(&plan), "key", none).expect_err("another version");
     assert!(refused.to_string().contains("another version"), "{refused}");
 }
 

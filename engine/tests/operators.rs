@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use tract_onnx::pb::{AttributeProto, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::Framework;
 use wisp_engine::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
@@ -32,7 +33,9 @@ fn compiled_plans_answer_the_same() {
         let Some(plan) = plans::compiled(onnx, &case.name) else { continue };
         let run = |graph: &Graph| graph.run(&mut case.values("inputs"), &|| false);
         let loaded = Graph::load(onnx, EngineKind::Tract).unwrap();
-        let woken = Graph::wake(&plans::mapped(&plan), &case.name, onnx.clone().into()).unwrap();
+        let file = Bytes::from(onnx.clone());
+        let file = move || Ok(file.clone());
+        let woken = Graph::wake(&plans::mapped(&plan), &case.name, file).unwrap();
         assert_eq!(loaded.contract(), woken.contract(), "{}", case.name);
         let bits = |values: Vec<Value<'static>>| {
             values.into_iter().map(|value| (value.datatype, value.shape, value.data))

@@ -16,7 +16,8 @@ pub struct ApiKeys(HashMap<Digest, Arc<str>>);
 const LEAST_BYTES: usize = 16;
 
 impl ApiKeys {
-    /// Reads a file with a name and a key a line; what follows `#` is for people.
+    /// Reads a file with a name and a key a line; from a word on that begins with `#` it is for
+    /// people.
     ///
     /// # Errors
     /// It cannot be read, a line is no name and key, or one of them comes twice.
@@ -25,8 +26,8 @@ impl ApiKeys {
             .map_err(|error| format!("the file of API keys {}: {error}", path.display()))?;
         let mut keys = HashMap::new();
         for (number, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default();
-            let words: Vec<_> = line.split_whitespace().collect();
+            let words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
+            let words: Vec<_> = words.collect();
             let odd = |reason: &str| {
                 format!("the file of API keys {}, line {}: {reason}", path.display(), number + 1)
             };

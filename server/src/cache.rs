@@ -27,6 +27,8 @@ const MAX_BYTES: u64 = 4 << 30;
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: PathBuf,
+    /// Another that is only read.
+    behind: Option<PathBuf>,
 }
 
 /// Names everything a compiled guest depends on.
@@ -79,20 +81,32 @@ impl Cache {
                 ),
             ));
         }
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), behind: None })
+    }
+
+    /// What is not in it is looked for there, too.
+    pub fn before(self, folder: PathBuf) -> Self {
+        Self { behind: Some(folder), ..self }
     }
 
     /// The entry of that key, if it is there and whole.
     pub fn get(&self, key: &CacheKey) -> Option<Entry> {
-        let meta: Meta = serde_json::from_slice(&fs::read(self.meta_path(key)).ok()?).ok()?;
-        let compiled = self.compiled_path(key);
-        // A torn or damaged file would be run as it is.
-        if hex(&Sha256::digest(fs::read(&compiled).ok()?)) != meta.sha256 {
-            tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
-            return None;
+        [Some(&self.folder), self.behind.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|folder| entry(folder, key))
+    }
+
+    /// Takes over the entry of that key from another folder, where it is not here already.
+    ///
+    /// # Errors
+    /// As [`Cache::put`].
+    pub fn adopt(&self, key: &CacheKey, from: &Path) -> io::Result<()> {
+        if entry(&self.folder, key).is_some() {
+            return Ok(());
         }
-        let _ = fs::File::open(&compiled).map(|file| mark_used(&file));
-        Some(Entry { compiled, contract: meta.contract.read().ok()? })
+        let Some(Entry { compiled, contract }) = entry(from, key) else { return Ok(()) };
+        self.put(key, &Snapshot { compiled: fs::read(compiled)?, contract })
     }
 
     /// Keeps a snapshot. The file of compiled code is whole before the other names it.
@@ -104,9 +118,9 @@ impl Cache {
             sha256: hex(&Sha256::digest(&snapshot.compiled)),
             contract: ContractForm::from(&snapshot.contract),
         };
-        self.write(&self.compiled_path(key), |file| file.write_all(&snapshot.compiled))?;
+        self.write(&compiled_path(&self.folder, key), |file| file.write_all(&snapshot.compiled))?;
         let meta = serde_json::to_vec(&meta)?;
-        self.write(&self.meta_path(key), |file| file.write_all(&meta))?;
+        self.write(&meta_path(&self.folder, key), |file| file.write_all(&meta))?;
         self.trim(MAX_BYTES)
     }
 
@@ -121,7 +135,7 @@ impl Cache {
     }
 
     /// Keeps the compiled plan of the graph of that digest, which `content` writes. It is on disk
-    /// before it has its name: not all of it is digested when it is read.
+    /// before it has its name.
     ///
     /// # Errors
     /// `content`'s, or the disk is full or the folder not writable.
@@ -194,14 +208,31 @@ impl Cache {
     fn plan_path(&self, graph: &BlobDigest) -> PathBuf {
         self.folder.join(format!("{}.plan", graph.hex()))
     }
+}
 
-    fn compiled_path(&self, key: &CacheKey) -> PathBuf {
-        self.folder.join(format!("{}.cwasm", key.0))
+fn entry(folder: &Path, key: &CacheKey) -> Option<Entry> {
+    let (meta, compiled) = (meta_path(folder, key), compiled_path(folder, key));
+    // Neither links nor pipes: the folder may be one that an examination wrote to.
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    if !is_file(&meta) || !is_file(&compiled) {
+        return None;
     }
+    let meta: Meta = serde_json::from_slice(&fs::read(meta).ok()?).ok()?;
+    // A torn or damaged file would be run as it is.
+    if hex(&Sha256::digest(fs::read(&compiled).ok()?)) != meta.sha256 {
+        tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
+        return None;
+    }
+    let _ = fs::File::open(&compiled).map(|file| mark_used(&file));
+    Some(Entry { compiled, contract: meta.contract.read().ok()? })
+}
 
-    fn meta_path(&self, key: &CacheKey) -> PathBuf {
-        self.folder.join(format!("{}.json", key.0))
-    }
+fn compiled_path(folder: &Path, key: &CacheKey) -> PathBuf {
+    folder.join(format!("{}.cwasm", key.0))
+}
+
+fn meta_path(folder: &Path, key: &CacheKey) -> PathBuf {
+    folder.join(format!("{}.json", key.0))
 }
 
 /// A file's age says when it was used last. Where that cannot be told, it goes a bit early.
@@ -225,7 +256,7 @@ mod tests {
             cache.put(key, &snapshot).unwrap();
         }
         let used = |key: &CacheKey, seconds: u64| {
-            let file = fs::File::open(cache.compiled_path(key)).unwrap();
+            let file = fs::File::open(compiled_path(folder.path(), key)).unwrap();
             file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
         };
         used(&keys[0], 3).unwrap();

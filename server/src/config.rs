@@ -362,6 +362,11 @@ fn user_folder(variable: &str, below_home: &str) -> PathBuf {
     base.map_or_else(|| PathBuf::from("none"), |base| base.join("wisp"))
 }
 
+/// The user's own folder; an empty path where there is none.
+pub fn home() -> PathBuf {
+    env::var_os("HOME").map(PathBuf::from).unwrap_or_default()
+}
+
 /// Files and folders that libraries find by the environment: certificates of registries.
 pub fn certificate_paths() -> Vec<PathBuf> {
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| env::var_os(name).unwrap_or_default());

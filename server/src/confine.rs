@@ -11,7 +11,10 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
     path_beneath_rules,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter_all_threads};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
+};
 
 /// What a process needs; nothing else is given to it, beside what every process reads.
 #[derive(Debug, Clone)]
@@ -187,9 +190,6 @@ impl Mapped {
 fn deny_calls(reach: &Reach) -> Result<String, String> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
     let mut denied = NEVER.to_vec();
-    if reach.network == Network::None {
-        denied.push(libc::SYS_socket);
-    }
     if reach.programs == Programs::None {
         denied.extend([libc::SYS_execve, libc::SYS_execveat]);
     }
@@ -201,14 +201,70 @@ fn deny_calls(reach: &Reach) -> Result<String, String> {
         let again: Vec<i64> = denied.iter().map(|call| call | X32).collect();
         denied.extend(again);
         denied.extend((512..=547).map(|call| call | X32));
+        let with_arguments = [libc::SYS_socket, libc::SYS_clone, libc::SYS_clone3];
+        denied.extend(with_arguments.map(|call| call | X32));
     }
-    let rules: BTreeMap<i64, _> = denied.into_iter().map(|call| (call, Vec::new())).collect();
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture);
-    let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
-    let program = program.map_err(|error| error.to_string())?;
-    apply_filter_all_threads(&program).map_err(|error| error.to_string())?;
-    Ok(if reach.network == Network::None { " (no sockets)".to_owned() } else { String::new() })
+    let mut rules: BTreeMap<i64, _> = denied.into_iter().map(|call| (call, Vec::new())).collect();
+    rules.insert(libc::SYS_socket, sockets(&reach.network).map_err(|error| error.to_string())?);
+    rules.insert(libc::SYS_clone, namespaces().map_err(|error| error.to_string())?);
+    // Its flags lie in memory, where no filter sees them; libraries then call the one above.
+    let unseen = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    for (rules, error) in [(rules, libc::EPERM), (unseen, libc::ENOSYS)] {
+        let refused = SeccompAction::Errno(error as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture);
+        let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
+        let program = program.map_err(|error| error.to_string())?;
+        apply_filter_all_threads(&program).map_err(|error| error.to_string())?;
+    }
+    Ok(match reach.network {
+        Network::None => " (no sockets)".to_owned(),
+        Network::Listens(_) => " (TCP only)".to_owned(),
+        Network::ListensAndConnects(_) => String::new(),
+    })
+}
+
+/// The sockets that are denied: all but those of the internet, and the one that tells of the
+/// network's own state. Files' permissions alone would keep a program from the sockets of the
+/// system's services, and this one may well be root's.
+fn sockets(network: &Network) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let argument = |index, operator, value: i32| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value as u64)
+    };
+    let of_kind = |kind| argument(1, SeccompCmpOp::MaskedEq(0xf), kind);
+    let other = |family| argument(0, SeccompCmpOp::Ne, family);
+    let families = [other(libc::AF_INET)?, other(libc::AF_INET6)?, other(libc::AF_NETLINK)?];
+    let mut rules = vec![SeccompRule::new(families.to_vec())?];
+    let kinds = match network {
+        Network::None => return Ok(Vec::new()),
+        Network::Listens(_) => &[libc::SOCK_DGRAM, libc::SOCK_RAW][..],
+        Network::ListensAndConnects(_) => &[libc::SOCK_RAW],
+    };
+    for &kind in kinds {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let family = argument(0, SeccompCmpOp::Eq, family)?;
+            rules.push(SeccompRule::new(vec![family, of_kind(kind)?])?);
+        }
+    }
+    Ok(rules)
+}
+
+/// A process in a namespace of its own may there do what it may not here.
+fn namespaces() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    const KINDS: [i32; 7] = [
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWNET,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWUTS,
+        libc::CLONE_NEWCGROUP,
+    ];
+    let rule = |kind: i32| {
+        let flag = u64::from(kind.unsigned_abs());
+        let has = SeccompCmpOp::MaskedEq(flag);
+        SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, has, flag)?])
+    };
+    KINDS.into_iter().map(rule).collect()
 }
 
 /// What no part of this program ever calls: others' memory, the kernel's own programs and

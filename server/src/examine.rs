@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use wisp_engine::{Batches, Candidate, Choice, Verdict};
 
 use crate::bundle::{ContractForm, ManifestLimits};
+use crate::cache::Cache;
 use crate::confine::{Confinement, Network, Programs, Reach, confine};
 use crate::digest::Digest;
 use crate::error::{Error, one_line};
-use crate::repository::EngineSettings;
+use crate::repository::{EngineSettings, guest_key};
 use crate::sandbox::ComponentInfo;
 use crate::store::{EngineRecord, Staged};
 
@@ -53,6 +54,8 @@ pub struct Job {
     pub manifest: Digest,
     pub model: String,
     pub engine: EngineSettings,
+    /// Compiled guests that were there before; its own the child keeps apart.
+    pub cache: Option<PathBuf>,
     pub limits: ExamineLimits,
     pub runs_tests: bool,
 }
@@ -61,7 +64,8 @@ pub struct Job {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    Accepted(Box<Report>),
+    /// With the compatibility of what was compiled.
+    Accepted(Box<Report>, u64),
     Refused(String),
 }
 
@@ -200,19 +204,37 @@ impl Examination<'_> {
     /// The bundle is refused, or there is no child to be had.
     pub fn run(&self, staged: &Staged) -> Result<Report, Error> {
         let Self { model, engine, limits, runs_tests } = *self;
+        let own = staged.folder().join("cache");
+        // What cannot be opened is not used; the child says so.
+        let shared = engine.cache.as_deref().and_then(|folder| Cache::open(folder).ok());
+        let cache = shared.as_ref().and_then(|_| Cache::open(&own).ok());
         let job = Job {
             folder: staged.folder().to_owned(),
             manifest: staged.digest().clone(),
             model: model.to_owned(),
-            engine: engine.clone(),
+            engine: EngineSettings { cache: cache.map(|_| own.clone()), ..engine.clone() },
+            cache: engine.cache.clone(),
             limits,
             runs_tests,
         };
-        ask(&job)
+        let (report, compatibility) = ask(&job)?;
+        if let Some(shared) = shared {
+            // Whoever broke out there has written to a folder of his own, of which only this
+            // bundle's own guest is taken over.
+            let bundle = staged.bundle()?;
+            let memory_mib = bundle.limits.memory_mib.map(|memory_mib| memory_mib << 20);
+            let memory_bytes = memory_mib.unwrap_or(engine.memory_bytes);
+            let engines = report.graphs.iter().map(|graph| &*graph.engine.engine);
+            let key = guest_key(&bundle, engines, memory_bytes, compatibility);
+            if let Err(error) = shared.adopt(&key, &own) {
+                tracing::warn!(model, "the compiled guest cannot be kept: {error}");
+            }
+        }
+        Ok(report)
     }
 }
 
-fn ask(job: &Job) -> Result<Report, Error> {
+fn ask(job: &Job) -> Result<(Report, u64), Error> {
     let (model, limits) = (&job.model, job.limits);
     let failed = |what: &str, error: io::Error| {
         Error::Internal(format!("the examination cannot be {what}: {error}"))
@@ -245,8 +267,10 @@ fn ask(job: &Job) -> Result<Report, Error> {
         return Err(Error::BundleRefused(reason));
     }
     match serde_json::from_slice(&stdout) {
-        Ok(Outcome::Accepted(report)) if status.success() && report.digest == job.manifest => {
-            Ok(*report)
+        Ok(Outcome::Accepted(report, compatibility))
+            if status.success() && report.digest == job.manifest =>
+        {
+            Ok((*report, compatibility))
         }
         Ok(Outcome::Refused(reason)) if status.success() => Err(Error::BundleRefused(reason)),
         _ => Err(Error::BundleRefused(post_mortem(status, &log, limits))),
@@ -324,7 +348,7 @@ pub fn hold_in(job: &Job) -> io::Result<Vec<String>> {
     if job.limits.confine {
         let library = job.engine.onnxruntime.as_deref().and_then(Path::parent);
         confined = confine(&Reach {
-            reads: [Some(job.folder.as_path()), library]
+            reads: [Some(job.folder.as_path()), job.cache.as_deref(), library]
                 .into_iter()
                 .flatten()
                 .map(Path::to_owned)

@@ -75,7 +75,8 @@ impl Inference {
     ) -> Result<InferResponse, Error> {
         let Picked { revision, shadow } = picked;
         let Some(shadow) = shadow else { return self.infer(model, &revision, request).await };
-        let shadowed = request.clone();
+        // It is the operator's, not the caller's.
+        let shadowed = InferRequest { key: None, ..request.clone() };
         let response = self.infer(model, &revision, request).await?;
         self.shadow(model.to_owned(), shadow, shadowed, response.outputs.clone());
         Ok(response)

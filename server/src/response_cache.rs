@@ -95,7 +95,10 @@ impl ResponseCache {
     pub fn put(&self, key: RequestKey, answer: Answer) {
         let outputs = answer.outputs.iter();
         let outputs: usize = outputs.map(|output| output.data.len() + output.name.len()).sum();
-        let bytes = key.0.len() + outputs + ENTRY_BYTES * (1 + answer.outputs.len());
+        let parameters = answer.parameters.iter();
+        let parameters: usize = parameters.map(|(name, value)| name.len() + value.bytes()).sum();
+        let parts = 1 + answer.outputs.len() + answer.parameters.len();
+        let bytes = key.0.len() + outputs + parameters + ENTRY_BYTES * parts;
         if bytes > self.most_bytes {
             return;
         }

@@ -16,6 +16,13 @@ use crate::nn::Run;
 /// How often what was used is written down: as much is lost where the process is killed.
 const WRITE: Duration = Duration::from_secs(2);
 
+/// Versions of a model that are told apart; those that were not asked for for longest are one
+/// together beyond that.
+const MOST_VERSIONS: usize = 100;
+
+/// What they are called then.
+const EARLIER: &str = "earlier";
+
 /// What requests of one model, version and API key have used.
 #[derive(Debug, Default)]
 pub struct Totals {
@@ -27,6 +34,8 @@ pub struct Totals {
     peak_memory_bytes: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// When they were asked for last, as a count of such.
+    asked: AtomicU64,
 }
 
 /// [`Totals`] as they are told and kept.
@@ -59,6 +68,7 @@ type ByModel = BTreeMap<String, BTreeMap<String, ByKey>>;
 #[derive(Debug, Default)]
 pub struct Usage {
     totals: Mutex<ByModel>,
+    asked: AtomicU64,
     has_changed: AtomicBool,
     file: Option<PathBuf>,
 }
@@ -97,21 +107,28 @@ impl Usage {
 
     /// The totals of a model's version and an API key.
     pub fn totals(&self, model: &str, version: &str, key: Option<Arc<str>>) -> Arc<Totals> {
-        self.has_changed.store(true, Ordering::Relaxed);
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
         let mut models = self.lock();
+        self.has_changed.store(true, Ordering::Relaxed);
         // Looked for first, so that what is there takes no allocation.
-        if let Some(totals) =
-            models.get(model).and_then(|versions| versions.get(version)?.get(&key))
-        {
-            return totals.clone();
-        }
-        let versions = models.entry(model.to_owned()).or_default();
-        versions.entry(version.to_owned()).or_default().entry(key).or_default().clone()
+        let found = models.get(model).and_then(|versions| versions.get(version)?.get(&key));
+        let totals = found.cloned().unwrap_or_else(|| {
+            let versions = models.entry(model.to_owned()).or_default();
+            if versions.len() >= MOST_VERSIONS && !versions.contains_key(version) {
+                fold(versions);
+            }
+            versions.entry(version.to_owned()).or_default().entry(key).or_default().clone()
+        });
+        totals.asked.store(asked, Ordering::Relaxed);
+        totals
     }
 
     /// All that was used, or by one API key.
     pub fn records(&self, key: Option<&str>) -> Vec<UsageRecord> {
-        let models = self.lock();
+        Self::records_of(&self.lock(), key)
+    }
+
+    fn records_of(models: &ByModel, key: Option<&str>) -> Vec<UsageRecord> {
         let all = models.iter().flat_map(|(model, versions)| {
             versions.iter().flat_map(move |(version, keys)| {
                 keys.iter().map(move |(key, totals)| totals.record(model, version, key.as_deref()))
@@ -133,10 +150,16 @@ impl Usage {
     /// Writes it down if it has changed.
     pub fn write(&self) {
         let Some(file) = &self.file else { return };
-        if !self.has_changed.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        if let Err(error) = write_whole(file, &self.records(None)) {
+        let records = {
+            let models = self.lock();
+            // What runs is counted when it ends.
+            let runs = totals_of(&models).any(|totals| Arc::strong_count(totals) > 1);
+            if !self.has_changed.swap(runs, Ordering::Relaxed) {
+                return;
+            }
+            Self::records_of(&models, None)
+        };
+        if let Err(error) = write_whole(file, &records) {
             self.has_changed.store(true, Ordering::Relaxed);
             tracing::error!("the usage cannot be written to {}: {error}", file.display());
         }
@@ -144,6 +167,24 @@ impl Usage {
 
     fn lock(&self) -> MutexGuard<'_, ByModel> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn totals_of(models: &ByModel) -> impl Iterator<Item = &Arc<Totals>> {
+    models.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+}
+
+/// Adds the version that was not asked for for longest, and does not run, to the earlier ones.
+fn fold(versions: &mut BTreeMap<String, ByKey>) {
+    let runs = |keys: &ByKey| keys.values().any(|totals| Arc::strong_count(totals) > 1);
+    let asked =
+        |keys: &ByKey| keys.values().map(|totals| totals.asked.load(Ordering::Relaxed)).max();
+    let foldable = versions.iter().filter(|(label, keys)| *label != EARLIER && !runs(keys));
+    let oldest = foldable.min_by_key(|(_, keys)| asked(keys)).map(|(label, _)| label.clone());
+    let Some(keys) = oldest.and_then(|label| versions.remove(&label)) else { return };
+    let earlier = versions.entry(EARLIER.to_owned()).or_default();
+    for (key, totals) in keys {
+        earlier.entry(key).or_default().absorb(&totals);
     }
 }
 
@@ -186,6 +227,23 @@ impl Totals {
             bytes_in: load(&self.bytes_in),
             bytes_out: load(&self.bytes_out),
         }
+    }
+
+    fn absorb(&self, other: &Self) {
+        let sums = [
+            (&self.requests, &other.requests),
+            (&self.answered, &other.answered),
+            (&self.cached, &other.cached),
+            (&self.guest_cpu_ns, &other.guest_cpu_ns),
+            (&self.compute_cpu_ns, &other.compute_cpu_ns),
+            (&self.bytes_in, &other.bytes_in),
+            (&self.bytes_out, &other.bytes_out),
+        ];
+        for (sum, count) in sums {
+            sum.fetch_add(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let peak = other.peak_memory_bytes.load(Ordering::Relaxed);
+        self.peak_memory_bytes.fetch_max(peak, Ordering::Relaxed);
     }
 
     fn restore(&self, record: &UsageRecord) {
@@ -248,8 +306,32 @@ mod tests {
         assert_eq!(of_key.len(), 1);
         assert_eq!((of_key[0].requests, of_key[0].bytes_in, of_key[0].bytes_out), (1, 10, 20));
 
+        let run = Run::until(std::time::Instant::now());
+        let meter = usage.totals("digits", "2", None).meter(run, 1);
+        usage.write();
+        meter.answered(3);
+        drop(meter);
+        usage.write();
+        assert_eq!(Usage::open(file.clone()).unwrap().records(None), usage.records(None));
+
         fs::write(&file, "[{").unwrap();
         assert_eq!(Usage::open(file.clone()).unwrap().records(None), []);
         assert!(file.with_extension("damaged").exists());
+    }
+
+    #[test]
+    fn versions_of_long_ago_are_one_together() {
+        let usage = Usage::default();
+        for version in 0..2 * MOST_VERSIONS {
+            usage.totals("digits", &version.to_string(), None).answered_from_cache(1, 0);
+            usage.totals("digits", "0", None).answered_from_cache(1, 0);
+        }
+        let records = usage.records(None);
+        assert_eq!(records.len(), MOST_VERSIONS + 1);
+        let cached = |label: &str| records.iter().find(|record| record.version == label);
+        assert_eq!(cached("0").unwrap().cached, 2 * MOST_VERSIONS as u64 + 1);
+        assert!(cached(EARLIER).unwrap().cached >= MOST_VERSIONS as u64);
+        let all: u64 = records.iter().map(|record| record.cached).sum();
+        assert_eq!(all, 4 * MOST_VERSIONS as u64);
     }
 }

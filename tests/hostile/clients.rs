@@ -230,3 +230,34 @@ fn clients_that_do_not_read() {
     });
     yard.stop();
 }
+
+/// HTTP/2 by hand: asks for a document, and opens no window for it, or one for a few bytes. No
+/// write to the connection has to wait for such a client, but all of the answer has to.
+#[test]
+fn clients_that_open_no_window() {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    for window in [0, 16_u32] {
+        let bundles = [fixture("models/echo.onnx")];
+        let yard = Yard::of_bundles(&bundles, &["--body-timeout-ms", "1500", "--log", "debug"]);
+        let settings = frame(4, 0, 0, &[&[0, 4], &window.to_be_bytes()[..]].concat());
+        let path = "/openapi.json";
+        // GET, http, and the path as it is.
+        let head = [&[0x82, 0x86, 0x04, path.len() as u8], path.as_bytes()].concat();
+        let request = frame(1, 0b101, 1, &head);
+        let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        yard.beside(|| {
+            let mut stream = TcpStream::connect(yard.server.address()).expect("it listens");
+            let asked = [&opening[..], &settings, &request].concat();
+            stream.write_all(&asked).expect("sent");
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert!(answer.len() < 4096, "{} bytes came", answer.len());
+        });
+        let log = yard.server.log();
+        assert!(log.contains("a client did not take its answer within 1.5s"), "{log}");
+        yard.stop();
+    }
+}

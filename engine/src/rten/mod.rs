@@ -18,6 +18,7 @@ use rten::{Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOp
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session};
 use crate::kind::EngineKind;
+use crate::stack::with_stack;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
 use threads::GivenUp;
 
@@ -31,7 +32,7 @@ pub(crate) fn load(
 ) -> Result<(RtenSession, Vec<Inferred>), LoadError> {
     let has = |datatype| values::element_of(datatype).is_some();
     contract::check(contract, EngineKind::Rten, has)?;
-    let model = threads::with_stack(|| {
+    let model = with_stack(|| {
         // Weights laid out at load as products of matrices want them: a transformer runs in 0.7
         // to 0.9 of the time, for a quarter more of its load and a third more of its memory.
         let mut options = ModelOptions::with_all_ops();

@@ -14,15 +14,12 @@ use std::time::Duration;
 
 use rten::ThreadPool;
 
-use crate::graph::{Failure, LoadError};
+use crate::graph::Failure;
 use crate::guard::guarded;
+use crate::stack;
 
 /// How often a caller looks whether its run is over.
 const LOOK: Duration = Duration::from_millis(5);
-
-/// Of a thread on which rten reads or runs a graph: it follows a line of nodes by recursion, a
-/// few hundred bytes of stack for each. What is not used costs nothing.
-const STACK_BYTES: usize = 128 << 20;
 
 type Job = Box<dyn FnOnce(&Arc<ThreadPool>) + Send>;
 
@@ -129,18 +126,5 @@ fn start() -> Result<Sender<Job>, String> {
 }
 
 fn builder() -> thread::Builder {
-    thread::Builder::new().name("rten".to_owned()).stack_size(STACK_BYTES)
-}
-
-/// Does `work` on a thread of its own; its panic is the caller's.
-///
-/// # Errors
-/// There is no thread to be had.
-pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LoadError> {
-    thread::scope(|scope| {
-        let started = builder().spawn_scoped(scope, work);
-        let started =
-            started.map_err(|error| LoadError(format!("a thread cannot be started: {error}")))?;
-        started.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
-    })
+    thread::Builder::new().name("rten".to_owned()).stack_size(stack::BYTES)
 }

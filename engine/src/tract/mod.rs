@@ -9,6 +9,7 @@ mod operators;
 mod plans;
 mod values;
 
+use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,15 @@ use plans::{Plan, Plans};
 /// A graph before the last step of its optimisation, which a compiled plan can hold.
 pub(crate) struct Fused(TypedModel);
 
+/// Where the graph's own file is to be had, or why not.
+pub(crate) struct Onnx(pub(crate) Box<dyn Fn() -> Result<Bytes, String> + Send + Sync>);
+
+impl fmt::Debug for Onnx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Onnx")
+    }
+}
+
 /// Builds and optimises a graph, and says what is known of its outputs.
 ///
 /// # Errors
@@ -38,7 +48,7 @@ pub(crate) fn load(
     keeps_fused: bool,
 ) -> Result<(TractSession, Vec<Inferred>, Option<Fused>), LoadError> {
     contract::check(contract, EngineKind::Tract, values::has)?;
-    let planned = Plans::new(read(file)?, keeps_fused).map_err(LoadError)?;
+    let planned = Plans::planned(read(file)?, keeps_fused).map_err(LoadError)?;
     let inferred = planned.outputs.iter().map(|fact| Inferred {
         datatype: values::datatype_of(fact.datum_type),
         shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
@@ -57,9 +67,10 @@ fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
 }
 
 /// The plans of a file that was served before.
-fn plans_of(onnx: &[u8]) -> Result<Plans, String> {
-    let model = File::read(onnx).and_then(|file| read(&file));
-    let planned = Plans::new(model.map_err(|LoadError(reason)| reason)?, false)?;
+fn plans_of(onnx: &Onnx) -> Result<Plans, String> {
+    let onnx = onnx.0()?;
+    let model = File::read(&onnx).and_then(|file| read(&file));
+    let planned = Plans::planned(model.map_err(|LoadError(reason)| reason)?, false)?;
     Ok(planned.plans)
 }
 
@@ -78,14 +89,14 @@ impl Fused {
     }
 }
 
-/// Loads what [`Fused::write`] wrote for that key, of the file `onnx`.
+/// Loads what [`Fused::write`] wrote for that key, of a graph whose own file is `onnx`'s.
 ///
 /// # Errors
 /// It is damaged, another's, or of another version of this program.
 pub(crate) fn wake(
     compiled: &Bytes,
     key: &str,
-    onnx: Bytes,
+    onnx: Onnx,
 ) -> Result<(TractSession, Contract), LoadError> {
     let (contract, fused) = compiled::read(compiled, key).map_err(LoadError)?;
     let plans = Plans::compiled(fused, onnx).map_err(LoadError)?;

@@ -7,15 +7,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use super::by_sizes::{Asked, BySizes};
 use super::fuse::{self, PackedWeights};
-use super::{chain, compiled};
+use super::{Onnx, chain, compiled};
 use crate::guard::guarded;
 
 /// Of an input whose sizes are guessed: some graphs fold constants of that size.
@@ -34,7 +32,7 @@ pub(super) struct Plan {
 pub(super) enum Plans {
     Fixed { plan: Arc<Plan>, inputs: Shapes },
     Free { for_all: Option<Arc<Plan>>, by_sizes: BySizes },
-    Compiled { plan: Arc<Plan>, onnx: Bytes, others: OnceLock<Result<Box<Plans>, String>> },
+    Compiled { plan: Arc<Plan>, onnx: Onnx, others: OnceLock<Result<Box<Plans>, String>> },
 }
 
 /// What a graph is made into.
@@ -105,7 +103,7 @@ impl Plans {
     ///
     /// # Errors
     /// A text: what the engine cannot do with it.
-    pub(super) fn new(model: InferenceModel, keeps_fused: bool) -> Result<Planned, String> {
+    pub(super) fn planned(model: InferenceModel, keeps_fused: bool) -> Result<Planned, String> {
         let facts = input_facts(&model).map_err(cannot)?;
         let concrete: Option<Shapes> = facts.iter().map(concrete_shape).collect();
         let Some(inputs) = concrete else { return Self::free(model, &facts, None, keeps_fused) };
@@ -178,7 +176,7 @@ impl Plans {
     ///
     /// # Errors
     /// A text: tract cannot make it a plan.
-    pub(super) fn compiled(fused: TypedModel, onnx: Bytes) -> Result<Self, String> {
+    pub(super) fn compiled(fused: TypedModel, onnx: Onnx) -> Result<Self, String> {
         let plan = Plan::new(fused, [].into_iter()).map_err(|error| chain(&error))?;
         Ok(Self::Compiled { plan: Arc::new(plan), onnx, others: OnceLock::new() })
     }

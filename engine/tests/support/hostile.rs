@@ -14,7 +14,7 @@ use crate::encode::encode;
 pub type Named = (String, Vec<u8>);
 
 pub fn cases() -> Vec<Named> {
-    let all = [tensors(), structure(), sizes(), depths(), loops()];
+    let all = [tensors(), structure(), sizes(), depths(), loops("endless")];
     all.into_iter().flatten().collect()
 }
 
@@ -226,6 +226,7 @@ fn sizes() -> Vec<Named> {
 /// Sizes that no constant says.
 pub fn computed() -> Vec<Named> {
     let mut cases = asked_for();
+    cases.extend(loops("grows"));
     cases.push(("doubled forty times".into(), doubled(40)));
     cases.push(("squared by an outer product".into(), outer_products()));
     cases
@@ -355,8 +356,8 @@ fn field(bytes: &mut Vec<u8>, number: u8, content: &[u8]) {
     bytes.extend(content);
 }
 
-/// Loops that do not end by themselves.
-fn loops() -> Vec<Named> {
+/// Loops that do not end by themselves: of a carried value that stays as it is, or `grows`.
+fn loops(kind: &str) -> Vec<Named> {
     let flag = |name: &str| value(name, BOOL, &[]);
     let inner = || {
         body(
@@ -378,16 +379,14 @@ fn loops() -> Vec<Named> {
     };
     let forever = raw("true", BOOL, &[], &[1]);
     let mut cases = Vec::new();
-    for (name, inner) in [("endless", inner()), ("grows", grows())] {
-        for most in [1 << 40, i64::MAX, -1, i64::MIN] {
-            let inits = [forever.clone(), longs("most", &[], &[most])];
-            let node =
-                node("Loop", &["most", "true", "x"], &["y"], &[graph("body", inner.clone())]);
-            cases.push((format!("loops: {name}, at most {most}"), file(&[1], &inits, vec![node])));
-        }
-        let node = node("Loop", &["", "true", "x"], &["y"], &[graph("body", inner)]);
-        let onnx = file(&[1], std::slice::from_ref(&forever), vec![node]);
-        cases.push((format!("loops: {name}, without a bound"), onnx));
+    let inner = if kind == "grows" { grows() } else { inner() };
+    for most in [1 << 40, i64::MAX, -1, i64::MIN] {
+        let inits = [forever.clone(), longs("most", &[], &[most])];
+        let node = node("Loop", &["most", "true", "x"], &["y"], &[graph("body", inner.clone())]);
+        cases.push((format!("loops: {kind}, at most {most}"), file(&[1], &inits, vec![node])));
     }
+    let node = node("Loop", &["", "true", "x"], &["y"], &[graph("body", inner)]);
+    let onnx = file(&[1], std::slice::from_ref(&forever), vec![node]);
+    cases.push((format!("loops: {kind}, without a bound"), onnx));
     cases
 }

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::body::{self, read_small_json};
 use super::errors::Failed;
 use super::metadata::ModelPath;
+use super::metrics::exposition;
 use super::reply::json;
 use super::usage::UsageList;
 use crate::deploy::{Change, Deployed, Deployer, Deployment};
@@ -73,6 +74,7 @@ impl Admin {
             .route("/admin/v1/openapi.json", get(openapi))
             .route("/admin/v1/bundles", put(deploy))
             .route("/admin/v1/usage", get(usage))
+            .route("/admin/v1/metrics", get(metrics))
             .route("/admin/v1/models", get(list))
             .route("/admin/v1/models/{model}", get(view).delete(remove))
             .route("/admin/v1/models/{model}/versions/{version}", delete(remove_version))
@@ -141,6 +143,11 @@ fn authorize(headers: &HeaderMap, token: Option<&str>) -> Result<(), Error> {
 async fn usage(State(admin): State<Admin>) -> Response {
     let usage = admin.0.deployer.inference().usage.records(None);
     json(StatusCode::OK, &UsageList { usage })
+}
+
+/// With the usage of all API keys.
+async fn metrics(State(admin): State<Admin>) -> Response {
+    exposition(admin.0.deployer.inference(), None)
 }
 
 #[derive(Deserialize)]

@@ -19,12 +19,13 @@ pub async fn check_golden(
     revision: &Arc<Revision>,
     golden: &Golden,
 ) -> Result<f64, String> {
+    let input = golden.input.bytes()?;
     let parsed = match golden.is_json {
-        true => json::parse(&golden.input, &[]),
-        false => binary::parse_raw(golden.input.to_vec(), &revision.contract, false),
+        true => json::parse(input, &[]),
+        false => binary::parse_raw(input.to_vec(), &revision.contract, false),
     };
     let Parsed { mut request, .. } = parsed.map_err(|error| format!("its input: {error}"))?;
-    let expected = json::parse_answer(&golden.expect);
+    let expected = json::parse_answer(golden.expect.bytes()?);
     let expected = expected.map_err(|reason| format!("its expected answer: {reason}"))?;
     if expected.is_empty() {
         return Err("its expected answer has no outputs to compare".to_owned());

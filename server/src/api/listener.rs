@@ -2,17 +2,21 @@
 //! (a reply in two writes then waits 40 ms for the client's delayed ACK) and no time limit on
 //! a client that sends its headers one byte a minute.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::patient::Patient;
+use super::untaken::{Untaken, Watched};
 
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,8 +83,17 @@ pub async fn serve(
             let stream = TokioIo::new(Patient::new(stream, patience.answer));
             let ended = match is_http2 {
                 Some(true) => {
+                    let untaken = Untaken::default();
+                    let service = watched(service, untaken.clone());
                     let connection = multiplexed.serve_connection(stream, service);
-                    watcher.watch(connection).await
+                    tokio::select! {
+                        ended = watcher.watch(connection) => ended,
+                        () = untaken.too_long(patience.answer) => {
+                            let patience = patience.answer;
+                            tracing::debug!("a client did not take its answer within {patience:?}");
+                            return;
+                        }
+                    }
                 }
                 Some(false) => {
                     let connection = plain.serve_connection(stream, service);
@@ -100,6 +113,22 @@ pub async fn serve(
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight after {drain:?}, they are dropped");
     }
+}
+
+/// The same, with answers that are watched until the client has taken them.
+fn watched(
+    service: TowerToHyperService<Router>,
+    untaken: Untaken,
+) -> impl Service<
+    hyper::Request<Incoming>,
+    Response = hyper::Response<Watched>,
+    Error = Infallible,
+    Future: Send,
+> {
+    service_fn(move |request| {
+        let (answer, untaken) = (service.call(request), untaken.clone());
+        async move { answer.await.map(|answer| answer.map(|body| untaken.watch(body))) }
+    })
 }
 
 /// Whether a connection opens as HTTP/2 does, which is what gRPC speaks; looked at before it is

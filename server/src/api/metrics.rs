@@ -10,8 +10,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
-use super::errors::Failed;
-use super::statistics::{executions, versions};
+use super::callers::Caller;
+use super::statistics::executions;
 use crate::infer::Inference;
 use crate::repository::Version;
 use crate::stats::{BUCKETS, Histogram, Span};
@@ -120,14 +120,23 @@ const HISTOGRAMS: [Spread; 3] = [
 ];
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
-pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, Failed> {
-    let inference = api.inference();
-    let versions = versions(&api, None, None)?;
-    let text = exposition(&versions, inference);
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+///
+/// Who asks with an API key is told of its usage only.
+pub(super) async fn metrics(State(api): State<Api>, caller: Caller) -> Response {
+    exposition(api.inference(), caller.key().as_deref())
 }
 
-fn exposition(versions: &[Arc<Version>], inference: &Inference) -> String {
+/// All metrics, and usage of that key or all.
+pub(super) fn exposition(inference: &Inference, key: Option<&str>) -> Response {
+    let text = text(inference, key);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn text(inference: &Inference, key: Option<&str>) -> String {
+    let models = inference.repository.models();
+    let versions = models.iter().flat_map(|model| model.versions());
+    let versions: Vec<Arc<Version>> = versions.map(|(version, ..)| version).collect();
+    let versions = &versions;
     let mut text = String::new();
     let mut line = |line: std::fmt::Arguments<'_>| {
         text.write_fmt(line).expect("writing to a String cannot fail");
@@ -209,7 +218,7 @@ fn exposition(versions: &[Arc<Version>], inference: &Inference) -> String {
             ));
         }
     }
-    let usage = inference.usage.records(None);
+    let usage = inference.usage.records(key);
     for (name, help, value) in USAGE {
         line(format_args!("# HELP {name} {help}\n# TYPE {name} counter"));
         for record in &usage {

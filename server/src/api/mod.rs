@@ -25,6 +25,7 @@ mod repository;
 mod statistics;
 mod tensor_schema;
 mod trace;
+mod untaken;
 mod usage;
 
 pub use admin::{Admin, AdminOptions};

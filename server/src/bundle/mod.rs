@@ -3,11 +3,13 @@
 //! the blobs of an artifact. Reads files and checks the manifest; runs nothing.
 
 mod artifact;
+mod content;
 mod folder;
 mod manifest;
 mod settings;
 
 pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DOCUMENT_BYTES};
+pub use content::Content;
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{ContractForm, FileKind, Manifest, SpecForm, check_name, check_version};
 pub use settings::{
@@ -20,25 +22,10 @@ use bytes::Bytes;
 
 use wisp_engine::EngineKind;
 
-use crate::digest::Digest;
 use crate::sandbox::BundleView;
 
 /// The generic guest: tensors in, tensors out (guests/tensor).
 const TENSOR_GUEST: &[u8] = include_bytes!(env!("WISP_TENSOR_GUEST"));
-
-/// A file's bytes, in memory or mapped, and their digest.
-#[derive(Debug, Clone)]
-pub struct Content {
-    pub bytes: Bytes,
-    pub digest: Digest,
-}
-
-impl Content {
-    pub fn new(bytes: Bytes) -> Self {
-        let digest = Digest::of(&bytes);
-        Self { bytes, digest }
-    }
-}
 
 /// Everything a revision is made of.
 #[derive(Debug)]
@@ -76,9 +63,9 @@ pub struct BundleFiles {
 #[derive(Debug)]
 pub struct Golden {
     pub name: String,
-    pub input: Bytes,
+    pub input: Content,
     pub is_json: bool,
-    pub expect: Bytes,
+    pub expect: Content,
     pub tolerance: f64,
 }
 
@@ -102,9 +89,9 @@ impl Bundle {
         let tests = manifest.tests.iter().map(|test| {
             Ok(Golden {
                 name: test.input.clone(),
-                input: read(&test.input)?.bytes,
+                input: read(&test.input)?,
                 is_json: test.input.ends_with(".json"),
-                expect: read(&test.expect)?.bytes,
+                expect: read(&test.expect)?,
                 tolerance: test.tolerance,
             })
         });
@@ -127,14 +114,22 @@ impl Bundle {
             tests,
         })
     }
+
+    /// All of its files.
+    pub fn contents(&self) -> impl Iterator<Item = &Content> {
+        let tests = self.tests.iter().flat_map(|test| [&test.input, &test.expect]);
+        let named = self.graphs.values().chain(self.files.assets.values());
+        std::iter::once(&self.component).chain(named).chain(tests)
+    }
 }
 
 impl BundleView for BundleFiles {
     fn read_asset(&self, name: &str) -> Result<Vec<u8>, String> {
         self.assets
             .get(name)
-            .map(|asset| asset.bytes.to_vec())
-            .ok_or_else(|| format!("the manifest lists no asset `{name}`"))
+            .ok_or_else(|| format!("the manifest lists no asset `{name}`"))?
+            .bytes()
+            .map(|bytes| bytes.to_vec())
     }
 
     fn setting(&self, name: &str) -> Option<String> {

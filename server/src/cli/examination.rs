@@ -10,7 +10,8 @@ use anyhow::Context;
 use wisp_engine::{EngineKind, Graph, Inputs, choose, generated, measure_batches};
 
 use crate::api::check_golden;
-use crate::bundle::{Artifact, Bundle, ContractForm, Head};
+use crate::bundle::{Artifact, Bundle, Content, ContractForm, Head};
+use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::examine::{EngineReport, GraphReport, Job, Outcome, Report, TestReport, hold_in};
@@ -35,7 +36,7 @@ pub(super) fn run() -> anyhow::Result<()> {
     let confined_by = hold_in(&job).context("the examination cannot be held in")?;
     telemetry::start("warn", crate::config::LogFormat::Text)?;
     let outcome = match examine(&job, confined_by) {
-        Ok(report) => Outcome::Accepted(Box::new(report)),
+        Ok((report, compatibility)) => Outcome::Accepted(Box::new(report), compatibility),
         Err(reason) => Outcome::Refused(reason),
     };
     let mut stdout = io::stdout().lock();
@@ -43,9 +44,13 @@ pub(super) fn run() -> anyhow::Result<()> {
     Ok(stdout.flush()?)
 }
 
-fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
+fn examine(job: &Job, confined_by: Vec<String>) -> Result<(Report, u64), String> {
     let (artifact, mut bundle) = read(job)?;
     let options = LoadOptions::new(&job.engine)?;
+    // Plans are made by whom they serve.
+    let cache = options.cache.clone().map(|own| job.cache.iter().cloned().fold(own, Cache::before));
+    let options = LoadOptions { cache, plans: None, ..options };
+    let compatibility = options.engine.compatibility_hash();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize);
     let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
@@ -106,7 +111,7 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
         });
         Some(GraphReport { contract: ContractForm::from(graph.contract()), name, engine })
     });
-    Ok(Report {
+    let report = Report {
         digest: job.manifest.clone(),
         bytes: artifact.head.total_size(),
         contract: ContractForm::from(&revision.contract),
@@ -117,7 +122,8 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<Report, String> {
         load_ms,
         memory_bytes: revision.charge.bytes(),
         confined_by,
-    })
+    };
+    Ok((report, compatibility))
 }
 
 /// What came of loading and testing a bundle.
@@ -153,7 +159,7 @@ fn engines_of(job: &Job, bundle: &Bundle, tried: &Tried) -> BTreeMap<String, Eng
     let engines = bundle.graphs.iter().filter_map(|(name, onnx)| {
         let graph = tried.revision.graphs.get(name)?;
         let report = match measures {
-            true => decide(&onnx.bytes, graph),
+            true => decide(onnx, graph),
             false => taken(graph),
         };
         Some((name.clone(), report))
@@ -163,13 +169,15 @@ fn engines_of(job: &Job, bundle: &Bundle, tried: &Tried) -> BTreeMap<String, Eng
 
 /// Measures the engines on what the golden tests gave the graph, or on what its contract lets
 /// one make up. The engine whose answers were tested is the reference.
-fn decide(onnx: &[u8], graph: &Graph) -> EngineReport {
+fn decide(onnx: &Content, graph: &Graph) -> EngineReport {
     let mut engines = EngineKind::available();
     engines.sort_by_key(|engine| *engine != graph.engine());
     let is_tested = !graph.recorded().is_empty();
     // It was loaded just now; should it not be again, there is nothing to choose.
-    choose(onnx, &engines, &inputs_of(graph), AGREEMENT, is_tested)
-        .map_or_else(|_| taken(graph), EngineReport::from)
+    onnx.bytes()
+        .ok()
+        .and_then(|onnx| choose(onnx, &engines, &inputs_of(graph), AGREEMENT, is_tested).ok())
+        .map_or_else(|| taken(graph), EngineReport::from)
 }
 
 /// What the golden tests gave the graph; made up where there are none.
@@ -205,5 +213,6 @@ fn read(job: &Job) -> Result<(Artifact, Bundle), String> {
     let config = whole(&head.config.digest)?;
     let artifact = Artifact::read(head, &config)?;
     let bundle = bundle_of(&artifact, &blobs).map_err(text)?;
+    bundle.contents().try_for_each(|content| content.bytes().map(drop))?;
     Ok((artifact, bundle))
 }

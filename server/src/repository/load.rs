@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use wisp_engine::{EngineKind, Graph, OnnxRuntime};
+use wisp_engine::{EngineKind, Graph, OnnxRuntime, with_stack};
 
 use super::graphs;
 use super::residency::Charge;
@@ -86,6 +86,8 @@ pub struct LoadOptions {
     pub engine: Arc<Engine>,
     /// `None`: every start compiles anew.
     pub cache: Option<Cache>,
+    /// And where compiled plans of graphs are kept.
+    pub plans: Option<Cache>,
     /// For bundles that set none.
     pub limits: Limits,
     /// The longest deadline; a bundle may ask for a shorter one.
@@ -128,6 +130,7 @@ impl LoadOptions {
         };
         Ok(Self {
             engine,
+            plans: cache.clone(),
             cache,
             limits,
             deadline: settings.deadline,
@@ -151,8 +154,10 @@ pub fn load(
     stats: Arc<Stats>,
     mut charge: Charge,
 ) -> Result<Arc<Revision>, String> {
-    let (loaded, heap_bytes) = memory::kept(|| load_parts(model, version, bundle, options));
-    let Parts { graphs, guest, contract, labels, concurrency } = loaded?;
+    // Engines go deep; and what is allocated on a thread of their own would not be counted.
+    let loaded = with_stack(|| load_parts(model, version, bundle, options));
+    let loaded = loaded.map_err(|error| error.to_string())?;
+    let Parts { graphs, guest, contract, labels, concurrency, heap_bytes } = loaded?;
     let response_cache =
         bundle.response_cache.map(|setting| ResponseCache::new(setting.max_mib << 20));
     let cache_bytes = response_cache.as_ref().map_or(0, ResponseCache::most_bytes);
@@ -192,6 +197,8 @@ struct Parts {
     contract: Contract,
     labels: BTreeMap<String, Vec<String>>,
     concurrency: usize,
+    /// Of graphs and guest.
+    heap_bytes: u64,
 }
 
 fn load_parts(
@@ -201,7 +208,7 @@ fn load_parts(
     options: &LoadOptions,
 ) -> Result<Parts, String> {
     let graphs = bundle.graphs.iter().map(|(name, onnx)| {
-        let graph = graphs::load(name, onnx, &engines_for(bundle, name), options.cache.as_ref())
+        let graph = graphs::load(name, onnx, &engines_for(bundle, name), options.plans.as_ref())
             .map_err(|error| format!("graph `{name}`: {error}"))?;
         if let Some(decided) =
             bundle.engines.get(name).filter(|&&decided| decided != graph.engine())
@@ -215,7 +222,8 @@ fn load_parts(
         }
         Ok((name.clone(), graph, batching(bundle, name)))
     });
-    let graphs = graphs.collect::<Result<Vec<_>, String>>()?;
+    let (graphs, graph_bytes) = memory::kept(|| graphs.collect::<Result<Vec<_>, String>>());
+    let graphs = graphs?;
     // While one batch runs, another may gather.
     let batch = graphs.iter().filter_map(|(.., batching)| batching.as_ref()?.sizes.last()).max();
     let concurrency = options.concurrency.max(batch.map_or(0, |size| 2 * size));
@@ -240,13 +248,16 @@ fn load_parts(
         }
         limits.tensor_bytes = tensor_mib << 20;
     }
-    let (guest, contract) = load_guest(model, bundle, &graphs, limits, options)?;
+    // Counted by itself: threads that compile allocate what this one frees.
+    let (guest, guest_bytes) = memory::kept(|| load_guest(model, bundle, &graphs, limits, options));
+    let (guest, contract) = guest?;
     if let Some(declared) = bundle.contract.clone() {
         compare(&declared.read().map_err(|reason| format!("contract: {reason}"))?, &contract)?;
     }
     bundle.task.map_or(Ok(()), |task| task.check(&contract))?;
     let labels = read_labels(bundle, &contract)?;
-    Ok(Parts { graphs, guest, contract, labels, concurrency })
+    let heap_bytes = graph_bytes + guest_bytes;
+    Ok(Parts { graphs, guest, contract, labels, concurrency, heap_bytes })
 }
 
 /// How a graph's computes are batched: as was measured, where the manifest asks for it.
@@ -278,7 +289,7 @@ fn read_labels(
         }
         let asset = bundle.files.assets.get(file);
         let asset = asset.ok_or_else(|| format!("labels: there is no asset `{file}`"))?;
-        let text = str::from_utf8(&asset.bytes)
+        let text = str::from_utf8(asset.bytes()?)
             .map_err(|_| format!("labels: asset `{file}` is not UTF-8 text"))?;
         Ok((output.clone(), text.lines().map(str::to_owned).collect()))
     });
@@ -309,13 +320,15 @@ fn load_guest(
         graphs: graphs.clone(),
         bundle: Arc::new(bundle.files.clone()),
     };
-    let key = cache_key(bundle, graphs, limits, &options.engine);
+    let engines = bundle.graphs.keys().filter_map(|name| Some(graphs.get(name)?.engine().name()));
+    let memory_bytes = limits.memory_bytes;
+    let key = guest_key(bundle, engines, memory_bytes, options.engine.compatibility_hash());
     let cached = options.cache.as_ref().and_then(|cache| cache.get(&key));
     let (code, contract) = match cached {
         Some(Entry { compiled, contract }) => (Code::File(compiled), contract),
         None => {
-            let snapshot =
-                block_on(Snapshot::take(&options.engine, &bundle.component.bytes, &prepared));
+            let component = bundle.component.bytes()?;
+            let snapshot = block_on(Snapshot::take(&options.engine, component, &prepared));
             let snapshot = snapshot.map_err(|error| format!("guest: {error}"))?;
             if let Some(Err(error)) = options.cache.as_ref().map(|cache| cache.put(&key, &snapshot))
             {
@@ -331,19 +344,23 @@ fn load_guest(
 }
 
 /// Everything the snapshot may depend on: `prepare` can read assets and settings, and run the
-/// graphs.
-fn cache_key(bundle: &Bundle, graphs: &Graphs, limits: Limits, engine: &Engine) -> CacheKey {
+/// graphs, by these engines; `compatibility` is [`Engine::compatibility_hash`].
+pub fn guest_key<'a>(
+    bundle: &Bundle,
+    engines: impl Iterator<Item = &'a str>,
+    memory_bytes: usize,
+    compatibility: u64,
+) -> CacheKey {
     let counts = [bundle.graphs.len(), bundle.files.assets.len()].map(usize::to_le_bytes).concat();
-    let engine = engine.compatibility_hash().to_le_bytes();
-    let engines = bundle.graphs.keys().filter_map(|name| Some(graphs.get(name)?.engine().name()));
+    let engine = compatibility.to_le_bytes();
     let engines = engines.collect::<Vec<_>>().join(" ");
     let settings = format!("{:?}", bundle.files.settings);
-    let memory = limits.memory_bytes.to_le_bytes();
+    let memory = memory_bytes.to_le_bytes();
     let version = env!("CARGO_PKG_VERSION").as_bytes();
-    let component = bundle.component.digest.hex().as_bytes();
+    let component = bundle.component.digest().hex().as_bytes();
     let parts = [version, &engine, &memory, &counts, settings.as_bytes(), component];
     let files = bundle.graphs.iter().chain(&bundle.files.assets);
-    let files = files.flat_map(|(name, file)| [name.as_bytes(), file.digest.hex().as_bytes()]);
+    let files = files.flat_map(|(name, file)| [name.as_bytes(), file.digest().hex().as_bytes()]);
     CacheKey::of(parts.into_iter().chain(files).chain([engines.as_bytes()]))
 }
 

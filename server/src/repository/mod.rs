@@ -6,7 +6,7 @@ mod load;
 mod residency;
 mod version;
 
-pub use load::{EngineSettings, LoadOptions, Revision, load};
+pub use load::{EngineSettings, LoadOptions, Revision, guest_key, load};
 pub use residency::{Charge, Eviction, ResidencyOptions};
 pub use version::{State, Version};
 

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
+use super::load::Revision;
 use super::version::Version;
 use crate::memory;
 use crate::sandbox::Engine;
@@ -115,7 +118,8 @@ impl Residency {
             if let Some(charge) = self.try_reserve(bytes) {
                 return Ok(charge);
             }
-            if self.evict_one().await {
+            // None goes for what would not fit without it either.
+            if (is_pinned || self.could_fit(bytes)) && self.evict_one().await {
                 continue;
             }
             if is_pinned {
@@ -136,6 +140,14 @@ impl Residency {
             // Freed or not: the loop looks.
             let _ = tokio::time::timeout_at(soon.into(), freed).await;
         }
+    }
+
+    /// Whether there is room for so many bytes once all that is not in use has gone.
+    fn could_fit(&self, bytes: u64) -> bool {
+        let idle = self.versions().into_iter().filter(|version| version.idle_for().is_some());
+        let idle: u64 = idle.map(|version| version.memory_bytes()).sum();
+        let (loaded, sandboxes) = self.used();
+        loaded.saturating_sub(idle) + sandboxes + bytes <= self.options.budget
     }
 
     fn try_reserve(&self, bytes: u64) -> Option<Charge> {
@@ -216,13 +228,10 @@ impl Residency {
 async fn retire(version: &Arc<Version>, idle: Duration, why: Eviction) -> bool {
     let Some(revision) = version.retire(idle, why) else { return false };
     let bytes = revision.charge.bytes();
-    // To free a large model takes milliseconds.
-    let freed = tokio::task::spawn_blocking(move || {
-        drop(revision);
-        memory::give_back();
-    });
-    // It does not panic, and a runtime that ends has nothing to free for.
-    let _ = freed.await;
+    if let Some(freed) = discard(revision) {
+        // It does not panic, and a runtime that ends has nothing to free for.
+        let _ = freed.await;
+    }
     let (model, version) = (&version.model, &version.label);
     let reason = match why {
         Eviction::Idle => "nobody asked for it",
@@ -230,6 +239,17 @@ async fn retire(version: &Arc<Version>, idle: Duration, why: Eviction) -> bool {
     };
     tracing::info!(model, version, bytes, "model is cold: {reason}");
     true
+}
+
+/// Frees it where that holds nobody up, as a large model takes milliseconds, and gives its memory
+/// back to the system.
+pub(super) fn discard(revision: Arc<Revision>) -> Option<JoinHandle<()>> {
+    // Without a runtime the process is about to end.
+    let runtime = Handle::try_current().ok()?;
+    Some(runtime.spawn_blocking(move || {
+        drop(revision);
+        memory::give_back();
+    }))
 }
 
 fn mib(bytes: u64) -> String {

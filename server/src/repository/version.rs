@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::load::{LoadOptions, Revision, load};
-use super::residency::{Charge, Eviction, Residency};
+use super::residency::{Charge, Eviction, Residency, discard};
 use crate::bundle::{Bundle, Loading, SourceFiles, Task};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -173,11 +173,14 @@ impl Version {
             return None;
         }
         match &*self.state.borrow() {
-            Loaded::Ready(revision) if Arc::strong_count(revision) == 1 => {
-                Some(revision.idle_for())
-            }
+            Loaded::Ready(revision) if self.is_free(revision) => Some(revision.idle_for()),
             _ => None,
         }
+    }
+
+    /// Whether nobody uses it, or waited for it and is about to.
+    fn is_free(&self, revision: &Arc<Revision>) -> bool {
+        Arc::strong_count(revision) == 1 && self.waiting.load(Ordering::SeqCst) == 0
     }
 
     /// Goes cold if nobody has used it for so long, and returns what it had loaded.
@@ -186,7 +189,7 @@ impl Version {
         self.state.send_if_modified(|state| {
             // Whoever uses it holds it, and nobody can take hold of it meanwhile.
             let is_free = matches!(state, Loaded::Ready(revision)
-                if Arc::strong_count(revision) == 1 && revision.idle_for() >= idle);
+                if self.is_free(revision) && revision.idle_for() >= idle);
             if is_free && let Loaded::Ready(revision) = mem::replace(state, Loaded::Cold) {
                 retired = Some(revision);
             }
@@ -253,26 +256,35 @@ impl Version {
         if waiting.before > self.loader.options.queue {
             return Err(Error::Overloaded { model: self.model.clone(), waiting: waiting.before });
         }
-        let mut seen = self.state.subscribe();
-        self.wake();
-        let is_settled = |state: &Loaded| !matches!(state, Loaded::Cold | Loaded::Waking(_));
-        let settled = tokio::time::timeout(self.loader.patience, seen.wait_for(is_settled)).await;
-        let not_ready = |reason: String| Error::NotReady { model: self.model.clone(), reason };
+        let settled = tokio::time::timeout(self.loader.patience, self.settle()).await;
+        let not_ready = |reason: &str| {
+            Err(Error::NotReady { model: self.model.clone(), reason: reason.to_owned() })
+        };
         match settled {
-            Ok(Ok(state)) => match &*state {
-                Loaded::Ready(revision) => Ok(revision.clone()),
-                // Of what is stored they speak of the server's own files.
-                Loaded::Failed(..) if self.digest().is_some() => {
-                    Err(not_ready("it could not be loaded: the server's log says why".to_owned()))
-                }
-                Loaded::Failed(reason, _) => Err(not_ready(reason.clone())),
-                Loaded::Unloaded => Err(not_ready("it was unloaded by a client".to_owned())),
-                Loaded::Cold | Loaded::Waking(_) => {
-                    Err(Error::Internal("a load that is not settled".into()))
-                }
-            },
-            Ok(Err(_)) => Err(Error::Internal("a version went while it was loaded".into())),
-            Err(_) => Err(not_ready("it is still loading".to_owned())),
+            Ok(Loaded::Ready(revision)) => Ok(revision),
+            // Of what is stored they speak of the server's own files.
+            Ok(Loaded::Failed(..)) if self.digest().is_some() => {
+                not_ready("it could not be loaded: the server's log says why")
+            }
+            Ok(Loaded::Failed(reason, _)) => not_ready(&reason),
+            Ok(Loaded::Unloaded) => not_ready("it was unloaded by a client"),
+            Ok(Loaded::Cold | Loaded::Waking(_)) | Err(_) => not_ready("it is still loading"),
+        }
+    }
+
+    /// Wakes it until it is loaded or cannot be: it may go cold between the two.
+    async fn settle(self: &Arc<Self>) -> Loaded {
+        let mut seen = self.state.subscribe();
+        loop {
+            self.wake();
+            let is_awake = |state: &Loaded| !matches!(state, Loaded::Waking(_));
+            // The sender is this version's own.
+            let Ok(state) = seen.wait_for(is_awake).await.map(|state| state.clone()) else {
+                return Loaded::Cold;
+            };
+            if !matches!(state, Loaded::Cold) {
+                return state;
+            }
         }
     }
 
@@ -322,24 +334,26 @@ impl Version {
     /// Gives the revision up until it is loaded by name; requests in flight keep theirs. What
     /// has failed for good stays so.
     pub fn unload(&self) {
-        self.state.send_if_modified(|state| match state {
-            Loaded::Failed(_, None) | Loaded::Unloaded => false,
-            Loaded::Cold | Loaded::Waking(_) | Loaded::Ready(_) | Loaded::Failed(..) => {
-                *state = Loaded::Unloaded;
-                true
-            }
+        self.give_up(Loaded::Unloaded, |state| {
+            !matches!(state, Loaded::Failed(_, None) | Loaded::Unloaded)
         });
     }
 
     /// Gives the revision up; requests in flight keep theirs.
     pub(super) fn cool(&self) {
-        self.state.send_if_modified(|state| match state {
-            Loaded::Ready(_) => {
-                *state = Loaded::Cold;
-                true
-            }
-            _ => false,
+        self.give_up(Loaded::Cold, |state| matches!(state, Loaded::Ready(_)));
+    }
+
+    fn give_up(&self, then: Loaded, may: impl FnOnce(&Loaded) -> bool) {
+        let mut before = None;
+        self.state.send_if_modified(|state| {
+            let may = may(state);
+            before = may.then(|| mem::replace(state, then));
+            may
         });
+        if let Some(Loaded::Ready(revision)) = before {
+            discard(revision);
+        }
     }
 
     async fn fill(self: Arc<Self>, number: u64) {
@@ -418,5 +432,11 @@ impl Version {
         };
         let options = &self.loader.options;
         load(&self.model, &self.label, &bundle, options, self.stats.clone(), charge)
+    }
+}
+
+impl Drop for Version {
+    fn drop(&mut self) {
+        self.cool();
     }
 }

@@ -245,24 +245,17 @@ impl Staged {
     }
 }
 
-/// The contents of a bundle whose blobs lie in `blobs`, each digested: what the disk has made of
-/// them is not served.
+/// The contents of a bundle whose blobs lie in `blobs`, each digested before it is used: what the
+/// disk has made of them is not served.
 ///
 /// # Errors
-/// A blob is missing or damaged.
+/// A blob is missing.
 pub fn bundle_of(artifact: &Artifact, blobs: &Blobs) -> Result<Bundle, Error> {
     Bundle::assemble(&artifact.manifest, |file| {
         let layer = artifact.layer(file);
         let layer = layer.ok_or_else(|| Error::Internal(format!("no layer `{file}`")))?;
-        let expected = &layer.blob.digest;
-        let content = Content::new(blobs.map(expected)?);
-        match content.digest == *expected {
-            true => Ok(content),
-            false => Err(Error::Storage(format!(
-                "the blob {expected} of `{file}` is damaged, its content is {}: deploy the bundle again",
-                content.digest
-            ))),
-        }
+        let digest = layer.blob.digest.clone();
+        Ok(Content::stored(blobs.map(&digest)?, digest))
     })
 }
 

@@ -4,12 +4,13 @@
 //!
 //! ```text
 //! magic, length of the small part, its digest, length of the large part: 8 bytes each
-//! small part: version of this program, key, contract, names of free sizes, nodes
+//! small part: version of this program, key, contract, names of free sizes, nodes; of what is in
+//!             the large part, lengths and digests
 //! large part, from the next page on: constants and packed weights, each aligned
 //! ```
 //!
-//! The small part is digested; the large one is believed, as nobody else can write to where these
-//! files lie: its bounds and lengths are checked.
+//! Digests tell what a disk has made of a file. They are no defence: nobody else can write to
+//! where these files lie.
 
 mod kernels;
 mod operators;
@@ -31,7 +32,7 @@ pub(super) use parts::{Reader, Stored, Writer, stored_struct};
 const MAGIC: &[u8; 8] = b"wispplan";
 
 /// Changes where what is written, or what it means, does.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const HEADER: usize = 32;
 const PAGE: usize = 4096;
@@ -51,12 +52,16 @@ pub(super) fn write(
     writer.text(key);
     let put = contract.put(&mut writer).and_then(|()| put_model(model, &mut writer));
     put.ok_or_else(|| io::Error::other("a compiled plan cannot hold it"))?;
-    let Writer { small, large, end, .. } = &writer;
+    let Writer { mut small, large, end, .. } = writer;
+    large.iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| {
+        small.extend((bytes.len() as u64).to_le_bytes());
+        small.extend(rapidhash_v3(bytes).to_le_bytes());
+    });
     to.write_all(MAGIC)?;
-    for number in [small.len() as u64, rapidhash_v3(small), *end as u64] {
+    for number in [small.len() as u64, rapidhash_v3(&small), end as u64] {
         to.write_all(&number.to_le_bytes())?;
     }
-    to.write_all(small)?;
+    to.write_all(&small)?;
     pad(HEADER + small.len(), PAGE, to)?;
     for bytes in large {
         to.write_all(bytes)?;
@@ -88,10 +93,23 @@ pub(super) fn read(file: &Bytes, key: &str) -> Result<(Contract, TypedModel), St
     }
     let contract = Contract::take(&mut reader).ok_or("it is damaged")?;
     match take_model(&mut reader, &mut model) {
-        Ok(Some(())) if reader.small.is_empty() => Ok((contract, model)),
+        Ok(Some(())) if are_whole(reader) => Ok((contract, model)),
         Ok(_) => Err("it is damaged".to_owned()),
         Err(error) => Err(chain(&error)),
     }
+}
+
+/// Whether what is left to read are the lengths and digests of all of the large part.
+fn are_whole(mut reader: Reader<'_>) -> bool {
+    let mut rest = &reader.large[..];
+    while !rest.is_empty() {
+        let Some([length, digest]) = <[u64; 2]>::take(&mut reader) else { return false };
+        let length = usize::try_from(length).ok().filter(|&length| length > 0);
+        let bytes = length.and_then(|length| rest.get(..length));
+        let Some(bytes) = bytes.filter(|bytes| rapidhash_v3(bytes) == digest) else { return false };
+        rest = &rest[bytes.len().next_multiple_of(parts::ALIGNMENT).min(rest.len())..];
+    }
+    reader.small.is_empty()
 }
 
 stored_struct!(Contract { inputs, outputs });
