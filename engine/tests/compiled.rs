@@ -161,6 +161,70 @@ fn sizes_of_one_name_that_differ_are_planned_for_themselves() {
     assert_eq!(run(&loaded, &inputs), Ok(answer));
 }
 
+/// What depends on a size is computed anew for each, whatever one plan for all would make of it.
+#[test]
+fn what_depends_on_a_size_is_right_for_each() {
+    let whole = |name: &str, dims: &[i64], numbers: &[i64]| TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type: DataType::Int64 as i32,
+        int64_data: numbers.to_vec(),
+        ..TensorProto::default()
+    };
+    let graph = |nodes: Vec<NodeProto>, initializer: Vec<TensorProto>| {
+        file(pb::GraphProto {
+            node: nodes,
+            input: vec![named("x", DataType::Float, &["batch", "length"])],
+            output: vec![named("y", DataType::Float, &["batch", "columns"])],
+            initializer,
+            ..pb::GraphProto::default()
+        })
+    };
+    let asked = |op: &str| {
+        let nodes = vec![
+            node("Shape", &["x"], "shape", vec![]),
+            node("Gather", &["shape", "at"], "length", vec![]),
+            node(op, &["length", "three"], "is", vec![]),
+            node("Add", &["x", "x"], "twice", vec![]),
+            node("Where", &["is", "twice", "x"], "y", vec![]),
+        ];
+        graph(nodes, vec![whole("at", &[], &[1]), whole("three", &[], &[3])])
+    };
+    let sliced = |from: i64, to: i64| {
+        let ends = [("from", from), ("to", to), ("axis", 1)];
+        let ends = ends.map(|(name, number)| whole(name, &[1], &[number]));
+        graph(vec![node("Slice", &["x", "from", "to", "axis"], "y", vec![])], ends.to_vec())
+    };
+    let twice_if = |is: bool, row: Vec<f32>| -> Vec<f32> {
+        row.into_iter().map(|x| if is { 2.0 * x } else { x }).collect()
+    };
+    for length in [1usize, 2, 3, 4, 8] {
+        let row: Vec<f32> = (0..length).map(|i| i as f32 + 1.0).collect();
+        let last = |count: usize| row[length.saturating_sub(count)..].to_vec();
+        let cases = [
+            (asked("Equal"), twice_if(length == 3, row.clone())),
+            (asked("Less"), twice_if(length < 3, row.clone())),
+            (asked("Greater"), twice_if(length > 3, row.clone())),
+            (sliced(0, 5), row[..length.min(5)].to_vec()),
+            (sliced(-5, i64::MAX), last(5)),
+            (sliced(0, 1_000_000), row.clone()),
+        ];
+        for (at, (onnx, expected)) in cases.into_iter().enumerate() {
+            let data = row.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let input = Value { datatype: Datatype::Fp32, shape: vec![1, length], data };
+            let loaded = Graph::load(&onnx, EngineKind::Tract).expect("a graph");
+            let woken = compiled(&onnx, "key").map(|_| woken(&onnx));
+            for graph in [Some(loaded), woken].into_iter().flatten() {
+                let answer = run(&graph, &vec![input.clone()]).expect("an answer");
+                let numbers = answer[0].data.chunks_exact(4);
+                let numbers = numbers.map(|x| f32::from_le_bytes(x.try_into().expect("four")));
+                let numbers: Vec<f32> = numbers.collect();
+                assert_eq!(numbers, expected, "case {at}, length {length}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_that_a_table_lacks_are_an_error() {
     let woken = woken(&attention(["batch", "length"]));

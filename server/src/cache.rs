@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -22,6 +22,9 @@ use crate::tensor::Contract;
 
 /// Of all that is kept; beyond it goes what was not used for longest.
 const MAX_BYTES: u64 = 4 << 30;
+
+/// No file takes so long to be written.
+const SCRATCH_AGE: Duration = Duration::from_secs(3600);
 
 /// A folder of compiled guests and plans.
 #[derive(Debug, Clone)]
@@ -152,15 +155,19 @@ impl Cache {
         self.trim(MAX_BYTES)
     }
 
-    /// Removes what was not used for longest until the rest has at most `most` bytes.
+    /// Removes what was not used for longest until the rest has at most `most` bytes; and what
+    /// was begun and never ended.
     fn trim(&self, most: u64) -> io::Result<()> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "cwasm" || extension == "plan")
-                && let Ok(metadata) = fs::metadata(&path)
-            {
-                found.push((metadata.modified()?, metadata.len(), path));
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            let age = metadata.modified()?.elapsed().unwrap_or_default();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("cwasm" | "plan") => found.push((metadata.modified()?, metadata.len(), path)),
+                // Of who was killed; or has gone meanwhile.
+                Some("tmp") if age > SCRATCH_AGE => drop(fs::remove_file(&path)),
+                _ => {}
             }
         }
         let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
@@ -188,11 +195,17 @@ impl Cache {
         content: impl FnOnce(&mut fs::File) -> io::Result<()>,
     ) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let scratch = self.folder.join(format!(".{}-{count}.tmp", process::id()));
+        // Another process with this number may have been killed, or share the folder.
+        let (scratch, mut file) = loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let scratch = self.folder.join(format!(".{}-{count}.tmp", process::id()));
+            let mut options = fs::OpenOptions::new();
+            match options.write(true).create_new(true).mode(0o600).open(&scratch) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => break (scratch, opened?),
+            }
+        };
         let write = || {
-            let mut file =
-                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
             content(&mut file)?;
             file.sync_all()?;
             fs::rename(&scratch, path)
@@ -257,7 +270,7 @@ mod tests {
         }
         let used = |key: &CacheKey, seconds: u64| {
             let file = fs::File::open(compiled_path(folder.path(), key)).unwrap();
-            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
         };
         used(&keys[0], 3).unwrap();
         used(&keys[1], 1).unwrap();

@@ -23,7 +23,6 @@ use crate::graph::{Failure, LoadError, Session};
 use crate::kind::EngineKind;
 use crate::tensor::{Contract, Value};
 pub(crate) use file::File;
-use fuse::OtherSizes;
 use plans::{Plan, Plans};
 
 /// A graph before the last step of its optimisation, which a compiled plan can hold.
@@ -126,12 +125,14 @@ impl Session for TractSession {
         let inputs = inputs.map_err(Failure::Refused)?;
         let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
         let outputs = match run_plan(&plan, inputs.clone(), is_over, None) {
-            Err(Broken::OtherSizes) => {
+            // As a product that lies otherwise for these sizes, or a slice that ends before them.
+            Err(Failure::Failed(_)) if plan.has_free_sizes() => {
                 let plan = self.plans.get_for_sizes(&inputs).map_err(Failure::Refused)?;
-                run_plan(&plan, inputs, is_over, None)?
+                run_plan(&plan, inputs, is_over, None)
             }
-            outputs => outputs?,
+            outputs => outputs,
         };
+        let outputs = outputs?;
         let outputs = outputs.iter().map(|value| values::from_tract(value));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
     }
@@ -147,37 +148,13 @@ impl Session for TractSession {
     }
 }
 
-/// Why a run gave no answer: also that another plan may give it.
-enum Broken {
-    Failure(Failure),
-    OtherSizes,
-}
-
-impl From<Failure> for Broken {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
-    }
-}
-
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Failure(failure) => failure,
-            Broken::OtherSizes => Self::Failed(OtherSizes.to_string()),
-        }
-    }
-}
-
 fn run_plan(
     plan: &Plan,
     inputs: TVec<TValue>,
     is_over: &(dyn Fn() -> bool + Sync),
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
-) -> Result<TVec<TValue>, Broken> {
-    let failed = |error: TractError| match error.root_cause().is::<OtherSizes>() {
-        true => Broken::OtherSizes,
-        false => Broken::Failure(Failure::Failed(chain(&error))),
-    };
+) -> Result<TVec<TValue>, Failure> {
+    let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
     let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
     let outputs = state.run_plan_with_eval(plan.pick(inputs), |context, op_state, node, inputs| {
@@ -193,7 +170,7 @@ fn run_plan(
     });
     match outputs {
         Ok(outputs) => Ok(outputs),
-        Err(_) if stopped => Err(Failure::Stopped.into()),
+        Err(_) if stopped => Err(Failure::Stopped),
         Err(error) => Err(failed(error)),
     }
 }

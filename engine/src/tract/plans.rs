@@ -66,6 +66,13 @@ impl Plan {
         Ok(Self { runnable: fused.into_runnable()?, constants: constants.collect() })
     }
 
+    /// Whether it was made for more than one size: what it cannot do for these, another may.
+    pub(super) fn has_free_sizes(&self) -> bool {
+        let model = self.runnable.model();
+        let mut facts = model.inputs.iter().filter_map(|&input| model.outlet_fact(input).ok());
+        facts.any(|fact| !fact.shape.is_concrete())
+    }
+
     /// The inputs that are left, of all the graph's.
     pub(super) fn pick(&self, inputs: TVec<TValue>) -> TVec<TValue> {
         let left = inputs.into_iter().enumerate();
@@ -137,7 +144,7 @@ impl Plans {
                 Err(error) => (Err(error), usize::MAX),
             },
         };
-        let whole = typed.as_ref().ok().filter(|_| tries == 0);
+        let whole = typed.as_ref().ok().filter(|_| tries == 0 && !asks_of_free_sizes(&model));
         let for_all = whole.and_then(|typed| fuse_for_all(typed, &packed));
         let for_all = for_all.and_then(|fused| attempt(|| Made::new(fused, keeps_fused)).ok());
         let mut refused = None;
@@ -228,6 +235,48 @@ fn fuse_for_all(typed: &TypedModel, packed: &PackedWeights) -> Option<TypedModel
     }
     let fused = attempt(|| fuse::fuse(typed.clone(), packed)).ok()?;
     compiled::holds(&fused).then_some(fused)
+}
+
+/// Whether what it computes depends on how a free size compares with another: tract takes sizes
+/// that it cannot compare to differ, and so decides for good.
+fn asks_of_free_sizes(model: &InferenceModel) -> bool {
+    let mut analysed = model.clone();
+    if attempt(|| analysed.analyse(false)).is_err() {
+        return true;
+    }
+    let values = |node: &Node<InferenceFact, Box<dyn InferenceOp>>| -> Vec<_> {
+        let facts = node.inputs.iter().filter_map(|&input| analysed.outlet_fact(input).ok());
+        facts.map(|fact| fact.value.concretize()).collect()
+    };
+    analysed.nodes().iter().any(|node| match &*node.op.name() {
+        // A branch may ask, too.
+        "If" => true,
+        "Eq" | "NE" => {
+            let values = values(node);
+            // Exporters look for the -1 that stands for a size that is to be kept.
+            values.iter().any(is_free_size) && !values.iter().any(is_negative)
+        }
+        "LT" | "LTE" | "GT" | "GTE" => values(node).iter().any(is_free_size),
+        _ => false,
+    })
+}
+
+fn is_free_size(value: &Option<Arc<Tensor>>) -> bool {
+    let Some(value) = value.as_deref().filter(|value| value.datum_type() == TDim::datum_type())
+    else {
+        return false;
+    };
+    value.cast_to::<i64>().is_err()
+}
+
+fn is_negative(value: &Option<Arc<Tensor>>) -> bool {
+    let Some(Ok(value)) = value.as_deref().map(|value| value.cast_to::<i64>()) else {
+        return false;
+    };
+    let numbers = value.try_as_plain_ram();
+    numbers.is_ok_and(|numbers| {
+        numbers.as_slice::<i64>().is_ok_and(|numbers| numbers.iter().all(|&number| number < 0))
+    })
 }
 
 fn cannot(error: TractError) -> String {

@@ -18,7 +18,7 @@ pub(super) use barrier::Barrier;
 pub(super) use binary::FusedBinary;
 pub(super) use conv::FusedConv;
 pub(super) use pool::FusedPool;
-pub(super) use product::{FusedProduct, OtherSizes};
+pub(super) use product::FusedProduct;
 pub(super) use rows::FusedRows;
 pub(super) use table::FusedTable;
 pub(super) use weights::PackedWeights;

@@ -25,11 +25,6 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
 }
 
-/// A product does not lie for these sizes as it did for those that it was made for.
-#[derive(Debug, thiserror::Error)]
-#[error("a product is not made for these sizes")]
-pub(in crate::tract) struct OtherSizes;
-
 #[derive(Debug, Clone)]
 pub(in crate::tract) struct FusedProduct {
     axes: Vec<Places>,
@@ -258,7 +253,8 @@ impl EvalOp for FusedProduct {
         let (plan, shape) = match &self.planned {
             Some(planned) => planned,
             None => {
-                found = self.plan_for(&inputs).ok_or(OtherSizes)?;
+                let lies_so = self.plan_for(&inputs);
+                found = lies_so.context("a product does not lie for these sizes as it was made")?;
                 &found
             }
         };
