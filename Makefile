@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake bench-scale bench-overload bench-hostile compare soak \
+	bench-deployments bench-engine bench-wake bench-account bench-scale bench-overload bench-hostile compare soak \
 	onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
@@ -59,6 +59,9 @@ bench: models guests
 
 bench-start: models guests build
 	@python3 benches/start.py
+
+bench-account: models guests build
+	@python3 benches/account.py
 
 bench-http: guests build
 	@python3 benches/throughput.py

@@ -24,7 +24,7 @@ use wisp_engine::{EngineKind, Graph};
 
 /// As the binary has it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: wisp_engine::memory::Allocator = wisp_engine::memory::Allocator::new();
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("server/ lies in the root").to_owned()
@@ -91,7 +91,7 @@ impl Bench {
         self.runtime.block_on(async {
             let mut total = Duration::ZERO;
             for _ in 0..runs {
-                let run = Run::until(Instant::now() + Duration::from_secs(60));
+                let run = Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX);
                 let (response, timings) = Sandbox::new(guest, &run).run(request()).await;
                 black_box(response.expect("an answer"));
                 total += measure(timings);
@@ -111,7 +111,7 @@ impl Bench {
         self.runtime.block_on(async {
             let started = Instant::now();
             for _ in 0..runs {
-                let run = Run::until(Instant::now() + Duration::from_secs(60));
+                let run = Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX);
                 Sandbox::new(guest, &run).instantiate().await.expect("an instance");
             }
             started.elapsed()

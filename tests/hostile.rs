@@ -23,7 +23,7 @@
 //! | 17 | WASI: random bytes, sleep, files, sockets, names, exit | `calls`, `loops` |
 //! | 18 | broken components | `bundles`, `../bad_bundles.rs` |
 //! | 19 | compile bombs | `bundles` |
-//! | 20 | malformed ONNX | `../engines.rs`, `engine/tests/malformed.rs` |
+//! | 20 | malformed ONNX; sizes that a client has a graph compute | `../engines.rs`, `engine/tests/malformed.rs`; `memory` |
 //! | 21 | residue | `residue` |
 //! | 22 | more than there is room for, slow clients | `clients`, `../load.rs`, `../errors.rs` |
 //! | 23 | blobs, titles, tags and signatures that lie | `../archives.rs`, `../registry.rs`, `../restarts.rs` |

@@ -1,10 +1,13 @@
 //! What one model's requests may use, as its manifest says.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Server, hostile_bundle, refused, scratch, wisp};
+use serde_json::json;
+
+use crate::support::{Server, fixture, hostile_bundle, refused, scratch, wisp};
 
 fn limited(folder: &Path, name: &str, limits: &str) -> PathBuf {
     hostile_bundle(folder, name, &format!("[limits]\n{limits}\n"))
@@ -23,6 +26,28 @@ fn cpu_time_that_is_used_up_ends_a_request() {
     let ended = server.infer_raw("limited", "text/plain", b"loop");
     insta::assert_snapshot!(ended.error(500, "cpu-limit"), @"model `limited` used up the 50ms of CPU time that a request may have");
     assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+/// rten computes on threads of its own.
+#[test]
+fn cpu_time_of_a_graph_counts_whichever_thread_spends_it() {
+    let scratch = scratch();
+    let bundle = |name: &str, limits: &str| {
+        let path = scratch.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        let manifest = format!("engine = \"rten\"\n{limits}\n[graphs]\nmodel = \"slow.onnx\"\n");
+        fs::write(path.join("wisp.toml"), manifest).expect("a manifest");
+        fs::copy(fixture("models/matmul_slow.onnx"), path.join("slow.onnx")).expect("a fixture");
+        path
+    };
+    let server = serve(&[bundle("free", ""), bundle("limited", "[limits]\ncpu_ms = 20")]);
+    let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1], "data": [3.0]}]);
+    let ask = |model: &str| server.infer(model, &json!({"inputs": inputs}));
+    assert_eq!(ask("free").status, 200);
+    let usage = server.get("/usage").json();
+    let spent = &usage["usage"][0]["compute_cpu_us"];
+    assert!(spent.as_u64().is_some_and(|spent| spent > 20_000), "{usage}");
+    ask("limited").error(500, "cpu-limit");
 }
 
 #[test]
@@ -83,7 +108,7 @@ fn limits_that_make_no_sense_are_refused() {
         let bundle = limited(scratch.path(), "odd", limits);
         refused(&wisp().arg("check").arg(bundle).output().expect("wisp runs"))
     };
-    for limit in ["cpu_ms", "tensor_mib", "concurrency", "body_kib"] {
+    for limit in ["cpu_ms", "tensor_mib", "graph_mib", "concurrency", "body_kib"] {
         let said = check(&format!("{limit} = 0"));
         assert!(said.contains(&format!("limits.{limit} is 0, expected 1 or more")), "{said}");
     }

@@ -37,7 +37,7 @@ use wisp_engine::{EngineKind, Failure, Graph, OnnxRuntime};
 
 /// As the server has it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: wisp_engine::memory::Allocator = wisp_engine::memory::Allocator::new();
 
 fn main() {
     if let Some(path) = std::env::var_os("WISP_ONNXRUNTIME") {
@@ -161,8 +161,7 @@ impl Probe {
             times.push(cpu_us() - since);
             outputs = result.map_err(|failure| match failure {
                 Failure::Refused(text) => format!("refused: {text}"),
-                Failure::Failed(text) => format!("failed: {text}"),
-                Failure::Stopped => "stopped".to_owned(),
+                other => format!("failed: {other}"),
             })?;
         }
         if let Some(folder) = request["write_outputs"].as_str() {

@@ -35,7 +35,7 @@ const CASE: Duration = Duration::from_secs(20);
 
 /// As the server has it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: wisp_engine::memory::Allocator = wisp_engine::memory::Allocator::new();
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::choose::{Inputs, cpu_us};
 use crate::compare::agreement;
-use crate::graph::{Failure, Graph};
+use crate::graph::Graph;
 use crate::tensor::{Datatype, TensorSpec, Value};
 
 /// A row in a batch must take less than this share of what it takes alone,
@@ -183,10 +183,7 @@ fn time(graph: &Graph, row: &Inputs, stacked: &Inputs) -> Result<(f64, f64), Str
 }
 
 fn run(graph: &Graph, inputs: &Inputs) -> Result<Inputs, String> {
-    graph.run(&mut inputs.clone(), &|| false).map_err(|failure| match failure {
-        Failure::Refused(reason) | Failure::Failed(reason) => reason,
-        Failure::Stopped => "stopped".to_owned(),
-    })
+    graph.run(&mut inputs.clone(), &|| false).map_err(|failure| failure.to_string())
 }
 
 /// The row's elements moved on by so many, and its numbers far larger or smaller: what is

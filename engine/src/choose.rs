@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::EngineKind;
 use crate::compare::agreement;
-use crate::graph::{Failure, Graph, LoadError};
+use crate::graph::{Graph, LoadError};
 use crate::tensor::{Contract, Datatype, Value, push_bytes_element};
 
 /// A challenger must need less than this share of the reference's CPU time.
@@ -215,13 +215,8 @@ fn describe(engines: &[EngineKind], verdicts: &[Option<Verdict>]) -> String {
 }
 
 fn run_all(graph: &Graph, inputs: &[Inputs]) -> Result<Vec<Inputs>, String> {
-    let run = |inputs: &Inputs| {
-        graph.run(&mut inputs.clone(), &|| false).map_err(|failure| match failure {
-            Failure::Refused(reason) | Failure::Failed(reason) => reason,
-            Failure::Stopped => "stopped".to_owned(),
-        })
-    };
-    inputs.iter().map(run).collect()
+    let run = |inputs: &Inputs| graph.run(&mut inputs.clone(), &|| false);
+    inputs.iter().map(|inputs| run(inputs).map_err(|failure| failure.to_string())).collect()
 }
 
 /// Which contender's answers are right: the first's, unless the two others agree against it.

@@ -18,30 +18,51 @@ use crate::{EngineKind, contract, onnxruntime, rten, sound, tract, whole};
 pub struct LoadError(pub(crate) String);
 
 /// Why a run gave no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The tensors are not what the graph takes.
+    #[error("{0}")]
     Refused(String),
     /// The graph broke while it ran.
+    #[error("{0}")]
     Failed(String),
+    /// It asked for more memory than it may.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The caller said so.
+    #[error("stopped")]
     Stopped,
+}
+
+/// Whoever wants a run's answer.
+pub trait Watch: Sync {
+    /// Whether it is wanted no longer. Asked between operators, where an engine can.
+    fn is_over(&self) -> bool;
+
+    /// What the run may take beside its inputs, bytes.
+    fn memory(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Told of CPU time that another thread than the caller's has spent on it.
+    fn computed_elsewhere(&self, _cpu: Duration) {}
+}
+
+impl<F: Fn() -> bool + Sync> Watch for F {
+    fn is_over(&self) -> bool {
+        self()
+    }
 }
 
 /// An engine's prepared form of a graph. Any number of threads may run it at a time; no state
 /// is left from one run to another.
 pub trait Session: fmt::Debug + Send + Sync {
     /// Runs it on values in the order of the graph's inputs, whose datatypes, ranks, fixed sizes,
-    /// lengths and elements have been checked. Returns values in the order of its outputs. `is_over` is
-    /// asked between operators, where the engine can.
+    /// lengths and elements have been checked. Returns values in the order of its outputs.
     ///
     /// # Errors
-    /// The values do not fit, the engine failed, or `is_over` said so.
-    fn run(
-        &self,
-        inputs: &[Value<'_>],
-        is_over: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<Value<'static>>, Failure>;
+    /// The values do not fit, the engine failed, the run took too much memory, or is over.
+    fn run(&self, inputs: &[Value<'_>], watch: &dyn Watch) -> Result<Vec<Value<'static>>, Failure>;
 
     /// Runs it once, and says what each operator took, in the order they ran. Empty where the
     /// engine does not tell.
@@ -202,14 +223,16 @@ impl Graph {
         &self.contract
     }
 
-    /// Runs the graph on values in the order of its inputs, until `is_over` says so.
+    /// Runs the graph on values in the order of its inputs, for `watch`: a function that says
+    /// whether it is over will do.
     ///
     /// # Errors
-    /// The values do not fit the graph, the engine failed or panicked, or `is_over` said so.
+    /// The values do not fit the graph, the engine failed or panicked, the run took too much
+    /// memory, or is over.
     pub fn run(
         &self,
         inputs: &mut [Value<'_>],
-        is_over: &(dyn Fn() -> bool + Sync),
+        watch: &dyn Watch,
     ) -> Result<Vec<Value<'static>>, Failure> {
         self.fit(inputs)?;
         if let Some(runs) = self.recorded.get() {
@@ -218,7 +241,7 @@ impl Graph {
                 runs.push(inputs.iter().map(Value::to_owned_value).collect());
             }
         }
-        guarded(|| self.session.run(inputs, is_over))
+        guarded(|| self.session.run(inputs, watch))
             .unwrap_or_else(|panic| Err(Failure::Failed(format!("the engine panicked: {panic}"))))
     }
 }

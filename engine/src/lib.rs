@@ -6,11 +6,14 @@
 
 mod batch;
 mod choose;
+mod clock;
 pub mod compare;
 mod contract;
 mod graph;
 mod guard;
 mod kind;
+pub mod memory;
+mod once;
 mod onnxruntime;
 mod rten;
 mod sizes;
@@ -19,10 +22,11 @@ mod stack;
 pub mod tensor;
 mod tract;
 mod whole;
+mod worker;
 
 pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
-pub use graph::{Compiled, Failure, Graph, LoadError, Session};
+pub use graph::{Compiled, Failure, Graph, LoadError, Session, Watch};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;
 pub use stack::with_stack;

@@ -1,17 +1,30 @@
 //! Threads with as much stack as an engine may want.
 
 use std::cell::Cell;
+use std::io;
 use std::thread;
 
 use crate::graph::LoadError;
 
 /// rten follows a line of nodes by recursion, a few hundred bytes of stack for each, when it reads
 /// or runs a graph. What is not used costs nothing.
-pub(crate) const BYTES: usize = 128 << 20;
+const BYTES: usize = 128 << 20;
 
 thread_local! {
     /// Whether this thread has such a stack.
     static HAS_STACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Starts a thread of its own for `work`, with such a stack.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let started = builder(name).spawn(|| {
+        HAS_STACK.set(true);
+        work();
+    });
+    started.map(drop)
 }
 
 /// Does `work` on a thread of its own, with such a stack; its panic is
@@ -29,10 +42,13 @@ pub fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LoadErr
         work()
     };
     thread::scope(|scope| {
-        let builder = thread::Builder::new().name("load".to_owned()).stack_size(BYTES);
-        let started = builder.spawn_scoped(scope, work);
+        let started = builder("load").spawn_scoped(scope, work);
         let started =
             started.map_err(|error| LoadError(format!("a thread cannot be started: {error}")))?;
         started.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
     })
+}
+
+fn builder(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned()).stack_size(BYTES)
 }

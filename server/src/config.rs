@@ -20,6 +20,9 @@ use crate::repository::{EngineSettings, ResidencyOptions};
 /// A petabyte: no budget at all.
 const MAX_BUDGET_MIB: usize = 1 << 30;
 
+/// What a run of a graph may take on the smallest machine.
+const MIN_GRAPH_MIB: usize = 64;
+
 /// What may be set, by flag, environment variable or config file; the names are the same.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -61,6 +64,10 @@ pub struct RawSettings {
     /// [default: true]; false unmaps them, which takes twice as long
     #[arg(long, env = "WISP_PAGE_SCAN", value_name = "BOOL")]
     page_scan: Option<bool>,
+    /// Most memory that one run of a graph may take, MiB [default: a thread's part of half of what
+    /// this process may have]
+    #[arg(long, env = "WISP_GRAPH_MEMORY_MIB", value_name = "MIB")]
+    graph_memory_mib: Option<usize>,
     /// Requests of one model that may run at a time [default: 2 for each thread]
     #[arg(long, env = "WISP_CONCURRENCY", value_name = "N")]
     concurrency: Option<usize>,
@@ -222,6 +229,8 @@ impl Config {
         let concurrency = pick!(concurrency, "concurrency", threads.saturating_mul(2));
         let queue = pick!(queue, "queue", 256);
         let half = memory::available().map_or(MAX_BUDGET_MIB, |bytes| (bytes >> 21) as usize);
+        let part = (half / threads.max(1)).max(MIN_GRAPH_MIB);
+        let graph_memory_mib = pick!(graph_memory_mib, "graph-memory-mib", part);
         let memory_budget_mib = pick!(memory_budget_mib, "memory-budget-mib", half.max(1));
         let idle_seconds = pick!(idle_seconds, "idle-seconds", 600);
         let cache = pick!(cache, "cache", user_folder("XDG_CACHE_HOME", ".cache"));
@@ -253,6 +262,7 @@ impl Config {
         check("concurrency", concurrency, 1, 10_000)?;
         check("queue", queue, 0, 1_000_000)?;
         check("memory-budget-mib", memory_budget_mib, 1, MAX_BUDGET_MIB)?;
+        check("graph-memory-mib", graph_memory_mib, 1, MAX_BUDGET_MIB)?;
         check("idle-seconds", idle_seconds, 0, 1 << 30)?;
         check("bundle-limit-mib", bundle_limit_mib, 1, 1 << 20)?;
         check("examine-seconds", examine_seconds, 1, 3600)?;
@@ -281,6 +291,7 @@ impl Config {
             confine,
             engine: EngineSettings {
                 memory_bytes: memory_mib << 20,
+                graph_bytes: graph_memory_mib << 20,
                 sandboxes: u32::try_from(sandboxes).context("setting sandboxes")?,
                 page_scan,
                 body_limit: body_limit_mib << 20,

@@ -45,6 +45,8 @@ pub enum Error {
     /// The graph could not be run.
     #[error("the graph of model `{model}` failed: {reason}")]
     Compute { model: String, reason: String },
+    #[error("the graph of model `{model}` needs more than its {limit_mib} MiB of memory")]
+    GraphMemory { model: String, limit_mib: usize },
     /// What it would take is all in use: bodies, or the instances that sandboxes are made of.
     #[error("no room for now: {0}")]
     NoRoom(String),
@@ -111,6 +113,7 @@ impl Error {
             Error::CpuLimit { .. } => "cpu-limit",
             Error::GuestFailed { .. } => "guest-failed",
             Error::Compute { .. } => "compute",
+            Error::GraphMemory { .. } => "graph-memory",
             Error::NoRoom(_) => "no-room",
             Error::BundleRefused(_) => "bundle-refused",
             Error::Conflict(_) => "conflict",

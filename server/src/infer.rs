@@ -11,6 +11,7 @@ use wisp_engine::Failure;
 use crate::compare::differences;
 use crate::error::Error;
 use crate::nn::Run;
+use crate::overhead;
 use crate::repository::{Picked, Repository, Revision, Shadow};
 use crate::response_cache::{Answer, RequestKey};
 use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
@@ -159,6 +160,7 @@ impl Inference {
         let inputs = order_inputs(&revision.contract, inputs).map_err(Error::InvalidInput)?;
         check_wanted(model, &revision.contract, &outputs)?;
         let totals = self.usage.totals(model, &revision.version, key);
+        overhead::belongs_to(&totals);
         let Some(cache) = &revision.response_cache else {
             let asked = Asked { inputs, outputs, parameters, timeout, urgency };
             return self.run(model, revision, asked, totals).await.map(Answered::Run);
@@ -191,7 +193,7 @@ impl Inference {
         let patience =
             [timeout, urgency.timeout].into_iter().flatten().fold(revision.deadline, Duration::min);
         let deadline = Instant::now() + patience;
-        let run = Run::limited(deadline, revision.cpu_limit);
+        let run = Run::limited(deadline, revision.cpu_limit, revision.guest.limits().graph_bytes);
         let _cancel = CancelOnDrop(run.clone());
         let request = Request { inputs, outputs: outputs.clone(), parameters };
         let work = {
@@ -403,6 +405,9 @@ fn explain(
             Error::InvalidInput(reason)
         }
         (Fault::Internal(_), Some(Failure::Failed(reason))) => Error::Compute { model, reason },
+        (Fault::Internal(_), Some(Failure::OutOfMemory(_))) => {
+            Error::GraphMemory { model, limit_mib: revision.guest.limits().graph_bytes >> 20 }
+        }
         (Fault::Internal(text), Some(Failure::Refused(reason))) => {
             Error::GuestFailed { model, reason: format!("{text}: {reason}") }
         }

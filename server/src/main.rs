@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: wisp::memory::Allocator = wisp::memory::Allocator::new();
+static ALLOCATOR: wisp_engine::memory::Allocator = wisp_engine::memory::Allocator::new();
 
 fn main() -> ExitCode {
     wisp::cli::run().unwrap_or_else(|error| {

@@ -31,6 +31,7 @@ const NEWEST_SHIFT: u32 = 3;
 pub struct Scheduler {
     /// `None` only while it is being dropped.
     long: Option<Runtime>,
+    cores: usize,
     inline: Semaphore,
     live: Arc<Semaphore>,
 }
@@ -66,6 +67,7 @@ impl Scheduler {
             .build()?;
         Ok(Self {
             long: Some(long),
+            cores,
             inline: Semaphore::new(cores),
             live: Arc::new(Semaphore::new(live)),
         })
@@ -161,6 +163,11 @@ impl<F> Drop for Timed<F> {
 }
 
 impl Scheduler {
+    /// Whether a request runs on the thread that read it.
+    pub fn runs_inline(&self) -> bool {
+        self.inline.available_permits() < self.cores
+    }
+
     /// The right to run here and now. The others who have it are quick, so it comes soon; where
     /// it does not (one of them turned out long), the request goes the long way.
     async fn inline_permit(&self) -> Option<SemaphorePermit<'_>> {

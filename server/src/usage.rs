@@ -1,5 +1,5 @@
-//! What requests have used, by model, version and API key: CPU time of their guests and graphs,
-//! memory, bytes. Kept over restarts where there is a state folder. Knows nothing of protocols.
+//! What requests have used, by model, version and API key: CPU time of their guests, their graphs
+//! and the server, memory, bytes. Kept over restarts where there is a state folder. Knows nothing of protocols.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,6 +31,7 @@ pub struct Totals {
     cached: AtomicU64,
     guest_cpu_ns: AtomicU64,
     compute_cpu_ns: AtomicU64,
+    server_cpu_ns: AtomicU64,
     peak_memory_bytes: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -53,6 +54,9 @@ pub struct UsageRecord {
     pub cached: u64,
     pub guest_cpu_us: u64,
     pub compute_cpu_us: u64,
+    /// Of the server itself, for their connections.
+    #[serde(default)]
+    pub server_cpu_us: u64,
     /// The most that one request held, in its sandbox and in tensors.
     pub peak_memory_bytes: u64,
     /// Of input tensors.
@@ -212,6 +216,11 @@ impl Totals {
         self.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
     }
 
+    /// Counts CPU time that the server spent on their requests beside sandboxes.
+    pub fn served(&self, ns: u64) {
+        self.server_cpu_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
     fn record(&self, model: &str, version: &str, key: Option<&str>) -> UsageRecord {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         UsageRecord {
@@ -223,6 +232,7 @@ impl Totals {
             cached: load(&self.cached),
             guest_cpu_us: load(&self.guest_cpu_ns) / 1000,
             compute_cpu_us: load(&self.compute_cpu_ns) / 1000,
+            server_cpu_us: load(&self.server_cpu_ns) / 1000,
             peak_memory_bytes: load(&self.peak_memory_bytes),
             bytes_in: load(&self.bytes_in),
             bytes_out: load(&self.bytes_out),
@@ -236,6 +246,7 @@ impl Totals {
             (&self.cached, &other.cached),
             (&self.guest_cpu_ns, &other.guest_cpu_ns),
             (&self.compute_cpu_ns, &other.compute_cpu_ns),
+            (&self.server_cpu_ns, &other.server_cpu_ns),
             (&self.bytes_in, &other.bytes_in),
             (&self.bytes_out, &other.bytes_out),
         ];
@@ -253,6 +264,7 @@ impl Totals {
             (&self.cached, record.cached),
             (&self.guest_cpu_ns, record.guest_cpu_us.saturating_mul(1000)),
             (&self.compute_cpu_ns, record.compute_cpu_us.saturating_mul(1000)),
+            (&self.server_cpu_ns, record.server_cpu_us.saturating_mul(1000)),
             (&self.peak_memory_bytes, record.peak_memory_bytes),
             (&self.bytes_in, record.bytes_in),
             (&self.bytes_out, record.bytes_out),
@@ -282,6 +294,7 @@ impl Drop for Meter {
         let totals = &self.totals;
         totals.guest_cpu_ns.fetch_add(guest_ns as u64, Ordering::Relaxed);
         totals.compute_cpu_ns.fetch_add(compute_ns as u64, Ordering::Relaxed);
+        totals.served(self.run.cpu_around().as_nanos() as u64);
         totals.peak_memory_bytes.fetch_max(self.run.peak_memory(), Ordering::Relaxed);
     }
 }
@@ -296,7 +309,7 @@ mod tests {
         let file = folder.path().join("usage.json");
         let usage = Usage::open(file.clone()).unwrap();
         let key: Option<Arc<str>> = Some("shop".into());
-        let run = Run::until(std::time::Instant::now());
+        let run = Run::limited(std::time::Instant::now(), None, 0);
         usage.totals("digits", "1", key.clone()).meter(run, 10).answered(20);
         usage.totals("digits", "1", None).answered_from_cache(1, 2);
         usage.write();
@@ -306,7 +319,7 @@ mod tests {
         assert_eq!(of_key.len(), 1);
         assert_eq!((of_key[0].requests, of_key[0].bytes_in, of_key[0].bytes_out), (1, 10, 20));
 
-        let run = Run::until(std::time::Instant::now());
+        let run = Run::limited(std::time::Instant::now(), None, 0);
         let meter = usage.totals("digits", "2", None).meter(run, 1);
         usage.write();
         meter.answered(3);

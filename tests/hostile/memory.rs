@@ -1,6 +1,11 @@
 //! Memory of the guest's, and of the host's that a guest can have it take.
 
+use std::fs;
+
+use serde_json::json;
+
 use super::yard::{Yard, fails, says};
+use crate::support::{fixture, scratch};
 
 const MEMORY: &str = "needs more than its 64 MiB of memory";
 
@@ -44,5 +49,42 @@ fn sprays_of_what_the_host_holds() {
     // (256 MiB), with room for the allocator's own ways.
     let peak = yard.server.peak_mib();
     assert!(peak < before + 600, "{before} MiB before, {peak} MiB at most");
+    yard.stop();
+}
+
+/// A graph whose tensors are as large as the client says: its run ends, and nothing else.
+#[test]
+fn sizes_that_a_client_has_a_graph_compute() {
+    let scratch = scratch();
+    let bundle = |engine: &str| {
+        let bundle = scratch.path().join(engine);
+        fs::create_dir(&bundle).expect("a folder");
+        let manifest = format!(
+            "engine = \"{engine}\"\n[graphs]\nmodel = \"ones.onnx\"\n[limits]\ngraph_mib = 48\n"
+        );
+        fs::write(bundle.join("wisp.toml"), manifest).expect("a manifest");
+        fs::copy(fixture("models/ones.onnx"), bundle.join("ones.onnx")).expect("a fixture");
+        bundle
+    };
+    let engines = ["tract", "rten"];
+    let yard = Yard::of_bundles(&engines.map(bundle), &[]);
+    let ask = |engine: &str, count: i64| {
+        let inputs = json!([{"name": "x", "datatype": "INT64", "shape": [1], "data": [count]}]);
+        yard.server.infer(engine, &json!({"inputs": inputs}))
+    };
+    for engine in engines {
+        assert_eq!(ask(engine, 1000).floats("y"), [1000.0]);
+        let before = yard.server.peak_mib();
+        for _ in 0..4 {
+            let refused = yard.beside(|| ask(engine, 50 << 20)).error(500, "graph-memory");
+            let told =
+                format!("the graph of model `{engine}` needs more than its 48 MiB of memory");
+            assert_eq!(refused, told);
+        }
+        assert_eq!(yard.failures(engine, "graph-memory"), 4);
+        let peak = yard.server.peak_mib();
+        assert!(peak < before + 150, "{engine}: {before} MiB before, {peak} MiB at most");
+        assert_eq!(ask(engine, 1001).floats("y"), [1001.0]);
+    }
     yard.stop();
 }

@@ -21,7 +21,7 @@ use ort_sys::{
 };
 
 use crate::contract::Inferred;
-use crate::graph::{Failure, LoadError, Session};
+use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::tensor::{Contract, TensorSpec, Value};
 use handle::Handle;
 pub use library::OnnxRuntime;
@@ -122,17 +122,14 @@ unsafe impl Send for OnnxRuntimeSession {}
 unsafe impl Sync for OnnxRuntimeSession {}
 
 impl Session for OnnxRuntimeSession {
-    fn run(
-        &self,
-        inputs: &[Value<'_>],
-        is_over: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<Value<'static>>, Failure> {
+    fn run(&self, inputs: &[Value<'_>], watch: &dyn Watch) -> Result<Vec<Value<'static>>, Failure> {
         let runtime = self.runtime;
         let inputs = inputs.iter().map(|value| Input::new(runtime, value));
         let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(Failure::Refused)?;
         let options = run_options(runtime).map_err(Failure::Failed)?;
+        let is_over = || watch.is_over();
         let outputs =
-            watch::watched(runtime, &options, is_over, || self.compute(&inputs, &options));
+            watch::watched(runtime, &options, &is_over, || self.compute(&inputs, &options));
         let outputs = outputs.map_err(|reason| match is_over() {
             true => Failure::Stopped,
             false => Failure::Failed(reason),

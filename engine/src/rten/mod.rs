@@ -4,23 +4,30 @@
 //! i32 is refused, but a constant outside is clamped and a sum wraps, silently. Inside a graph
 //! its doubles and halves are f32.
 //!
-//! A run cannot be stopped: there is neither a callback between operators nor a timeout. The
-//! caller stops waiting for it when `is_over` says so (see `threads`).
+//! A run cannot be stopped: there is neither a callback between operators nor a timeout. So each
+//! has a worker, whose caller stops waiting when the run is over.
+//!
+//! rten runs a graph inside a pool of threads, never on the caller's own: each worker has a pool
+//! of one. rten makes a pool of its own beside these, with a thread for each physical core, which
+//! then sleeps for good (`RTEN_NUM_THREADS=1` in the environment makes that one thread).
 
-mod threads;
 mod values;
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use rten::{Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ValueType};
+use rten::{
+    Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ThreadPool,
+    ValueType,
+};
 
 use crate::contract::{self, Inferred};
-use crate::graph::{Failure, LoadError, Session};
+use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
 use crate::stack::with_stack;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
-use threads::GivenUp;
+use crate::worker::{self, Bounds, Entered, Given};
 
 /// Reads and optimises a graph, and says what is known of its outputs.
 ///
@@ -50,8 +57,8 @@ pub(crate) fn load(
     let inferred = outputs.iter().zip(&contract.outputs).map(|(&id, spec)| infer(&model, id, spec));
     let inferred = inferred.collect();
     let datatypes = contract.outputs.iter().map(|spec| spec.datatype).collect();
-    let given_up = GivenUp::default();
-    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes, given_up }, inferred))
+    let given = Given::default();
+    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes, given }, inferred))
 }
 
 /// What rten knows of an output; as the file declares it where rten knows nothing.
@@ -84,15 +91,35 @@ pub(crate) struct RtenSession {
     outputs: Vec<NodeId>,
     /// The outputs' datatypes to a client.
     datatypes: Vec<Datatype>,
-    given_up: GivenUp,
+    given: Given,
+}
+
+thread_local! {
+    /// Its worker's.
+    static POOL: Arc<ThreadPool> = Arc::new(ThreadPool::with_num_threads(1));
+    /// Of a pool's thread.
+    static ENTERED: Cell<Option<Entered>> = const { Cell::new(None) };
+}
+
+/// The bounds of a run that a pool's one thread is within. rten goes through the graph on the
+/// worker's own thread, which has the stack for that, and computes on the pool's.
+struct InPool<'a>(&'a ThreadPool);
+
+impl<'a> InPool<'a> {
+    fn enter(pool: &'a ThreadPool, bounds: &Bounds) -> Self {
+        pool.run(|| ENTERED.set(Some(bounds.enter())));
+        Self(pool)
+    }
+}
+
+impl Drop for InPool<'_> {
+    fn drop(&mut self) {
+        self.0.run(|| drop(ENTERED.take()));
+    }
 }
 
 impl Session for RtenSession {
-    fn run(
-        &self,
-        inputs: &[Value<'_>],
-        is_over: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<Value<'static>>, Failure> {
+    fn run(&self, inputs: &[Value<'_>], watch: &dyn Watch) -> Result<Vec<Value<'static>>, Failure> {
         let inputs = self
             .inputs
             .iter()
@@ -100,14 +127,12 @@ impl Session for RtenSession {
             .map(|(&id, value)| Ok((id, values::to_rten(value)?.into())));
         let inputs = inputs.collect::<Result<_, _>>().map_err(Failure::Refused)?;
         let (model, wanted) = (self.model.clone(), self.outputs.clone());
-        let outputs = threads::run(
-            &self.given_up,
-            move |pool| {
-                let options = RunOptions::default().with_thread_pool(Some(pool));
-                model.run(inputs, &wanted, Some(options)).map_err(failure)
-            },
-            is_over,
-        )?;
+        let outputs = worker::run(&self.given, watch, move |bounds| {
+            let pool = POOL.with(Arc::clone);
+            let _entered = InPool::enter(&pool, bounds);
+            let options = RunOptions::default().with_thread_pool(Some(pool.clone()));
+            model.run(inputs, &wanted, Some(options)).map_err(failure)
+        })?;
         let outputs = outputs.into_iter().zip(&self.datatypes);
         let outputs = outputs.map(|(value, &datatype)| values::from_rten(value, datatype));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)

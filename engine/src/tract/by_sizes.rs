@@ -2,7 +2,7 @@
 //! sizes, by those: one for each of the last few asked for. tract's convolutions are generated for
 //! concrete sizes only: the same network planned with a symbolic batch takes seven times as long.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
@@ -10,7 +10,9 @@ use tract_onnx::tract_hir::ops::konst::Const;
 
 use super::chain;
 use super::fuse::{self, PackedWeights};
-use super::plans::{Plan, Shapes};
+use super::plans::{Plan, Shapes, shapes, too_large};
+use crate::graph::Failure;
+use crate::once::Once;
 
 /// Plans remembered for a graph with free sizes; the one unused longest goes first.
 const REMEMBERED_PLANS: usize = 8;
@@ -43,7 +45,7 @@ pub(super) struct Asked {
 }
 
 /// A plan being made or made: callers for the same shape wait for one making of it.
-type Slot = OnceLock<Result<Arc<Plan>, String>>;
+type Slot = Once<Result<Arc<Plan>, Failure>>;
 
 impl BySizes {
     /// `first` is a plan that is made already.
@@ -53,24 +55,31 @@ impl BySizes {
         (parameters, level): (Vec<Vec<usize>>, usize),
         first: Option<(Asked, Plan)>,
     ) -> Self {
-        let slot = |plan| Arc::new(OnceLock::from(Ok(Arc::new(plan))));
+        let slot = |plan| Arc::new(Once::made(Ok(Arc::new(plan))));
         let recent = first.map(|(asked, plan)| (asked, slot(plan))).into_iter().collect();
         let (model, levels, recent) = (Box::new(model), Mutex::default(), Mutex::new(recent));
         Self { model, packed, parameters, level, levels, recent }
     }
 
+    /// The plan for these inputs, if it is made.
+    pub(super) fn made(&self, inputs: &[Arc<Tensor>]) -> Option<Arc<Plan>> {
+        let asked = self.asked(self.level_of(&shapes(inputs)), inputs);
+        self.slot_for(&asked).get()?.ok()
+    }
+
     /// The plan for these inputs, made now where there is none yet.
     ///
     /// # Errors
-    /// A text: the graph cannot take them.
-    pub(super) fn get(&self, shapes: Shapes, values: &[TValue]) -> Result<Arc<Plan>, String> {
+    /// The graph cannot take them; it takes too much memory to find out.
+    pub(super) fn make(&self, inputs: &[Arc<Tensor>]) -> Result<Arc<Plan>, Failure> {
+        let shapes = shapes(inputs);
         let level = self.level_of(&shapes);
-        let mut found = self.at_level(level, &shapes, values);
+        let mut found = self.at_level(level, inputs);
         for higher in level + 1..self.parameters.len() {
             if found.is_ok() {
                 break;
             }
-            let other = self.at_level(higher, &shapes, values);
+            let other = self.at_level(higher, inputs);
             if other.is_ok() {
                 self.remember_level(&shapes, higher);
                 found = other;
@@ -93,24 +102,25 @@ impl BySizes {
         levels.truncate(REMEMBERED_LEVELS);
     }
 
-    fn at_level(
-        &self,
-        level: usize,
-        shapes: &Shapes,
-        values: &[TValue],
-    ) -> Result<Arc<Plan>, String> {
-        let small = |&&index: &&usize| values[index].len() <= MAX_PARAMETER_ELEMENTS;
+    fn asked(&self, level: usize, inputs: &[Arc<Tensor>]) -> Asked {
+        let small = |&&index: &&usize| inputs[index].len() <= MAX_PARAMETER_ELEMENTS;
         let constants = self.parameters[level].iter().filter(small);
-        let constants = constants.map(|&index| (index, values[index].clone().into_arc_tensor()));
-        let asked = Asked { shapes: shapes.clone(), constants: constants.collect() };
-        let slot = self.slot_for(&asked);
-        let made = slot.get_or_init(|| {
+        let constants = constants.map(|&index| (index, inputs[index].clone()));
+        Asked { shapes: shapes(inputs), constants: constants.collect() }
+    }
+
+    fn at_level(&self, level: usize, inputs: &[Arc<Tensor>]) -> Result<Arc<Plan>, Failure> {
+        let asked = self.asked(level, inputs);
+        let make = || {
             let plan = asked.plan(&self.model, &self.packed).map_err(|error| {
-                format!("the graph cannot take inputs of shapes {shapes:?}: {}", chain(&error))
+                let (shapes, why) = (&asked.shapes, chain(&error));
+                Failure::Refused(format!(
+                    "the graph cannot take inputs of shapes {shapes:?}: {why}"
+                ))
             });
             plan.map(Arc::new)
-        });
-        made.clone()
+        };
+        self.slot_for(&asked).get_or_make(Err(too_large()), make)
     }
 
     /// Finds or makes the slot of what is asked and puts it first.

@@ -3,6 +3,7 @@
 
 mod by_sizes;
 mod compiled;
+mod extent;
 mod file;
 mod fuse;
 mod operators;
@@ -11,6 +12,7 @@ mod values;
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,9 +21,10 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::{SimpleState, eval};
 
 use crate::contract::{self, Inferred};
-use crate::graph::{Failure, LoadError, Session};
+use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
 use crate::tensor::{Contract, Value};
+use crate::worker::{self, Given};
 pub(crate) use file::File;
 use plans::{Plan, Plans};
 
@@ -54,7 +57,7 @@ pub(crate) fn load(
     });
     let inferred = inferred.collect();
     let fused = planned.fused.filter(compiled::holds).map(Fused);
-    Ok((TractSession { plans: planned.plans }, inferred, fused))
+    Ok((TractSession::new(planned.plans), inferred, fused))
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
@@ -99,7 +102,7 @@ pub(crate) fn wake(
 ) -> Result<(TractSession, Contract), LoadError> {
     let (contract, fused) = compiled::read(compiled, key).map_err(LoadError)?;
     let plans = Plans::compiled(fused, onnx).map_err(LoadError)?;
-    Ok((TractSession { plans }, contract))
+    Ok((TractSession::new(plans), contract))
 }
 
 fn framework() -> tract_onnx::Onnx {
@@ -112,52 +115,82 @@ fn framework() -> tract_onnx::Onnx {
 
 #[derive(Debug)]
 pub(crate) struct TractSession {
-    plans: Plans,
+    plans: Arc<Plans>,
+    given: Given,
+}
+
+impl TractSession {
+    fn new(plans: Plans) -> Self {
+        Self { plans: Arc::new(plans), given: Given::default() }
+    }
+
+    /// Makes a plan for these inputs, on a worker: that takes as long and as much as it takes.
+    fn make_plan(&self, inputs: &[Arc<Tensor>], watch: &dyn Watch) -> Result<Arc<Plan>, Failure> {
+        let (plans, inputs) = (self.plans.clone(), inputs.to_vec());
+        worker::run(&self.given, watch, move |bounds| bounds.within(|| plans.make(&inputs)))
+    }
+
+    /// Runs a plan, on this thread if it is known not to take too much.
+    fn run_plan(
+        &self,
+        plan: &Arc<Plan>,
+        inputs: &[Arc<Tensor>],
+        watch: &dyn Watch,
+    ) -> Result<Vec<Value<'static>>, Failure> {
+        if plan.takes_at_most(watch.memory(), inputs) {
+            return run_plan(plan, inputs, &|| watch.is_over(), None);
+        }
+        let (plan, inputs) = (plan.clone(), inputs.to_vec());
+        worker::run(&self.given, watch, move |bounds| {
+            bounds.within(|| run_plan(&plan, &inputs, &|| bounds.is_given_up(), None))
+        })
+    }
 }
 
 impl Session for TractSession {
-    fn run(
-        &self,
-        inputs: &[Value<'_>],
-        is_over: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<Value<'static>>, Failure> {
-        let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
-        let inputs = inputs.map_err(Failure::Refused)?;
-        let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
-        let outputs = match run_plan(&plan, inputs.clone(), is_over, None) {
+    fn run(&self, inputs: &[Value<'_>], watch: &dyn Watch) -> Result<Vec<Value<'static>>, Failure> {
+        let inputs = tensors(inputs)?;
+        let plan = match self.plans.made(&inputs) {
+            Some(plan) => plan,
+            None => self.make_plan(&inputs, watch)?,
+        };
+        match self.run_plan(&plan, &inputs, watch) {
             // As a product that lies otherwise for these sizes, or a slice that ends before them.
             Err(Failure::Failed(_)) if plan.has_free_sizes() => {
-                let plan = self.plans.get_for_sizes(&inputs).map_err(Failure::Refused)?;
-                run_plan(&plan, inputs, is_over, None)
+                let plan = self.make_plan(&inputs, watch)?;
+                self.run_plan(&plan, &inputs, watch)
             }
             outputs => outputs,
-        };
-        let outputs = outputs?;
-        let outputs = outputs.iter().map(|value| values::from_tract(value));
-        outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
+        }
     }
 
     fn profile(&self, inputs: &[Value<'_>]) -> Result<Vec<(String, Duration)>, Failure> {
-        let inputs = inputs.iter().map(values::to_tract).collect::<Result<TVec<_>, _>>();
-        let inputs = inputs.map_err(Failure::Refused)?;
-        let plan = self.plans.get(&inputs).map_err(Failure::Refused)?;
+        let inputs = tensors(inputs)?;
+        let plan = self.plans.made(&inputs).map_or_else(|| self.plans.make(&inputs), Ok);
+        let plan = plan?;
         let mut times = Vec::new();
         let mut timed = |operator: String, took| times.push((operator, took));
-        run_plan(&plan, inputs, &|| false, Some(&mut timed))?;
+        run_plan(&plan, &inputs, &|| false, Some(&mut timed))?;
         Ok(times)
     }
 }
 
+fn tensors(inputs: &[Value<'_>]) -> Result<Vec<Arc<Tensor>>, Failure> {
+    let inputs = inputs.iter().map(|value| values::to_tract(value).map(Arc::new));
+    inputs.collect::<Result<_, _>>().map_err(Failure::Refused)
+}
+
 fn run_plan(
     plan: &Plan,
-    inputs: TVec<TValue>,
-    is_over: &(dyn Fn() -> bool + Sync),
+    inputs: &[Arc<Tensor>],
+    is_over: &dyn Fn() -> bool,
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
-) -> Result<TVec<TValue>, Failure> {
+) -> Result<Vec<Value<'static>>, Failure> {
     let failed = |error: TractError| Failure::Failed(chain(&error));
     let mut stopped = false;
     let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
-    let outputs = state.run_plan_with_eval(plan.pick(inputs), |context, op_state, node, inputs| {
+    let inputs = plan.pick(inputs).map(|input| input.clone().into_tvalue()).collect();
+    let outputs = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
         if is_over() {
             stopped = true;
             return Err(TractError::msg("stopped"));
@@ -169,7 +202,10 @@ fn run_plan(
         outputs
     });
     match outputs {
-        Ok(outputs) => Ok(outputs),
+        Ok(outputs) => {
+            let outputs = outputs.iter().map(|value| values::from_tract(value));
+            outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
+        }
         Err(_) if stopped => Err(Failure::Stopped),
         Err(error) => Err(failed(error)),
     }

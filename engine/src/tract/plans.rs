@@ -5,7 +5,7 @@
 //! tract must know them to plan it. Such inputs are made constants, with a plan for each of the
 //! last few values.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
@@ -13,8 +13,10 @@ use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use super::by_sizes::{Asked, BySizes};
 use super::fuse::{self, PackedWeights};
-use super::{Onnx, chain, compiled};
+use super::{Onnx, chain, compiled, extent};
+use crate::graph::Failure;
 use crate::guard::guarded;
+use crate::once::Once;
 
 /// Of an input whose sizes are guessed: some graphs fold constants of that size.
 const MAX_GUESSED_ELEMENTS: usize = 1 << 22;
@@ -26,13 +28,15 @@ pub(super) type Shapes = TVec<TVec<usize>>;
 pub(super) struct Plan {
     pub(super) runnable: Arc<TypedRunnableModel>,
     constants: Vec<usize>,
+    /// What a run takes, if that is known.
+    bytes: Option<TDim>,
 }
 
 #[derive(Debug)]
 pub(super) enum Plans {
     Fixed { plan: Arc<Plan>, inputs: Shapes },
     Free { for_all: Option<Arc<Plan>>, by_sizes: BySizes },
-    Compiled { plan: Arc<Plan>, onnx: Onnx, others: OnceLock<Result<Box<Plans>, String>> },
+    Compiled { plan: Arc<Plan>, onnx: Onnx, others: Arc<Once<Result<Arc<Plans>, Failure>>> },
 }
 
 /// What a graph is made into.
@@ -63,7 +67,9 @@ impl Plan {
         constants: impl Iterator<Item = usize>,
     ) -> TractResult<Self> {
         fused.optimize()?;
-        Ok(Self { runnable: fused.into_runnable()?, constants: constants.collect() })
+        let runnable = fused.into_runnable()?;
+        let bytes = extent::of(runnable.model());
+        Ok(Self { runnable, constants: constants.collect(), bytes })
     }
 
     /// Whether it was made for more than one size: what it cannot do for these, another may.
@@ -74,34 +80,55 @@ impl Plan {
     }
 
     /// The inputs that are left, of all the graph's.
-    pub(super) fn pick(&self, inputs: TVec<TValue>) -> TVec<TValue> {
-        let left = inputs.into_iter().enumerate();
-        left.filter(|(index, _)| !self.constants.contains(index)).map(|(_, value)| value).collect()
+    pub(super) fn pick<'a>(
+        &self,
+        inputs: &'a [Arc<Tensor>],
+    ) -> impl Iterator<Item = &'a Arc<Tensor>> {
+        let left = inputs.iter().enumerate();
+        left.filter(|(index, _)| !self.constants.contains(index)).map(|(_, value)| value)
     }
 
-    /// Whether the inputs have the sizes that the plan asks for: those that are free are equal
-    /// where they have one name.
-    fn fits(&self, values: &[TValue]) -> bool {
+    /// Whether a run on these inputs is known to take no more than that, bytes.
+    pub(super) fn takes_at_most(&self, most: usize, inputs: &[Arc<Tensor>]) -> bool {
+        let Some(bytes) = &self.bytes else { return false };
+        let sizes = || self.sizes(&self.pick(inputs).collect::<TVec<_>>());
+        let bytes = match bytes {
+            TDim::Val(bytes) => Some(*bytes),
+            bytes => sizes().and_then(|sizes| bytes.eval_to_i64(&sizes).ok()),
+        };
+        bytes.is_some_and(|bytes| usize::try_from(bytes).is_ok_and(|bytes| bytes <= most))
+    }
+
+    /// The free sizes that inputs come to, if they have those that the plan asks for: sizes of one
+    /// name are equal.
+    fn sizes(&self, values: &[&Arc<Tensor>]) -> Option<SymbolValues> {
         let model = self.runnable.model();
         let mut found = SymbolValues::default();
-        let mut fits = |fact: &TypedFact, value: &TValue| {
-            fact.rank() == value.rank()
-                && fact.shape.iter().zip(value.shape()).all(|(dim, &size)| {
-                    let Ok(size) = i64::try_from(size) else { return false };
-                    if let TDim::Sym(symbol) = dim
-                        && found.get(symbol).is_none()
-                    {
-                        found.set(symbol, size);
-                    }
-                    dim.eval_to_i64(&found).is_ok_and(|wanted| wanted == size)
-                })
-        };
-        model.inputs.len() == values.len()
-            && model
-                .inputs
-                .iter()
-                .zip(values)
-                .all(|(&input, value)| model.outlet_fact(input).is_ok_and(|fact| fits(fact, value)))
+        if model.inputs.len() != values.len() {
+            return None;
+        }
+        for (&input, value) in model.inputs.iter().zip(values) {
+            let fact = model.outlet_fact(input).ok()?;
+            if fact.rank() != value.rank() {
+                return None;
+            }
+            for (dim, &size) in fact.shape.iter().zip(value.shape()) {
+                let size = i64::try_from(size).ok()?;
+                if let TDim::Sym(symbol) = dim
+                    && found.get(symbol).is_none()
+                {
+                    found.set(symbol, size);
+                }
+                if dim.eval_to_i64(&found).ok()? != size {
+                    return None;
+                }
+            }
+        }
+        Some(found)
+    }
+
+    fn fits(&self, inputs: &[Arc<Tensor>]) -> bool {
+        self.sizes(&inputs.iter().collect::<TVec<_>>()).is_some()
     }
 }
 
@@ -185,42 +212,54 @@ impl Plans {
     /// A text: tract cannot make it a plan.
     pub(super) fn compiled(fused: TypedModel, onnx: Onnx) -> Result<Self, String> {
         let plan = Plan::new(fused, [].into_iter()).map_err(|error| chain(&error))?;
-        Ok(Self::Compiled { plan: Arc::new(plan), onnx, others: OnceLock::new() })
+        Ok(Self::Compiled { plan: Arc::new(plan), onnx, others: Arc::default() })
     }
 
-    /// The plan for these inputs, made now where there is none yet.
-    ///
-    /// # Errors
-    /// A text: the graph cannot take them.
-    pub(super) fn get(&self, values: &[TValue]) -> Result<Arc<Plan>, String> {
+    /// The plan for these inputs, if it is made.
+    pub(super) fn made(&self, inputs: &[Arc<Tensor>]) -> Option<Arc<Plan>> {
         match self {
             Self::Free { for_all: Some(plan), .. } | Self::Compiled { plan, .. }
-                if plan.fits(values) =>
+                if plan.fits(inputs) =>
             {
-                Ok(plan.clone())
+                Some(plan.clone())
             }
-            _ => self.get_for_sizes(values),
+            Self::Fixed { plan, inputs: fixed } => (*fixed == shapes(inputs)).then(|| plan.clone()),
+            Self::Free { by_sizes, .. } => by_sizes.made(inputs),
+            Self::Compiled { others, .. } => others.get()?.ok()?.made(inputs),
         }
     }
 
-    /// A plan for just these sizes.
+    /// The plan for just these sizes, made now where there is none yet.
     ///
     /// # Errors
-    /// A text: the graph cannot take them.
-    pub(super) fn get_for_sizes(&self, values: &[TValue]) -> Result<Arc<Plan>, String> {
-        let shapes = || -> Shapes { values.iter().map(|value| value.shape().into()).collect() };
+    /// The graph cannot take them; it takes too much memory to find out; its own file is not to
+    /// be had.
+    pub(super) fn make(&self, inputs: &[Arc<Tensor>]) -> Result<Arc<Plan>, Failure> {
         match self {
-            Self::Fixed { plan, inputs } if *inputs == shapes() => Ok(plan.clone()),
-            Self::Fixed { inputs, .. } => {
-                Err(format!("the graph takes inputs of shapes {inputs:?}, got {:?}", shapes()))
+            Self::Fixed { plan, inputs: fixed } if *fixed == shapes(inputs) => Ok(plan.clone()),
+            Self::Fixed { inputs: fixed, .. } => {
+                let came = shapes(inputs);
+                Err(Failure::Refused(format!(
+                    "the graph takes inputs of shapes {fixed:?}, got {came:?}"
+                )))
             }
-            Self::Free { by_sizes, .. } => by_sizes.get(shapes(), values),
+            Self::Free { by_sizes, .. } => by_sizes.make(inputs),
             Self::Compiled { onnx, others, .. } => {
-                let others = others.get_or_init(|| super::plans_of(onnx).map(Box::new));
-                others.as_ref().map_err(Clone::clone)?.get_for_sizes(values)
+                let make = || super::plans_of(onnx).map(Arc::new).map_err(Failure::Failed);
+                let others = others.get_or_make(Err(too_large()), make);
+                others?.make(inputs)
             }
         }
     }
+}
+
+/// Why there is no plan, where its making was stopped.
+pub(super) fn too_large() -> Failure {
+    Failure::OutOfMemory("a plan for these inputs took more memory than a run may".to_owned())
+}
+
+pub(super) fn shapes(inputs: &[Arc<Tensor>]) -> Shapes {
+    inputs.iter().map(|input| input.shape().into()).collect()
 }
 
 /// The model with our operators, where it can be planned for all sizes at once: what is left of

@@ -6,7 +6,7 @@ use tract_onnx::prelude::*;
 
 use crate::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
 
-pub(super) fn to_tract(value: &Value<'_>) -> Result<TValue, String> {
+pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
     let text = |error: TractError| error.to_string();
     if value.datatype == Datatype::Bytes {
         let strings = bytes_elements(&value.data).map(|element| {
@@ -16,14 +16,14 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<TValue, String> {
         });
         let strings: Vec<String> = strings.collect::<Result<_, _>>()?;
         let array = tract_ndarray::ArrayD::from_shape_vec(&value.shape[..], strings);
-        return Ok(array.map_err(|error| error.to_string())?.into_tensor().into_tvalue());
+        return Ok(array.map_err(|error| error.to_string())?.into_tensor());
     }
     let datum =
         datum_of(value.datatype).ok_or_else(|| format!("the engine has no {}", value.datatype))?;
     // SAFETY: `data` is exactly shape × size bytes, every bit pattern is a value of these number
     // types, and booleans are 0 or 1: so `Session::run` is called.
     let copied = unsafe { Tensor::from_raw_dt(datum, &value.shape, &value.data) };
-    copied.map(IntoTValue::into_tvalue).map_err(text)
+    copied.map_err(text)
 }
 
 pub(super) fn from_tract(value: &Tensor) -> Result<Value<'static>, String> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use wisp_engine::tensor::Contract;
-use wisp_engine::{EngineKind, Failure, Graph, generated};
+use wisp_engine::{EngineKind, Failure, Graph, Watch, generated};
 
 /// What a case may allocate: more than any tensor that the engine lets a graph have.
 const MEMORY_BYTES: u64 = 6 << 30;
@@ -18,8 +18,9 @@ const MEMORY_BYTES: u64 = 6 << 30;
 /// What is more is not run.
 const MAX_INPUT_BYTES: usize = 1 << 20;
 
-/// When a run is told to stop.
+/// When a run is told to stop, and what it may take.
 const RUN: Duration = Duration::from_secs(1);
+const RUN_BYTES: usize = 256 << 20;
 
 /// Starts each line of the worker that is an answer, as whoever started it may write, too.
 const MARK: &str = "@ ";
@@ -149,6 +150,19 @@ pub fn serve() {
     }
 }
 
+/// A run that began then.
+struct Limited(Instant);
+
+impl Watch for Limited {
+    fn is_over(&self) -> bool {
+        self.0.elapsed() > RUN
+    }
+
+    fn memory(&self) -> usize {
+        RUN_BYTES
+    }
+}
+
 fn try_graph(onnx: &[u8], engine: EngineKind) -> String {
     let graph = match Graph::load(onnx, engine) {
         Ok(graph) => graph,
@@ -169,11 +183,10 @@ fn run(graph: &Graph, size: i64) -> String {
     if inputs.iter().map(|input| input.data.len()).sum::<usize>() > MAX_INPUT_BYTES {
         return "not run".to_owned();
     }
-    let since = Instant::now();
-    match graph.run(&mut inputs, &|| since.elapsed() > RUN) {
+    match graph.run(&mut inputs, &Limited(Instant::now())) {
         Ok(_) => "ran".to_owned(),
         Err(Failure::Refused(reason)) => format!("refused to run, {reason}"),
-        Err(Failure::Failed(reason)) => format!("failed, {reason}"),
         Err(Failure::Stopped) => "stopped".to_owned(),
+        Err(failure) => format!("failed, {failure}"),
     }
 }

@@ -55,6 +55,7 @@ fn codes(error: &Error) -> (StatusCode, Code) {
         | Error::CpuLimit { .. }
         | Error::GuestFailed { .. }
         | Error::Compute { .. }
+        | Error::GraphMemory { .. }
         | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
     }
 }

@@ -4,19 +4,22 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::patient::Patient;
 use super::untaken::{Untaken, Watched};
+use crate::overhead::{self, Overhead};
 
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,14 +51,6 @@ pub async fn serve(
 ) {
     let mut plain = http1::Builder::new();
     plain.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let mut multiplexed = http2::Builder::new(TokioExecutor::new());
-    multiplexed
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(4 * WINDOW_BYTES)
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .keep_alive_timeout(HEAD_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -76,16 +71,16 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("TCP_NODELAY cannot be set: {error}");
         }
-        let (plain, multiplexed) = (plain.clone(), multiplexed.clone());
-        let (service, watcher) = (service.clone(), graceful.watcher());
-        tokio::spawn(async move {
+        let (plain, service, watcher) = (plain.clone(), service.clone(), graceful.watcher());
+        let overhead = Arc::new(Overhead::default());
+        tokio::spawn(overhead.clone().metered(async move {
             let is_http2 = is_http2(&stream).await;
             let stream = TokioIo::new(Patient::new(stream, patience.answer));
             let ended = match is_http2 {
                 Some(true) => {
                     let untaken = Untaken::default();
                     let service = watched(service, untaken.clone());
-                    let connection = multiplexed.serve_connection(stream, service);
+                    let connection = multiplexed(overhead).serve_connection(stream, service);
                     tokio::select! {
                         ended = watcher.watch(connection) => ended,
                         () = untaken.too_long(patience.answer) => {
@@ -96,7 +91,7 @@ pub async fn serve(
                     }
                 }
                 Some(false) => {
-                    let connection = plain.serve_connection(stream, service);
+                    let connection = plain.serve_connection(stream, counted(service));
                     watcher.watch(connection).await
                 }
                 // Gone, or silent for too long.
@@ -106,13 +101,50 @@ pub async fn serve(
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
                 tracing::debug!("a connection broke: {error}{cause}");
             }
-        });
+        }));
     }
     drop(listener);
     let drain = patience.drain;
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight after {drain:?}, they are dropped");
     }
+}
+
+fn multiplexed(overhead: Arc<Overhead>) -> http2::Builder<Streams> {
+    let mut multiplexed = http2::Builder::new(Streams(overhead));
+    multiplexed
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(4 * WINDOW_BYTES)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_timeout(HEAD_TIMEOUT);
+    multiplexed
+}
+
+/// Runs an HTTP/2 connection's streams, each a task, whose overhead is the connection's.
+#[derive(Clone)]
+struct Streams(Arc<Overhead>);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        tokio::spawn(self.0.clone().metered(stream));
+    }
+}
+
+/// The same, but that the overhead of each request is told from the one's before.
+fn counted(
+    service: TowerToHyperService<Router>,
+) -> impl Service<
+    hyper::Request<Incoming>,
+    Response = axum::response::Response,
+    Error = Infallible,
+    Future: Send,
+> {
+    service_fn(move |request| {
+        overhead::begin();
+        service.call(request)
+    })
 }
 
 /// The same, with answers that are watched until the client has taken them.
@@ -126,6 +158,7 @@ fn watched(
     Future: Send,
 > {
     service_fn(move |request| {
+        overhead::begin();
         let (answer, untaken) = (service.call(request), untaken.clone());
         async move { answer.await.map(|answer| answer.map(|body| untaken.watch(body))) }
     })

@@ -97,9 +97,12 @@ fn seconds(span: &Span) -> f64 {
 /// What was used: a counter's name, meaning, and value for one model, version and API key.
 type Used = (&'static str, &'static str, fn(&UsageRecord) -> f64);
 
-const USAGE: [Used; 6] = [
+const USAGE: [Used; 7] = [
     ("wisp_usage_requests_total", "Requests that ran, by API key", |used| used.requests as f64),
     ("wisp_usage_cached_total", "Requests answered from the cache", |used| used.cached as f64),
+    ("wisp_usage_server_cpu_seconds_total", "CPU time of the server itself for them", |used| {
+        used.server_cpu_us as f64 / 1e6
+    }),
     ("wisp_usage_guest_cpu_seconds_total", "CPU time of guests", |used| {
         used.guest_cpu_us as f64 / 1e6
     }),
@@ -249,9 +252,8 @@ fn reason_of(kind: &str) -> &'static str {
     match kind {
         "overloaded" | "no-room" => "REJECTED",
         "cancelled" => "CANCELED",
-        "guest-trap" | "guest-memory" | "guest-failed" | "compute" | "deadline" | "cpu-limit" => {
-            "BACKEND"
-        }
+        "guest-trap" | "guest-memory" | "guest-failed" | "compute" | "graph-memory" => "BACKEND",
+        "deadline" | "cpu-limit" => "BACKEND",
         _ => "OTHER",
     }
 }

@@ -135,6 +135,9 @@ pub struct ManifestLimits {
     /// Of the tensors it holds through wasi-nn; as much as of memory where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensor_mib: Option<usize>,
+    /// Of what one run of a graph takes beside its inputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub graph_mib: Option<usize>,
     /// Requests that run at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
@@ -152,6 +155,7 @@ impl ManifestLimits {
             ("deadline_ms", self.deadline_ms),
             ("cpu_ms", self.cpu_ms),
             ("tensor_mib", self.tensor_mib.map(|mib| mib as u64)),
+            ("graph_mib", self.graph_mib.map(|mib| mib as u64)),
             ("concurrency", self.concurrency.map(|most| most as u64)),
             ("body_kib", self.body_kib.map(|kib| kib as u64)),
         ];

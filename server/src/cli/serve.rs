@@ -135,8 +135,12 @@ async fn run(
 
     // The thread that waits for the network may be the one that runs a request inline: then
     // nobody waits for it any more. Anything to do wakes another thread, which takes over.
-    let http = tokio::runtime::Handle::current();
-    engine.on_tick(move || drop(http.spawn(async {})));
+    let (http, running) = (tokio::runtime::Handle::current(), inference.clone());
+    engine.on_tick(move || {
+        if running.scheduler.runs_inline() {
+            drop(http.spawn(async {}));
+        }
+    });
     tokio::spawn(inference.usage.clone().keep());
     let loader = inference.clone();
     tokio::spawn(async move {

@@ -3,14 +3,16 @@
 //! holds a thread while it waits, and whoever goes away leaves the others as they were.
 
 use std::collections::VecDeque;
-use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{mem, slice};
 
 use tokio::sync::{Notify, oneshot};
-use wisp_engine::{Failure, Graph, Value, rows, split, stack};
+use wisp_engine::{Failure, Graph, Value, Watch, rows, split, stack};
 
-use super::{Run, thread_cpu};
+use super::Run;
+use crate::cpu;
 
 /// How a graph's computes are batched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,55 +230,104 @@ fn execute(graph: &Graph, mut jobs: Vec<Job>) -> (Outcome, Duration) {
     let Some(leader) = jobs.first().map(|job| job.run.clone()) else {
         return (Err(Failure::Stopped), Duration::ZERO);
     };
-    let (started, cpu) = (Instant::now(), thread_cpu());
-    let together = if jobs.len() > 1 { run_together(graph, &jobs) } else { None };
-    let (took, cpu) = (started.elapsed(), thread_cpu().saturating_sub(cpu));
     let rows: usize = jobs.iter().map(|job| job.rows).sum();
-    let mut outcomes = together.map(Vec::into_iter);
+    let together = (jobs.len() > 1).then(|| {
+        let inputs: Vec<&[Value<'_>]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
+        run(graph, &mut stack(&inputs), &jobs, &leader)
+    });
+    let spent = together.as_ref().map_or_else(Spent::default, |(_, spent)| *spent);
+    let outcomes = together.and_then(|(outcome, _)| split_up(outcome, &jobs));
+    let mut outcomes = outcomes.map(Vec::into_iter);
     let mut own = (Err(Failure::Stopped), Duration::ZERO);
     for job in &mut jobs {
         let is_leader = job.reply.is_none();
-        let (outcome, took, cpu) = match outcomes.as_mut().and_then(Iterator::next) {
+        // Its part of a run that failed, too.
+        let mut spent = spent.part(job.rows as f64 / rows as f64);
+        let outcome = match outcomes.as_mut().and_then(Iterator::next) {
             Some(outcome) => {
                 if is_leader {
                     job.run.lead(rows)
                 } else {
                     job.run.join()
                 }
-                let part = job.rows as f64 / rows as f64;
-                (outcome, took.mul_f64(part), cpu.mul_f64(part))
+                outcome
             }
-            None => run_alone(graph, job),
+            None => {
+                let mut inputs = mem::take(&mut job.inputs);
+                let (outcome, alone) = run(graph, &mut inputs, slice::from_ref(job), &leader);
+                spent = spent.and(alone);
+                outcome
+            }
         };
         match is_leader {
-            true => job.run.computed_here(cpu),
-            false => job.run.computed_by(&leader, cpu),
+            true => job.run.computed_here(spent.cpu),
+            false => job.run.computed_by(&leader, spent.cpu),
         }
         match job.reply.take() {
-            None => own = (outcome, took),
+            None => own = (outcome, spent.took),
             // Gone already, where it fails.
-            Some(reply) => drop(reply.send(Reply::Done(outcome, took))),
+            Some(reply) => drop(reply.send(Reply::Done(outcome, spent.took))),
         }
     }
     own
 }
 
-/// `None` where they must be run singly: one of them broke it, or the rows got lost.
-fn run_together(graph: &Graph, jobs: &[Job]) -> Option<Vec<Outcome>> {
-    let inputs: Vec<&[Value<'_>]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-    let rows: Vec<usize> = jobs.iter().map(|job| job.rows).collect();
-    let is_over = || jobs.iter().all(|job| job.run.is_over());
-    match graph.run(&mut stack(&inputs), &is_over) {
-        Ok(outputs) => Some(split(&outputs, &rows)?.into_iter().map(Ok).collect()),
-        Err(Failure::Stopped) => Some(jobs.iter().map(|_| Err(Failure::Stopped)).collect()),
-        Err(Failure::Refused(_) | Failure::Failed(_)) => None,
+/// What a run took: by the clock, and of the CPU.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    took: Duration,
+    cpu: Duration,
+}
+
+impl Spent {
+    fn part(self, part: f64) -> Self {
+        Self { took: self.took.mul_f64(part), cpu: self.cpu.mul_f64(part) }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { took: self.took + other.took, cpu: self.cpu + other.cpu }
     }
 }
 
-/// What came of it, and its time: by the clock, and of the CPU.
-fn run_alone(graph: &Graph, job: &mut Job) -> (Outcome, Duration, Duration) {
-    let (started, cpu) = (Instant::now(), thread_cpu());
-    let mut inputs = mem::take(&mut job.inputs);
-    let outcome = graph.run(&mut inputs, &|| job.run.is_over());
-    (outcome, started.elapsed(), thread_cpu().saturating_sub(cpu))
+/// Who waits for a run, and who leads it.
+struct Together<'a> {
+    jobs: &'a [Job],
+    leader: &'a Run,
+    elsewhere_ns: AtomicU64,
+}
+
+impl Watch for Together<'_> {
+    fn is_over(&self) -> bool {
+        self.jobs.iter().all(|job| job.run.is_over())
+    }
+
+    fn memory(&self) -> usize {
+        self.leader.memory()
+    }
+
+    fn computed_elsewhere(&self, cpu: Duration) {
+        self.leader.ran_elsewhere(cpu);
+        self.elsewhere_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Runs the graph for `jobs`.
+fn run(graph: &Graph, inputs: &mut [Value<'_>], jobs: &[Job], leader: &Run) -> (Outcome, Spent) {
+    let watch = Together { jobs, leader, elsewhere_ns: AtomicU64::new(0) };
+    let (started, before) = (Instant::now(), cpu::of_thread());
+    let outcome = graph.run(inputs, &watch);
+    let elsewhere = Duration::from_nanos(watch.elsewhere_ns.into_inner());
+    let cpu = cpu::of_thread().saturating_sub(before) + elsewhere;
+    (outcome, Spent { took: started.elapsed(), cpu })
+}
+
+/// Each job's part. `None` where they must be run singly: one of them broke it, or the rows got
+/// lost.
+fn split_up(outcome: Outcome, jobs: &[Job]) -> Option<Vec<Outcome>> {
+    let rows: Vec<usize> = jobs.iter().map(|job| job.rows).collect();
+    match outcome {
+        Ok(outputs) => Some(split(&outputs, &rows)?.into_iter().map(Ok).collect()),
+        Err(Failure::Stopped) => Some(jobs.iter().map(|_| Err(Failure::Stopped)).collect()),
+        Err(Failure::Refused(_) | Failure::Failed(_) | Failure::OutOfMemory(_)) => None,
+    }
 }

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-use wisp_engine::{Failure, Graph, Value};
+use wisp_engine::{Failure, Graph, Value, Watch};
 
+use crate::cpu;
 use batch::Batcher;
 
 /// The graphs of one bundle by the names its manifest gives them.
@@ -74,18 +74,11 @@ impl Served {
         {
             return batcher.run(&self.graph, key, inputs, run, is_alone).await;
         }
-        let (started, cpu) = (Instant::now(), thread_cpu());
-        let result = self.graph.run(&mut inputs, &|| run.is_over());
-        run.computed_here(thread_cpu().saturating_sub(cpu));
+        let (started, before) = (Instant::now(), cpu::of_thread());
+        let result = self.graph.run(&mut inputs, &**run);
+        run.computed_here(cpu::of_thread().saturating_sub(before));
         (result, started.elapsed())
     }
-}
-
-/// CPU time that this thread has used so far.
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // The clock starts at 0 and never goes back.
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// One request's dealings with the engine.
@@ -95,6 +88,7 @@ pub struct Run {
     pub deadline: Instant,
     /// Of CPU time; `None`: as much as fits before the deadline.
     cpu_limit: Option<Duration>,
+    graph_bytes: usize,
     cancelled: AtomicBool,
     /// CPU time of the polls that ended, and where the thread's clock stood when the one under
     /// way began.
@@ -103,6 +97,8 @@ pub struct Run {
     /// Of that, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
+    /// CPU time that was spent around them: by the threads that polled it, before they did.
+    around_ns: AtomicU64,
     /// CPU time of its graphs, whoever ran them.
     compute_cpu_ns: AtomicU64,
     /// The most its sandbox and its tensors took.
@@ -129,20 +125,22 @@ struct Seen {
 }
 
 impl Run {
-    pub fn until(deadline: Instant) -> Arc<Self> {
-        Self::limited(deadline, None)
-    }
-
-    /// With `cpu_limit` of CPU time, too.
-    pub fn limited(deadline: Instant, cpu_limit: Option<Duration>) -> Arc<Self> {
+    /// `cpu_limit` of CPU time, and `graph_bytes` that each graph may take.
+    pub fn limited(
+        deadline: Instant,
+        cpu_limit: Option<Duration>,
+        graph_bytes: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             deadline,
             cpu_limit,
+            graph_bytes,
             cancelled: AtomicBool::new(false),
             polled_ns: AtomicU64::new(0),
             began_ns: AtomicU64::new(NOT_POLLED),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
+            around_ns: AtomicU64::new(0),
             compute_cpu_ns: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
             tensor_bytes: AtomicU64::new(0),
@@ -237,7 +235,7 @@ impl Run {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let under_way = match load(&self.began_ns) {
             NOT_POLLED => 0,
-            began => (thread_cpu().as_nanos() as u64).saturating_sub(began),
+            began => (cpu::of_thread().as_nanos() as u64).saturating_sub(began),
         };
         let here = load(&self.polled_ns) + under_way;
         Duration::from_nanos(
@@ -248,6 +246,16 @@ impl Run {
     /// Of [`Run::cpu`], its graphs'.
     pub fn compute_cpu(&self) -> Duration {
         Duration::from_nanos(self.compute_cpu_ns.load(Ordering::Relaxed))
+    }
+
+    /// CPU time that the server spent on it, beside [`Run::cpu`].
+    pub fn cpu_around(&self) -> Duration {
+        Duration::from_nanos(self.around_ns.load(Ordering::Relaxed))
+    }
+
+    /// Notes CPU time that the server spent on it elsewhere.
+    pub fn served(&self, ns: u64) {
+        self.around_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// The most bytes that its sandbox and its tensors held.
@@ -264,9 +272,14 @@ impl Run {
         self.tensor_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A graph ran for it, on the thread that polls it.
+    /// CPU time that a graph took for it.
     fn computed_here(&self, cpu: Duration) {
         self.compute_cpu_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// A graph of its, or that it runs for others too, ran on another thread.
+    fn ran_elsewhere(&self, cpu: Duration) {
+        self.by_others_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// A graph ran for it, on the thread that polls `leader`.
@@ -277,20 +290,36 @@ impl Run {
     }
 }
 
+impl Watch for Run {
+    fn is_over(&self) -> bool {
+        self.is_over()
+    }
+
+    fn memory(&self) -> usize {
+        self.graph_bytes
+    }
+
+    fn computed_elsewhere(&self, cpu: Duration) {
+        self.ran_elsewhere(cpu);
+        self.computed_here(cpu);
+    }
+}
+
 /// A poll under way.
 struct Polled<'a>(&'a Run);
 
 impl<'a> Polled<'a> {
     fn begin(run: &'a Run) -> Self {
-        run.began_ns.store(thread_cpu().as_nanos() as u64, Ordering::Relaxed);
+        let (before_ns, now_ns) = cpu::take();
+        run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
+        run.began_ns.store(now_ns, Ordering::Relaxed);
         Self(run)
     }
 }
 
 impl Drop for Polled<'_> {
     fn drop(&mut self) {
-        let began = self.0.began_ns.swap(NOT_POLLED, Ordering::Relaxed);
-        let took = (thread_cpu().as_nanos() as u64).saturating_sub(began);
-        self.0.polled_ns.fetch_add(took, Ordering::Relaxed);
+        self.0.began_ns.store(NOT_POLLED, Ordering::Relaxed);
+        self.0.polled_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
     }
 }

@@ -282,7 +282,9 @@ impl inference::HostGraphExecutionContext for View<'_> {
                 Ok(Ok(outputs.collect::<wasmtime::Result<_>>()?))
             }
             Err(Failure::Refused(text)) => self.refuse(ErrorCode::InvalidArgument, text),
-            Err(Failure::Failed(text)) => self.refuse(ErrorCode::RuntimeError, text),
+            Err(Failure::Failed(text) | Failure::OutOfMemory(text)) => {
+                self.refuse(ErrorCode::RuntimeError, text)
+            }
             Err(Failure::Stopped) => self.refuse(ErrorCode::Timeout, "stopped".to_owned()),
         }
     }

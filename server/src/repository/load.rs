@@ -13,7 +13,6 @@ use super::graphs;
 use super::residency::Charge;
 use crate::bundle::{Bundle, ContractForm, Task};
 use crate::cache::{Cache, CacheKey, Entry};
-use crate::memory;
 use crate::nn::{Batching, Graphs};
 use crate::response_cache::ResponseCache;
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
@@ -68,6 +67,7 @@ impl Revision {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EngineSettings {
     pub memory_bytes: usize,
+    pub graph_bytes: usize,
     pub sandboxes: u32,
     pub page_scan: bool,
     pub body_limit: usize,
@@ -124,6 +124,7 @@ impl LoadOptions {
         let limits = Limits {
             memory_bytes: settings.memory_bytes,
             tensor_bytes: settings.memory_bytes,
+            graph_bytes: settings.graph_bytes,
             // A body as a tensor, with what surrounds it; JSON grows when it is decoded.
             hostcall_bytes: settings.body_limit.max(64 << 20) * 4,
             ..Limits::default()
@@ -190,6 +191,27 @@ pub fn load(
     Ok(Arc::new(revision))
 }
 
+/// The server's limits, or less where the manifest says so.
+fn limits_of(bundle: &Bundle, server: Limits) -> Result<Limits, String> {
+    let within = |name: &str, asked: Option<usize>, most: usize| match asked {
+        None => Ok(None),
+        Some(mib) if (1..=most >> 20).contains(&mib) => Ok(Some(mib << 20)),
+        Some(mib) => {
+            Err(format!("limits.{name} is {mib}, expected 1 to {}, the server's limit", most >> 20))
+        }
+    };
+    let asked = &bundle.limits;
+    let memory = within("memory_mib", asked.memory_mib, server.memory_bytes)?;
+    let tensors = within("tensor_mib", asked.tensor_mib, server.memory_bytes)?;
+    let graph = within("graph_mib", asked.graph_mib, server.graph_bytes)?;
+    Ok(Limits {
+        memory_bytes: memory.unwrap_or(server.memory_bytes),
+        tensor_bytes: tensors.or(memory).unwrap_or(server.tensor_bytes),
+        graph_bytes: graph.unwrap_or(server.graph_bytes),
+        ..server
+    })
+}
+
 /// What takes the memory of a revision.
 struct Parts {
     graphs: Arc<Graphs>,
@@ -222,34 +244,17 @@ fn load_parts(
         }
         Ok((name.clone(), graph, batching(bundle, name)))
     });
-    let (graphs, graph_bytes) = memory::kept(|| graphs.collect::<Result<Vec<_>, String>>());
+    let (graphs, graph_bytes) =
+        wisp_engine::memory::kept(|| graphs.collect::<Result<Vec<_>, String>>());
     let graphs = graphs?;
     // While one batch runs, another may gather.
     let batch = graphs.iter().filter_map(|(.., batching)| batching.as_ref()?.sizes.last()).max();
     let concurrency = options.concurrency.max(batch.map_or(0, |size| 2 * size));
     let graphs = Graphs::new(graphs);
-    let mut limits = options.limits;
-    if let Some(memory_mib) = bundle.limits.memory_mib {
-        let most = limits.memory_bytes >> 20;
-        if memory_mib == 0 || memory_mib > most {
-            return Err(format!(
-                "limits.memory_mib is {memory_mib}, expected 1 to {most}, the server's limit"
-            ));
-        }
-        limits.memory_bytes = memory_mib << 20;
-        limits.tensor_bytes = limits.memory_bytes;
-    }
-    if let Some(tensor_mib) = bundle.limits.tensor_mib {
-        let most = options.limits.memory_bytes >> 20;
-        if tensor_mib > most {
-            return Err(format!(
-                "limits.tensor_mib is {tensor_mib}, expected 1 to {most}, the server's limit"
-            ));
-        }
-        limits.tensor_bytes = tensor_mib << 20;
-    }
+    let limits = limits_of(bundle, options.limits)?;
     // Counted by itself: threads that compile allocate what this one frees.
-    let (guest, guest_bytes) = memory::kept(|| load_guest(model, bundle, &graphs, limits, options));
+    let (guest, guest_bytes) =
+        wisp_engine::memory::kept(|| load_guest(model, bundle, &graphs, limits, options));
     let (guest, contract) = guest?;
     if let Some(declared) = bundle.contract.clone() {
         compare(&declared.read().map_err(|reason| format!("contract: {reason}"))?, &contract)?;

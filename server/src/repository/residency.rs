@@ -12,7 +12,6 @@ use tokio::task::JoinHandle;
 
 use super::load::Revision;
 use super::version::Version;
-use crate::memory;
 use crate::sandbox::Engine;
 
 /// How long a version waits for memory that others use before it gives up.
@@ -248,7 +247,7 @@ pub(super) fn discard(revision: Arc<Revision>) -> Option<JoinHandle<()>> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn_blocking(move || {
         drop(revision);
-        memory::give_back();
+        wisp_engine::memory::collect();
     }))
 }
 

@@ -10,6 +10,8 @@ use wasmtime::{Config, OptLevel};
 
 use super::host::{self, Host};
 use super::pool::{self, PoolOptions, PoolReport};
+use crate::cpu;
+use crate::nn::Run;
 
 /// How often guests are interrupted: long ones yield their thread, late ones end.
 const TICK: Duration = Duration::from_millis(5);
@@ -99,6 +101,8 @@ pub(super) fn config(opt_level: OptLevel) -> Config {
 pub(super) struct Clock {
     live: AtomicUsize,
     bytes: AtomicU64,
+    /// Of the CPU time that its thread has used, a live sandbox's part, ns.
+    share_ns: AtomicU64,
     asleep: AtomicBool,
     on_tick: OnceLock<Box<dyn Fn() + Send + Sync>>,
     thread: OnceLock<thread::Thread>,
@@ -109,6 +113,7 @@ impl Clock {
         let clock = Arc::new(Self {
             live: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
+            share_ns: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             on_tick: OnceLock::new(),
             thread: OnceLock::new(),
@@ -134,6 +139,8 @@ impl Clock {
                 if let Some(call) = clock.on_tick.get() {
                     call();
                 }
+                let live = clock.live.load(Ordering::Relaxed).max(1) as u64;
+                clock.share_ns.fetch_add(cpu::take().0 / live, Ordering::Relaxed);
                 drop(clock);
                 thread::sleep(TICK);
                 engines.iter().for_each(wasmtime::Engine::increment_epoch);
@@ -143,13 +150,14 @@ impl Clock {
         Ok(clock)
     }
 
-    /// Counts a sandbox in until the guard goes.
-    pub(super) fn enter(self: &Arc<Self>) -> Live {
+    /// Counts a run's sandbox in until the guard goes.
+    pub(super) fn enter(self: &Arc<Self>, run: &Arc<Run>) -> Live {
         self.live.fetch_add(1, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) {
             self.wake();
         }
-        Live { clock: self.clone(), bytes: 0 }
+        let since_ns = self.share_ns.load(Ordering::Relaxed);
+        Live { clock: self.clone(), bytes: 0, run: run.clone(), since_ns }
     }
 
     fn wake(&self) {
@@ -169,6 +177,9 @@ impl Drop for Clock {
 pub(super) struct Live {
     clock: Arc<Clock>,
     bytes: u64,
+    run: Arc<Run>,
+    /// Where the clock's share stood.
+    since_ns: u64,
 }
 
 impl Live {
@@ -180,6 +191,8 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
+        let share_ns = self.clock.share_ns.load(Ordering::Relaxed);
+        self.run.served(share_ns.saturating_sub(self.since_ns));
         self.clock.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.clock.live.fetch_sub(1, Ordering::SeqCst);
     }

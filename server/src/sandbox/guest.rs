@@ -85,7 +85,8 @@ impl Snapshot {
         let linker = host::linker(&once).map_err(|error| refuse("cannot be prepared", &error))?;
         let clock =
             Clock::start(vec![once.clone()]).map_err(|error| PrepareError(error.to_string()))?;
-        let run = Run::until(Instant::now() + PREPARE_DEADLINE);
+        let run =
+            Run::limited(Instant::now() + PREPARE_DEADLINE, None, prepared.limits.graph_bytes);
         let mut store = host::store(
             &once,
             HostParts {
@@ -94,7 +95,7 @@ impl Snapshot {
                 graphs: &prepared.graphs,
                 run: &run,
                 bundle: Some(prepared.bundle.clone()),
-                live: clock.enter(),
+                live: clock.enter(&run),
             },
         );
         // Checked first: wizer's own words for a missing import or export are of its insides.
@@ -188,7 +189,7 @@ impl Guest {
                 graphs: &self.graphs,
                 run,
                 bundle: None,
-                live: self.engine.clock.enter(),
+                live: self.engine.clock.enter(run),
             },
         )
     }

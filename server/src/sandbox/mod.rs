@@ -34,6 +34,8 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// Of tensors that the host holds for it, bytes.
     pub tensor_bytes: usize,
+    /// Of what one run of a graph takes beside its inputs, bytes.
+    pub graph_bytes: usize,
     /// Of data that one host call may take from the guest, bytes.
     pub hostcall_bytes: usize,
     /// Tensors, graphs, contexts and streams held at a time.
@@ -47,6 +49,7 @@ impl Default for Limits {
         Self {
             memory_bytes: 256 << 20,
             tensor_bytes: 256 << 20,
+            graph_bytes: 256 << 20,
             hostcall_bytes: 64 << 20,
             handles: 256,
             output_bytes: 16 << 10,

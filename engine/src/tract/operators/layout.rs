@@ -1,9 +1,10 @@
-//! Operators that put values elsewhere: CenterCropPad, OneHot, TensorScatter, BitCast
+//! Operators that put values elsewhere: CenterCropPad, ConstantOfShape, OneHot, TensorScatter, BitCast
 //! and SpaceToDepth by columns.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
-use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::{NodeProto, TensorProto};
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::array::ConstantOfShape;
 
 use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, integers_of, one, sizes_of,
@@ -12,9 +13,22 @@ use super::kernel::{
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BitCast", bit_cast);
     operators.insert("CenterCropPad", center_crop_pad);
+    operators.insert("ConstantOfShape", constant_of_shape);
     operators.insert("OneHot", one_hot);
     operators.insert("SpaceToDepth", space_to_depth);
     operators.insert("TensorScatter", tensor_scatter);
+}
+
+/// tract's own, but that zeros which nothing is said of are singles; tract's are doubles.
+fn constant_of_shape(context: &ParsingContext, node: &NodeProto) -> Built {
+    let value = match node.get_attr_opt::<&TensorProto>("value")? {
+        Some(value) => context.load_tensor(value)?,
+        None => tensor0(0f32),
+    };
+    let came = value.len();
+    ensure!(came == 1, "`value` has {came} elements, expected one");
+    let value = value.into_shape(&[])?.into_arc_tensor();
+    Ok((expand(ConstantOfShape::new(value)), vec![]))
 }
 
 /// Cuts off or adds, on both sides alike, until axes have the sizes asked for.

@@ -1,6 +1,6 @@
 //! The three operators: their inputs, outputs and what each makes of a row's tally.
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -13,6 +13,7 @@ use super::attributes::{read_arrays, read_lists};
 use super::ensemble::Ensemble;
 use super::forest::{Forest, ROWS_AT_A_TIME};
 use super::tally::{Aggregate, Tally};
+use crate::once::Once;
 
 pub(in super::super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("TreeEnsembleRegressor", regressor);
@@ -70,6 +71,9 @@ fn ensemble(context: &ParsingContext, node: &NodeProto) -> Built {
     built(node, trees)
 }
 
+/// `None` where it cannot be.
+type MadeOnce<T> = Arc<Once<Option<Arc<T>>>>;
+
 /// Any of the three operators.
 #[derive(Debug)]
 struct Trees {
@@ -82,8 +86,8 @@ struct Trees {
     /// The outputs are of the input's type, not `f32`.
     keeps_type: bool,
     classes: Option<Classes>,
-    single: OnceLock<Option<Forest<f32>>>,
-    double: OnceLock<Option<Forest<f64>>>,
+    single: MadeOnce<Forest<f32>>,
+    double: MadeOnce<Forest<f64>>,
 }
 
 #[derive(Debug)]
@@ -104,8 +108,8 @@ impl Trees {
             base_values: Vec::new(),
             keeps_type: false,
             classes: None,
-            single: OnceLock::new(),
-            double: OnceLock::new(),
+            single: Arc::default(),
+            double: Arc::default(),
         }
     }
 
@@ -128,7 +132,7 @@ impl Trees {
     fn evaluate<T: Real>(
         &self,
         input: &Tensor,
-        forest: &OnceLock<Option<Forest<T>>>,
+        forest: &MadeOnce<Forest<T>>,
     ) -> TractResult<(Tensor, Vec<usize>)> {
         let (rows, columns) = rows_and_columns(input.shape(), 1)?;
         let needed = self.ensemble.features.max(1);
@@ -148,11 +152,15 @@ impl Trees {
             }
             classes.push(class);
         };
-        match forest.get_or_init(|| Forest::new(&self.ensemble)) {
-            Some(forest) => self.walk_forest(forest, input, columns, finish),
+        match self.made(forest) {
+            Some(forest) => self.walk_forest(&forest, input, columns, finish),
             None => self.walk_plainly(input, columns, finish),
         }
         Ok((scores, classes))
+    }
+
+    fn made<T: Real>(&self, forest: &MadeOnce<Forest<T>>) -> Option<Arc<Forest<T>>> {
+        forest.get_or_make(None, || Forest::new(&self.ensemble).map(Arc::new))
     }
 
     fn walk_forest<T: Real>(
@@ -311,8 +319,8 @@ impl Kernel for Trees {
         ensure!(enough, "expected {needed} features or more, got {columns}");
         // The first request need not wait for what planning can do.
         match input.datum == DatumType::F64 || self.are_doubles {
-            true => _ = self.double.get_or_init(|| Forest::new(&self.ensemble)),
-            false => _ = self.single.get_or_init(|| Forest::new(&self.ensemble)),
+            true => _ = self.made(&self.double),
+            false => _ = self.made(&self.single),
         }
         let datum = if self.keeps_type { input.datum } else { DatumType::F32 };
         let scores = Form::new(datum, [rows.clone(), self.ensemble.outputs.to_dim()]);

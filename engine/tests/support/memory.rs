@@ -1,0 +1,146 @@
+//! Runs that ask for more memory than they may end alone: with an error, in time, and what they
+//! took goes back.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::build::{FLOAT, INT64, body, file, int, longs, model, node, value};
+use crate::encode::encode;
+use wisp_engine::tensor::{Datatype, Value};
+use wisp_engine::{EngineKind, Failure, Graph, Watch};
+
+const MIB: usize = 1 << 20;
+
+/// A run that may take so much.
+struct Limited {
+    since: Instant,
+    bytes: usize,
+    elsewhere_ns: AtomicU64,
+}
+
+impl Limited {
+    fn to(bytes: usize) -> Self {
+        Self { since: Instant::now(), bytes, elsewhere_ns: AtomicU64::new(0) }
+    }
+}
+
+impl Watch for Limited {
+    fn is_over(&self) -> bool {
+        self.since.elapsed() > Duration::from_secs(20)
+    }
+
+    fn memory(&self) -> usize {
+        self.bytes
+    }
+
+    fn computed_elsewhere(&self, cpu: Duration) {
+        self.elsewhere_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+fn numbers(numbers: &[i64]) -> Value<'static> {
+    let data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    Value { datatype: Datatype::Int64, shape: vec![numbers.len()], data: Cow::Owned(data) }
+}
+
+/// As many zeros as the input says, all added up in the end.
+fn zeros() -> Vec<u8> {
+    let nodes = vec![
+        node("ConstantOfShape", &["x"], &["zeros"], &[]),
+        node("Exp", &["zeros"], &["ones"], &[]),
+        node("ReduceSum", &["ones"], &["y"], &[int("keepdims", 0)]),
+    ];
+    let (x, y) = (value("x", INT64, &[1]), value("y", FLOAT, &[]));
+    encode(&model(body(&[x], &[y], &[], nodes)))
+}
+
+/// Each step twice as large as the one before.
+fn doubled(times: usize) -> Vec<u8> {
+    let names: Vec<String> = (0..=times).map(|index| format!("v{index}")).collect();
+    let mut nodes = vec![node("Relu", &["x"], &[&names[0]], &[])];
+    for pair in names.windows(2) {
+        nodes.push(node("Concat", &[&pair[0], &pair[0]], &[&pair[1]], &[int("axis", 0)]));
+    }
+    nodes.push(node("ReduceSum", &[&names[times]], &["y"], &[int("keepdims", 0)]));
+    let (x, y) = (value("x", FLOAT, &[1]), value("y", FLOAT, &[]));
+    encode(&model(body(&[x], &[y], &[], nodes)))
+}
+
+fn one() -> Value<'static> {
+    let data = Cow::Owned(1.0f32.to_le_bytes().to_vec());
+    Value { datatype: Datatype::Fp32, shape: vec![1], data }
+}
+
+fn number(outputs: &[Value<'_>]) -> f32 {
+    assert_eq!(outputs[0].datatype, Datatype::Fp32);
+    f32::from_le_bytes(outputs[0].data[..4].try_into().expect("a number"))
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: usize = status.split(' ').nth(1).expect("a field").parse().expect("a number");
+    pages * rustix::param::page_size()
+}
+
+#[test]
+fn sizes_that_a_client_asks_for_are_bounded() {
+    for engine in [EngineKind::Tract, EngineKind::Rten] {
+        let graph = Graph::load(&zeros(), engine).expect("loads");
+        let run = |count: i64, bytes| graph.run(&mut [numbers(&[count])], &Limited::to(bytes));
+        assert_eq!(number(&run(1000, 64 * MIB).expect("fits")), 1000.0, "{engine}");
+        for count in [100 << 20, 1 << 40, i64::MAX / 8] {
+            let failed = run(count, 64 * MIB).expect_err("does not fit");
+            let is_told = matches!(&failed, Failure::OutOfMemory(reason)
+                if reason == "asked for more than 64 MiB of memory");
+            // A size that no tensor has is told of as such.
+            assert!(is_told || count >= 1 << 40, "{engine}, {count}: {failed:?}");
+        }
+        assert_eq!(number(&run(1000, 64 * MIB).expect("goes on")), 1000.0, "{engine}");
+    }
+}
+
+#[test]
+fn what_a_stopped_run_took_goes_back() {
+    const LIMIT: usize = 256 * MIB;
+    for engine in [EngineKind::Tract, EngineKind::Rten] {
+        let graph = Graph::load(&doubled(30), engine).expect("loads");
+        let before = resident();
+        for _ in 0..12 {
+            let failed = graph.run(&mut [one()], &Limited::to(LIMIT));
+            assert!(matches!(failed, Err(Failure::OutOfMemory(_))), "{engine}: {failed:?}");
+        }
+        let kept = resident().saturating_sub(before);
+        assert!(kept < 2 * LIMIT, "{engine}: {} MiB are kept", kept / MIB);
+    }
+}
+
+#[test]
+fn a_graph_that_does_so_often_is_given_up() {
+    let graph = Graph::load(&zeros(), EngineKind::Rten).expect("loads");
+    let run = |count: i64| graph.run(&mut [numbers(&[count])], &Limited::to(16 * MIB));
+    let mut failures = (0..40).map(|_| run(100 << 20).expect_err("does not fit"));
+    let given_up = failures.find(|failure| matches!(failure, Failure::Failed(_)));
+    let reason = given_up.expect("not for ever").to_string();
+    assert!(reason.contains("asked for more memory than they may"), "{reason}");
+    // Another is not.
+    let other = Graph::load(&zeros(), EngineKind::Rten).expect("loads");
+    let ran = other.run(&mut [numbers(&[3])], &Limited::to(16 * MIB)).expect("fits");
+    assert_eq!(number(&ran), 3.0);
+}
+
+#[test]
+fn who_asks_is_told_of_cpu_time_that_others_spent() {
+    let onnx = file(
+        &[1],
+        &[longs("times", &[1], &[1 << 24])],
+        vec![node("Expand", &["x", "times"], &["many"], &[]), node("Exp", &["many"], &["y"], &[])],
+    );
+    let graph = Graph::load(&onnx, EngineKind::Rten).expect("loads");
+    let watch = Limited::to(1 << 30);
+    graph.run(&mut [one()], &watch).expect("fits");
+    let told = Duration::from_nanos(watch.elsewhere_ns.into_inner());
+    // Sixteen million of them.
+    assert!(told > Duration::from_millis(1), "{told:?}");
+    assert!(told < 2 * watch.since.elapsed(), "{told:?}");
+}
