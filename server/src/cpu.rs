@@ -1,7 +1,9 @@
 //! A thread's CPU time, all of which is somebody's: what is not measured itself, as the runtime's
-//! own work between two tasks, is charged to whoever comes next.
+//! own work between two tasks, is charged to whoever comes next. And whether others want it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -9,6 +11,49 @@ use rustix::time::{ClockId, clock_gettime};
 thread_local! {
     /// Up to where this thread's clock is charged, ns.
     static CHARGED_NS: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Whom this thread works for, if for those alone.
+    static CROWD: RefCell<Option<Arc<Crowd>>> = const { RefCell::new(None) };
+}
+
+/// Tasks that have some threads to themselves.
+#[derive(Debug)]
+pub struct Crowd {
+    threads: usize,
+    tasks: AtomicUsize,
+}
+
+impl Crowd {
+    pub fn new(threads: usize) -> Arc<Self> {
+        Arc::new(Self { threads, tasks: AtomicUsize::new(0) })
+    }
+
+    /// From now on the calling thread is one of theirs.
+    pub fn take_thread(self: &Arc<Self>) {
+        CROWD.set(Some(self.clone()));
+    }
+
+    /// One more of them, until what is returned is dropped.
+    pub fn join(self: &Arc<Self>) -> Member {
+        self.tasks.fetch_add(1, Ordering::Relaxed);
+        Member(self.clone())
+    }
+}
+
+/// A task that lives.
+#[derive(Debug)]
+pub struct Member(Arc<Crowd>);
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether anybody else may wait for this thread.
+pub fn is_wanted() -> bool {
+    CROWD.with_borrow(|crowd| {
+        crowd.as_ref().is_none_or(|crowd| crowd.tasks.load(Ordering::Relaxed) > crowd.threads)
+    })
 }
 
 /// CPU time that this thread has used so far.

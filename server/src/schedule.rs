@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
+use crate::cpu::Crowd;
 use crate::error::Error;
 use crate::turns::{Turn, Turns, Waiting};
 
@@ -34,6 +35,7 @@ pub struct Scheduler {
     cores: usize,
     inline: Semaphore,
     live: Arc<Semaphore>,
+    long_tasks: Arc<Crowd>,
 }
 
 /// One model's share: how many of its requests run and wait, and what one costs.
@@ -60,9 +62,12 @@ impl Scheduler {
     /// # Errors
     /// The threads cannot be started.
     pub fn new(cores: usize, live: usize) -> std::io::Result<Self> {
+        let long_tasks = Crowd::new(cores);
+        let theirs = long_tasks.clone();
         let long = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores)
             .thread_name("wisp-compute")
+            .on_thread_start(move || theirs.take_thread())
             .enable_time()
             .build()?;
         Ok(Self {
@@ -70,6 +75,7 @@ impl Scheduler {
             cores,
             inline: Semaphore::new(cores),
             live: Arc::new(Semaphore::new(live)),
+            long_tasks,
         })
     }
 
@@ -101,9 +107,10 @@ impl Scheduler {
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");
+        let member = self.long_tasks.join();
         let task = long.spawn(async move {
             let output = work.await;
-            drop((turn, slot));
+            drop((turn, slot, member));
             output
         });
         let _abort = AbortOnDrop(task.abort_handle());

@@ -233,14 +233,18 @@ impl Run {
     /// under way counts for the thread that polls it.
     pub fn cpu(&self) -> Duration {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let under_way = match load(&self.began_ns) {
-            NOT_POLLED => 0,
-            began => (cpu::of_thread().as_nanos() as u64).saturating_sub(began),
-        };
-        let here = load(&self.polled_ns) + under_way;
+        let here = load(&self.polled_ns) + self.polled_for().as_nanos() as u64;
         Duration::from_nanos(
             here.saturating_sub(load(&self.for_others_ns)) + load(&self.by_others_ns),
         )
+    }
+
+    /// CPU time of the poll under way, on the thread that polls it.
+    pub fn polled_for(&self) -> Duration {
+        match self.began_ns.load(Ordering::Relaxed) {
+            NOT_POLLED => Duration::ZERO,
+            began_ns => cpu::of_thread().saturating_sub(Duration::from_nanos(began_ns)),
+        }
     }
 
     /// Of [`Run::cpu`], its graphs'.

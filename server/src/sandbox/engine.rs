@@ -14,7 +14,7 @@ use crate::cpu;
 use crate::nn::Run;
 
 /// How often guests are interrupted: long ones yield their thread, late ones end.
-const TICK: Duration = Duration::from_millis(5);
+pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// Ticks without a live sandbox after which the clock stops, so that an idle node does not wake.
 const IDLE_TICKS: u32 = 200;

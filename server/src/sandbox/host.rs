@@ -11,8 +11,9 @@ use wasmtime_wasi::{
 
 use super::Limits;
 use super::bindings::{types, wasi::logging::logging, wisp::model::bundle};
-use super::engine::Live;
+use super::engine::{Live, TICK};
 use super::output::{Output, Stream};
+use crate::cpu;
 use crate::nn::{self, Graphs, Run};
 
 /// What a guest can read of its bundle while it prepares.
@@ -82,7 +83,15 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
     store.set_epoch_deadline(1);
     let run = run.clone();
     store.epoch_deadline_callback(move |_| {
-        Ok(if run.is_over() { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
+        // One that has just begun goes on, as most end before the next tick: if it yielded it would
+        // wait for those that compute for long. And to yield to nobody costs everybody: the
+        // runtime wakes another thread for it, on another core.
+        let goes_on = || run.polled_for() < TICK / 2 || !cpu::is_wanted();
+        Ok(match () {
+            () if run.is_over() => UpdateDeadline::Interrupt,
+            () if goes_on() => UpdateDeadline::Continue(1),
+            () => UpdateDeadline::Yield(1),
+        })
     });
     store
 }
