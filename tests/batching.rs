@@ -19,6 +19,14 @@ fn bundle(folder: &Path, graph: &str, batching: &str) -> PathBuf {
     path
 }
 
+/// Runs on threads of its own.
+fn on_rten(bundle: PathBuf) -> PathBuf {
+    let path = bundle.join("wisp.toml");
+    let manifest = fs::read_to_string(&path).expect("a manifest");
+    fs::write(path, format!("engine = \"rten\"\n{manifest}")).expect("a manifest");
+    bundle
+}
+
 fn batches(bundle: &Path) -> Value {
     let output = wisp().arg("check").arg(bundle).arg("--json").output().expect("wisp runs");
     let report: Value = serde_json::from_str(&succeeded(&output)).expect("a report");
@@ -159,4 +167,39 @@ fn who_leaves_leaves_the_others_as_they_were() {
         }
     });
     assert_eq!(ask(&server, &[(5.0, 0)], json!({})).floats("y"), [5.0]);
+}
+
+/// Who leads a run has its rows' part of it, wherever it was computed.
+#[test]
+fn what_a_shared_run_took_is_counted_once() {
+    let (state, scratch) = (scratch(), scratch());
+    let batching = "max_batch_size = 8\nmax_queue_delay_us = 200000";
+    let server = deployed(state.path(), &on_rten(bundle(scratch.path(), "rows", batching)));
+    let round = || {
+        thread::scope(|scope| {
+            for number in 0..8 {
+                let server = &server;
+                scope.spawn(move || {
+                    let reply = ask(server, &[(f64::from(number), 0)], json!({}));
+                    assert_eq!(reply.floats("y"), [f64::from(number)]);
+                });
+            }
+        });
+    };
+    let used = || {
+        let usage = server.get("/usage").json();
+        let number = |field: &str| usage["usage"][0][field].as_u64().expect("a number");
+        ["guest_cpu_us", "compute_cpu_us", "server_cpu_us"].map(number)
+    };
+    round();
+    let (before, spent_before) = (used(), server.cpu_us());
+    (0..10).for_each(|_| round());
+    let (spent, after) = (server.cpu_us() - spent_before, used());
+    let stats = statistics(&server);
+    let runs = stats["execution_count"].as_u64().expect("a number");
+    assert!(runs < 60, "{runs} runs for 88 requests: none was shared");
+    let [guest, compute, own] = [0, 1, 2].map(|at| after[at] - before[at]);
+    // Ticks of 10 ms are what the system counts in.
+    assert!((guest + compute + own) * 100 < spent * 105 + 2_000_000, "{after:?}, {spent} µs");
+    assert!(guest < compute, "a guest that does nothing took {guest} µs, its graph {compute}");
 }

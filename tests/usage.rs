@@ -23,14 +23,6 @@ fn number(record: &Value, field: &str) -> u64 {
     record[field].as_u64().unwrap_or_else(|| panic!("{field} in {record}"))
 }
 
-/// CPU time of the server's process, µs.
-fn process_cpu(server: &Server) -> u64 {
-    let stat = server.process("stat");
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
-    ticks * 10_000
-}
-
 #[test]
 fn what_a_request_uses_is_what_the_system_says_and_survives_a_restart() {
     let scratch = scratch();
@@ -44,11 +36,11 @@ fn what_a_request_uses_is_what_the_system_says_and_survives_a_restart() {
         reply.body.len()
     };
     let before = server.get("/usage").json();
-    let (cpu_before, used_before) = (process_cpu(&server), cpu(of(&before, "imagenet", None)));
+    let (cpu_before, used_before) = (server.cpu_us(), cpu(of(&before, "imagenet", None)));
     for _ in 0..40 {
         assert_eq!(ask(&server).status, 200);
     }
-    let (cpu_after, after) = (process_cpu(&server), server.get("/usage").json());
+    let (cpu_after, after) = (server.cpu_us(), server.get("/usage").json());
     let record = of(&after, "imagenet", None);
     let (used, all) = (cpu(record) - used_before, cpu_after - cpu_before);
     // `make bench-account` has it within 2 %; the system counts in ticks of 10 ms.

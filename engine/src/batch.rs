@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::choose::{Inputs, cpu_us};
 use crate::compare::agreement;
-use crate::graph::Graph;
+use crate::graph::{Graph, Watch};
 use crate::tensor::{Datatype, TensorSpec, Value};
 
 /// A row in a batch must take less than this share of what it takes alone,
@@ -99,11 +99,32 @@ pub fn split(outputs: &[Value<'_>], rows: &[usize]) -> Option<Vec<Inputs>> {
     Some(callers.collect())
 }
 
+/// A graph, and what a run of it may take beside its inputs, bytes.
+#[derive(Clone, Copy)]
+struct Held<'a>(&'a Graph, usize);
+
+impl Held<'_> {
+    fn run(self, inputs: &Inputs) -> Result<Inputs, String> {
+        self.0.run(&mut inputs.clone(), &self).map_err(|failure| failure.to_string())
+    }
+}
+
+impl Watch for Held<'_> {
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn memory(&self) -> usize {
+        self.1
+    }
+}
+
 /// Measures which of `sizes` pay: where as many different rows, run at once, give what each of
 /// them gives alone, within `tolerance`, in clearly less CPU time. `inputs` are tried in order
-/// until some can be stacked; rows are made of theirs.
+/// until some can be stacked; rows are made of theirs. A run may take `memory` bytes beside them.
 pub fn measure_batches(
     graph: &Graph,
+    memory: usize,
     inputs: &[Inputs],
     sizes: &[usize],
     tolerance: f64,
@@ -118,18 +139,18 @@ pub fn measure_batches(
     let Some(row) = split(inputs, &vec![1; count]).and_then(|rows| rows.into_iter().next()) else {
         return Batches::none("its inputs are no rows".to_owned());
     };
-    measure(graph, &row, sizes, tolerance).unwrap_or_else(Batches::none)
+    measure(Held(graph, memory), &row, sizes, tolerance).unwrap_or_else(Batches::none)
 }
 
 fn measure(
-    graph: &Graph,
+    graph: Held<'_>,
     row: &Inputs,
     sizes: &[usize],
     tolerance: f64,
 ) -> Result<Batches, String> {
     let began = Instant::now();
     let rows: Vec<Inputs> = (0..DIFFERENT_ROWS).map(|by| varied(row, by)).collect();
-    let alone = rows.iter().map(|row| run(graph, row)).collect::<Result<Vec<_>, _>>()?;
+    let alone = rows.iter().map(|row| graph.run(row)).collect::<Result<Vec<_>, _>>()?;
     let mut alone_us = f64::MAX;
     let (mut paying, mut said) = (Vec::new(), Vec::new());
     for &size in sizes {
@@ -139,7 +160,14 @@ fn measure(
         }
         let numbers = || (0..size).map(|number| number % DIFFERENT_ROWS);
         let stacked = stack(&numbers().map(|number| rows[number].as_slice()).collect::<Vec<_>>());
-        let together = run(graph, &stacked)?;
+        let together = match graph.run(&stacked) {
+            Ok(together) => together,
+            // Those that were found to pay are none the worse for it.
+            Err(reason) => {
+                said.push(format!("{size} at once fail: {reason}"));
+                break;
+            }
+        };
         let parts = split(&together, &vec![1; size])
             .ok_or_else(|| format!("of {size} rows it does not give {size}"))?;
         let expected = numbers().flat_map(|number| &alone[number]);
@@ -159,7 +187,7 @@ fn measure(
 }
 
 /// CPU time of each, µs, in alternation.
-fn time(graph: &Graph, row: &Inputs, stacked: &Inputs) -> Result<(f64, f64), String> {
+fn time(graph: Held<'_>, row: &Inputs, stacked: &Inputs) -> Result<(f64, f64), String> {
     let began = Instant::now();
     let (mut spent, mut runs) = ([0u64; 2], [0u64; 2]);
     for round in 0..ROUNDS {
@@ -169,7 +197,7 @@ fn time(graph: &Graph, row: &Inputs, stacked: &Inputs) -> Result<(f64, f64), Str
         for (which, inputs) in [row, stacked].into_iter().enumerate() {
             let (since, before) = (Instant::now(), cpu_us());
             loop {
-                run(graph, inputs)?;
+                graph.run(inputs)?;
                 runs[which] += 1;
                 if since.elapsed() >= ROUND {
                     break;
@@ -180,10 +208,6 @@ fn time(graph: &Graph, row: &Inputs, stacked: &Inputs) -> Result<(f64, f64), Str
     }
     let each = |which: usize| spent[which] as f64 / runs[which] as f64;
     Ok((each(0).max(1.0), each(1)))
-}
-
-fn run(graph: &Graph, inputs: &Inputs) -> Result<Inputs, String> {
-    graph.run(&mut inputs.clone(), &|| false).map_err(|failure| failure.to_string())
 }
 
 /// The row's elements moved on by so many, and its numbers far larger or smaller: what is

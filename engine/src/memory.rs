@@ -13,13 +13,13 @@ use std::thread;
 use mimalloc::MiMalloc;
 
 /// Blocks from this size are known one by one while their thread is bounded.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 64 << 10;
 
 /// What small blocks may take beyond.
-const SLACK: isize = 64 << 20;
+const SLACK: isize = 16 << 20;
 
 /// Of large blocks that are known; what is more is lost with its thread.
-const MAX_KNOWN: usize = 1 << 12;
+const MAX_KNOWN: usize = 1 << 13;
 
 /// A process's allocator. glibc's gives freed tensors back to the system and faults them in
 /// again at the next run: a 600 KB round trip takes some ten times as long.
@@ -52,15 +52,16 @@ impl Default for Allocator {
 
 /// Counts bytes that are about to be taken.
 fn count(bytes: usize) {
-    let net = NET_BYTES.get().wrapping_add(bytes as isize);
-    NET_BYTES.set(net);
+    // No layout has more than `isize` holds.
+    let net = NET_BYTES.get().saturating_add(bytes as isize);
     if net > MOST.get() {
         exceed(net, bytes);
     }
+    NET_BYTES.set(net);
 }
 
 fn count_freed(bytes: usize) {
-    NET_BYTES.set(NET_BYTES.get().wrapping_sub(bytes as isize));
+    NET_BYTES.set(NET_BYTES.get().saturating_sub(bytes as isize));
 }
 
 // SAFETY: every call goes to mimalloc as it came, or never returns; what is beside it touches no
@@ -105,7 +106,7 @@ unsafe impl GlobalAlloc for Allocator {
 pub fn kept<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = NET_BYTES.get();
     let result = work();
-    let net = NET_BYTES.get().wrapping_sub(before);
+    let net = NET_BYTES.get().saturating_sub(before);
     (result, u64::try_from(net).unwrap_or(0))
 }
 
@@ -117,16 +118,21 @@ pub fn collect() {
     unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
+/// Called where a thread stops for good, with the bytes that it keeps.
+pub(crate) type Lost<'a> = Box<dyn FnOnce(usize) + 'a>;
+
 /// What a thread is within, from [`Bound::enter`] until it is dropped, on the same thread.
 pub(crate) struct Bound(Box<Inner>);
 
 struct Inner {
     /// What was to be done where the thread stops for good.
-    lost: RefCell<Option<Box<dyn FnOnce()>>>,
+    lost: RefCell<Option<Lost<'static>>>,
     /// The large blocks that it took and has not freed. `None`: others may have them by now.
     blocks: Option<RefCell<Vec<(usize, usize)>>>,
     outer: *const Inner,
     outer_most: isize,
+    /// What the thread had taken before.
+    before: isize,
 }
 
 impl Bound {
@@ -135,26 +141,26 @@ impl Bound {
     /// come by one of them, but through [`Bound::enter_shared`]; nor wait for the thread.
     ///
     /// Without bound where another allocator is the process's.
-    pub(crate) fn enter(most: usize, lost: Box<dyn FnOnce()>) -> Self {
+    pub(crate) fn enter(most: usize, lost: Lost<'static>) -> Self {
         let most = isize::try_from(most).unwrap_or(isize::MAX);
         let most = NET_BYTES.get().saturating_add(most).min(MOST.get());
         // As large as it may get: the allocator must not ask itself for more.
         Self::begin(most, lost, Some(RefCell::new(Vec::with_capacity(MAX_KNOWN))))
     }
 
-    /// From now on others come by what this thread takes. If it asks for more than it may, `lost`
-    /// is called, as in [`Bound::enter`], and what it took stays.
-    pub(crate) fn enter_shared(lost: Box<dyn FnOnce()>) -> Self {
-        Self::begin(MOST.get(), lost, None)
+    /// From now on others come by what this thread takes: if it stops for good, that stays.
+    pub(crate) fn enter_shared() -> Self {
+        Self::begin(MOST.get(), Box::new(|_| ()), None)
     }
 
     fn begin(
         most: isize,
-        lost: Box<dyn FnOnce()>,
+        lost: Lost<'static>,
         blocks: Option<RefCell<Vec<(usize, usize)>>>,
     ) -> Self {
         let lost = RefCell::new(Some(lost));
-        let inner = Inner { lost, blocks, outer: BOUND.get(), outer_most: MOST.get() };
+        let (outer, outer_most, before) = (BOUND.get(), MOST.get(), NET_BYTES.get());
+        let inner = Inner { lost, blocks, outer, outer_most, before };
         let bound = Self(Box::new(inner));
         BOUND.set(&raw const *bound.0);
         MOST.set(most);
@@ -177,6 +183,7 @@ fn bound<'a>() -> Option<&'a Inner> {
 
 fn know(block: *mut u8, bytes: usize) {
     if bytes >= LARGE
+        && !block.is_null()
         && let Some(Inner { blocks: Some(blocks), .. }) = bound()
     {
         let mut blocks = blocks.borrow_mut();
@@ -190,8 +197,7 @@ fn forget(block: *mut u8, bytes: usize) {
     if bytes < LARGE {
         return;
     }
-    let mut within = bound();
-    while let Some(Inner { outer, blocks, .. }) = within {
+    for Inner { blocks, .. } in outwards(bound()) {
         if let Some(blocks) = blocks {
             // The newest goes first, mostly.
             let mut blocks = blocks.borrow_mut();
@@ -200,9 +206,13 @@ fn forget(block: *mut u8, bytes: usize) {
                 return;
             }
         }
-        // SAFETY: as for the innermost.
-        within = unsafe { outer.as_ref() };
     }
+}
+
+/// A bound, and those that it is within.
+fn outwards(bound: Option<&Inner>) -> impl Iterator<Item = &Inner> {
+    // SAFETY: those further out live longer, on this thread.
+    std::iter::successors(bound, |inner| unsafe { inner.outer.as_ref() })
 }
 
 /// The thread has asked for more than it may take, `net` bytes in all.
@@ -213,17 +223,19 @@ fn exceed(net: isize, bytes: usize) {
         return;
     }
     MOST.set(isize::MAX);
-    let mut within = bound();
+    let innermost = bound();
     BOUND.set(ptr::null());
-    while let Some(Inner { outer, lost, blocks, .. }) = within {
-        for (block, bytes) in blocks.iter().flat_map(|blocks| blocks.take()) {
-            give_back(block, bytes);
+    // What is counted is what was taken: what is asked for now is not.
+    let mut keeps = NET_BYTES.get();
+    for bound in outwards(innermost) {
+        for (block, bytes) in bound.blocks.iter().flat_map(|blocks| blocks.take()) {
+            keeps -= give_back(block, bytes) as isize;
         }
+    }
+    for Inner { lost, before, .. } in outwards(innermost) {
         if let Some(lost) = lost.take() {
-            lost();
+            lost(usize::try_from(keeps.saturating_sub(*before)).unwrap_or(0));
         }
-        // SAFETY: as for the innermost.
-        within = unsafe { outer.as_ref() };
     }
     collect();
     loop {
@@ -231,17 +243,18 @@ fn exceed(net: isize, bytes: usize) {
     }
 }
 
-/// Gives the whole pages of a block back to the system. It stays taken.
-fn give_back(block: usize, bytes: usize) {
+/// Gives the whole pages of a block back to the system, and says how many bytes. It stays taken.
+fn give_back(block: usize, bytes: usize) -> usize {
     let page = rustix::param::page_size();
     let (first, end) = (block.next_multiple_of(page), (block + bytes) / page * page);
-    if first < end {
-        // SAFETY: the pages are this thread's, which never touches them again.
-        let given = unsafe {
-            let pages = ptr::without_provenance_mut(first);
-            rustix::mm::madvise(pages, end - first, rustix::mm::Advice::LinuxDontNeed)
-        };
-        // Pages that are locked, say, stay.
-        let _ = given;
+    if first >= end {
+        return 0;
     }
+    // SAFETY: the pages are this thread's, which never touches them again.
+    let given = unsafe {
+        let pages = ptr::without_provenance_mut(first);
+        rustix::mm::madvise(pages, end - first, rustix::mm::Advice::LinuxDontNeed)
+    };
+    // Pages that are locked, say, stay.
+    given.map_or(0, |()| end - first)
 }

@@ -47,7 +47,8 @@ impl<T: Clone + 'static> Once<T> {
         drop(state);
         let making = Making(self);
         let once = self.clone();
-        let bound = Bound::enter_shared(Box::new(move || once.end(State::Made(lost))));
+        // Nobody has any of it before it is made.
+        let bound = Bound::enter(usize::MAX, Box::new(move |_| once.end(State::Made(lost))));
         let value = make();
         drop(bound);
         self.end(State::Made(value.clone()));

@@ -163,6 +163,38 @@ fn check_order(graph: &pb::GraphProto) -> Result<(), LoadError> {
     }
 }
 
+/// The most nodes in a line, each needing what the one before gives, in the inner graphs of its
+/// nodes; `None` where there are none. Of a graph that [`check`] has passed.
+pub(crate) fn deepest_body(proto: &pb::ModelProto) -> Option<usize> {
+    bodies(proto.graph.as_ref()?).map(|body| depth(body).max(deepest_within(body))).max()
+}
+
+fn deepest_within(graph: &pb::GraphProto) -> usize {
+    bodies(graph).map(|body| depth(body).max(deepest_within(body))).max().unwrap_or(0)
+}
+
+fn bodies(graph: &pb::GraphProto) -> impl Iterator<Item = &pb::GraphProto> {
+    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    attributes.flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}
+
+fn depth(graph: &pb::GraphProto) -> usize {
+    let made: HashSet<&String> = graph.node.iter().flat_map(|node| &node.output).collect();
+    let mut depths: HashMap<&String, usize> = HashMap::new();
+    for node in &graph.node {
+        let mut depth = 0;
+        for name in needs(node).filter(|name| made.contains(name)) {
+            match depths.get(name) {
+                Some(&before) => depth = depth.max(before),
+                // Not sorted: no line is longer than this.
+                None => return graph.node.len(),
+            }
+        }
+        depths.extend(node.output.iter().map(|name| (name, depth + 1)));
+    }
+    depths.into_values().max().unwrap_or(0)
+}
+
 /// The values that a node takes: its inputs, and what its inner graphs take from around them.
 fn needs(node: &pb::NodeProto) -> impl Iterator<Item = &String> {
     let graphs =

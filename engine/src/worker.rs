@@ -3,15 +3,16 @@
 //! it wants to. What was given up goes on by itself until it ends, and is counted; what asked for
 //! more memory than it may never ends, and is counted too.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::graph::{Failure, Watch};
 use crate::guard::guarded;
-use crate::memory::Bound;
+use crate::memory::{Bound, Lost};
 use crate::{clock, stack};
 
 /// How often a caller looks whether its run is over.
@@ -25,8 +26,12 @@ static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
 /// Of all graphs together, as many times the cores.
 const MOST_GIVEN_UP: usize = 4;
 
-/// Runs that were stopped for good, of one graph and of all: each holds a thread or two, asleep.
-const MOST_LOST: [usize; 2] = [32, 256];
+/// Runs of one graph that are stopped for good within [`WINDOW`]: each holds a thread or two, asleep.
+const MOST_LOST: usize = 16;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// And of all graphs together, ever: from then on those that lost any are not run.
+const MOST_LOST_OF_ALL: usize = 512;
 
 static ALL: Counts = Counts::new();
 
@@ -37,20 +42,36 @@ pub(crate) struct Given(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     up: AtomicUsize,
-    lost: AtomicUsize,
+    lost: Mutex<Loss>,
+}
+
+/// What runs that were stopped for good have left behind.
+#[derive(Debug, Default)]
+struct Loss {
+    runs: usize,
+    bytes: usize,
+    /// When the last few were.
+    recent: VecDeque<Instant>,
 }
 
 impl Counts {
     const fn new() -> Self {
-        Self { up: AtomicUsize::new(0), lost: AtomicUsize::new(0) }
+        let loss = Loss { runs: 0, bytes: 0, recent: VecDeque::new() };
+        Self { up: AtomicUsize::new(0), lost: Mutex::new(loss) }
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Loss> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Given {
+    /// `memory`: what the run may take.
+    ///
     /// # Errors
     /// As many go on as there are cores, of this graph, or so many of all; or too many were
-    /// stopped for good.
-    fn check(&self) -> Result<(), Failure> {
+    /// stopped for good, or have left too much behind.
+    fn check(&self, memory: usize) -> Result<(), Failure> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         let (own, all) = (read(&self.0.up), read(&ALL.up));
@@ -59,10 +80,20 @@ impl Given {
                 "the engine still computes {own} runs of it, {all} in all, whose time is over"
             )));
         }
-        let (own, all) = (read(&self.0.lost), read(&ALL.lost));
-        if own >= MOST_LOST[0] || all >= MOST_LOST[1] {
-            return Err(Failure::Failed(format!(
-                "{own} runs of it, {all} in all, asked for more memory than they may: load it anew, or start the server anew"
+        let mut loss = self.0.lost();
+        loss.recent.retain(|when| when.elapsed() < WINDOW);
+        let (recent, runs, kept) = (loss.recent.len(), loss.runs, loss.bytes);
+        drop(loss);
+        if recent >= MOST_LOST {
+            return Err(Failure::OutOfMemory(format!(
+                "{recent} runs of it asked for more memory than they may within {WINDOW:?}"
+            )));
+        }
+        let all = ALL.lost();
+        if runs > 0 && (kept > memory || all.bytes > memory || all.runs >= MOST_LOST_OF_ALL) {
+            let (of_all, kept) = (all.runs, all.bytes >> 20);
+            return Err(Failure::OutOfMemory(format!(
+                "{runs} runs of it, {of_all} in all, asked for more memory than they may, and keep {kept} MiB: start the server anew"
             )));
         }
         Ok(())
@@ -78,11 +109,17 @@ impl Given {
         ALL.up.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn lost(&self) {
-        self.0.lost.fetch_add(1, Ordering::Relaxed);
-        ALL.lost.fetch_add(1, Ordering::Relaxed);
+    fn lost(&self, bytes: usize) {
+        for counts in [&*self.0, &ALL] {
+            let mut loss = counts.lost();
+            loss.runs += 1;
+            loss.bytes += bytes;
+        }
+        self.0.lost().recent.push_back(Instant::now());
     }
 }
+
+type SendLost = Box<dyn FnOnce(usize) + Send>;
 
 /// What a worker's run is held to, and what it has used.
 pub(crate) struct Bounds {
@@ -90,7 +127,7 @@ pub(crate) struct Bounds {
     meter: Arc<Meter>,
     /// Set by whoever is done with the run first: the worker, or the caller that gives it up.
     settled: Arc<AtomicBool>,
-    lost: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    lost: Mutex<Option<SendLost>>,
 }
 
 impl Bounds {
@@ -104,7 +141,7 @@ impl Bounds {
     /// As [`Bounds::within`], until what is returned is dropped, on the same thread.
     pub(crate) fn enter(&self) -> Entered {
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let lost: Box<dyn FnOnce()> = lost.map_or_else(|| Box::new(|| ()) as _, |lost| lost as _);
+        let lost: Lost<'static> = lost.map_or_else(|| Box::new(|_| ()) as _, |lost| lost as _);
         *self.meter.under_way() = Some(clock::Since::now());
         Entered { _bound: Bound::enter(self.memory, lost), meter: self.meter.clone() }
     }
@@ -148,20 +185,21 @@ impl Meter {
 }
 
 /// Runs `work` on a worker, and waits for it until `watch` says that it is over. `given` counts
-/// its graph's.
+/// its graph's. It may take what `watch` says, and `beside` it, bytes.
 ///
 /// # Errors
 /// What `work` returns; it panicked; it was given up; it asked for too much memory; too many did
 /// so before.
 pub(crate) fn run<T: Send + 'static>(
     given: &Given,
-    watch: &dyn Watch,
+    (watch, beside): (&dyn Watch, usize),
     work: impl FnOnce(&Bounds) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     if watch.is_over() {
         return Err(Failure::Stopped);
     }
-    given.check()?;
+    let memory = watch.memory().saturating_add(beside);
+    given.check(memory)?;
     let worker = match idle().pop() {
         Some(worker) => worker,
         None => start().map_err(Failure::Failed)?,
@@ -178,14 +216,13 @@ pub(crate) fn run<T: Send + 'static>(
             }
         }
     };
-    let memory = watch.memory();
     let (lost_end, lost_given) = (end.clone(), given.clone());
-    let lost = move || {
-        lost_given.lost();
+    let lost = move |bytes| {
+        lost_given.lost(bytes);
         let most = memory >> 20;
         lost_end(Err(Failure::OutOfMemory(format!("asked for more than {most} MiB of memory"))));
     };
-    let lost: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(Some(Box::new(lost)));
+    let lost: Mutex<Option<SendLost>> = Mutex::new(Some(Box::new(lost)));
     let bounds = Bounds { memory, meter: meter.clone(), settled: settled.clone(), lost };
     let again = worker.clone();
     let job: Job = Box::new(move || {

@@ -31,10 +31,10 @@ impl Overhead {
         let mut work = pin!(work);
         poll_fn(|context| {
             let outer = POLLED.replace(Some(self.clone()));
-            cpu::begin();
+            let (between_ns, _) = cpu::take_between();
             let polled = work.as_mut().poll(context);
             POLLED.set(outer);
-            self.owed_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
+            self.owed_ns.fetch_add(between_ns + cpu::take().0, Ordering::Relaxed);
             self.charge();
             polled
         })

@@ -16,6 +16,9 @@ mod values;
 use std::cell::Cell;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tract_onnx::pb;
 
 use rten::{
     Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ThreadPool,
@@ -25,9 +28,14 @@ use rten::{
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
+use crate::sound;
 use crate::stack::with_stack;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
 use crate::worker::{self, Bounds, Entered, Given};
+
+/// Nodes in a line, in the body of a loop or a branch: those are planned by recursion too, on a
+/// pool's thread, whose stack cannot be set.
+const DEEPEST_BODY: usize = 1000;
 
 /// Reads and optimises a graph, and says what is known of its outputs.
 ///
@@ -35,8 +43,14 @@ use crate::worker::{self, Bounds, Entered, Given};
 /// An operator, a type or a combination that rten lacks.
 pub(crate) fn load(
     onnx: &[u8],
+    proto: &pb::ModelProto,
     contract: &Contract,
 ) -> Result<(RtenSession, Vec<Inferred>), LoadError> {
+    if let Some(depth) = sound::deepest_body(proto).filter(|&depth| depth > DEEPEST_BODY) {
+        return Err(LoadError(format!(
+            "a branch or body of {depth} nodes in a line, expected at most {DEEPEST_BODY}"
+        )));
+    }
     let has = |datatype| values::element_of(datatype).is_some();
     contract::check(contract, EngineKind::Rten, has)?;
     let model = with_stack(|| {
@@ -58,7 +72,17 @@ pub(crate) fn load(
     let inferred = inferred.collect();
     let datatypes = contract.outputs.iter().map(|spec| spec.datatype).collect();
     let given = Given::default();
-    Ok((RtenSession { model: Arc::new(model), inputs, outputs, datatypes, given }, inferred))
+    Ok((
+        RtenSession {
+            model: Arc::new(model),
+            inputs,
+            outputs,
+            datatypes,
+            given,
+            is_planned: AtomicBool::new(false),
+        },
+        inferred,
+    ))
 }
 
 /// What rten knows of an output; as the file declares it where rten knows nothing.
@@ -92,6 +116,8 @@ pub(crate) struct RtenSession {
     /// The outputs' datatypes to a client.
     datatypes: Vec<Datatype>,
     given: Given,
+    /// Whether it was run: rten remembers the order of its nodes, which it finds by recursion.
+    is_planned: AtomicBool,
 }
 
 thread_local! {
@@ -101,8 +127,9 @@ thread_local! {
     static ENTERED: Cell<Option<Entered>> = const { Cell::new(None) };
 }
 
-/// The bounds of a run that a pool's one thread is within. rten goes through the graph on the
-/// worker's own thread, which has the stack for that, and computes on the pool's.
+/// The bounds of a run that a pool's one thread is within, while rten plans the graph on the
+/// worker's own thread, which has the stack for that. (Bodies are planned on the pool's: see
+/// [`DEEPEST_BODY`].)
 struct InPool<'a>(&'a ThreadPool);
 
 impl<'a> InPool<'a> {
@@ -127,12 +154,18 @@ impl Session for RtenSession {
             .map(|(&id, value)| Ok((id, values::to_rten(value)?.into())));
         let inputs = inputs.collect::<Result<_, _>>().map_err(Failure::Refused)?;
         let (model, wanted) = (self.model.clone(), self.outputs.clone());
-        let outputs = worker::run(&self.given, watch, move |bounds| {
+        let is_planned = self.is_planned.load(Ordering::Relaxed);
+        let outputs = worker::run(&self.given, (watch, 0), move |bounds| {
             let pool = POOL.with(Arc::clone);
-            let _entered = InPool::enter(&pool, bounds);
             let options = RunOptions::default().with_thread_pool(Some(pool.clone()));
-            model.run(inputs, &wanted, Some(options)).map_err(failure)
+            let run = || model.run(inputs, &wanted, Some(options)).map_err(failure);
+            if is_planned {
+                return pool.run(|| bounds.within(run));
+            }
+            let _entered = InPool::enter(&pool, bounds);
+            run()
         })?;
+        self.is_planned.store(true, Ordering::Relaxed);
         let outputs = outputs.into_iter().zip(&self.datatypes);
         let outputs = outputs.map(|(value, &datatype)| values::from_rten(value, datatype));
         outputs.collect::<Result<_, _>>().map_err(Failure::Failed)

@@ -28,6 +28,8 @@ const RAW_DATA: u64 = 9;
 pub(crate) struct File<'a> {
     pub(crate) proto: pb::ModelProto,
     weights: Vec<Weights<'a>>,
+    /// Its length.
+    pub(super) bytes: usize,
 }
 
 /// A tensor whose elements are its bytes.
@@ -60,7 +62,7 @@ impl<'a> File<'a> {
                 None => tensor.raw_data = bytes.to_vec(),
             }
         }
-        Ok(Self { proto, weights })
+        Ok(Self { proto, weights, bytes: onnx.len() })
     }
 
     /// Puts the weights where they belong in the model that was built from the messages.

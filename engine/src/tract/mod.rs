@@ -57,7 +57,7 @@ pub(crate) fn load(
     });
     let inferred = inferred.collect();
     let fused = planned.fused.filter(compiled::holds).map(Fused);
-    Ok((TractSession::new(planned.plans), inferred, fused))
+    Ok((TractSession::new(planned.plans, file.bytes), inferred, fused))
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
@@ -102,7 +102,7 @@ pub(crate) fn wake(
 ) -> Result<(TractSession, Contract), LoadError> {
     let (contract, fused) = compiled::read(compiled, key).map_err(LoadError)?;
     let plans = Plans::compiled(fused, onnx).map_err(LoadError)?;
-    Ok((TractSession::new(plans), contract))
+    Ok((TractSession::new(plans, compiled.len()), contract))
 }
 
 fn framework() -> tract_onnx::Onnx {
@@ -113,21 +113,29 @@ fn framework() -> tract_onnx::Onnx {
     framework
 }
 
+/// Of a graph's weights: read, simplified, fused, packed.
+const COPIES: usize = 6;
+
 #[derive(Debug)]
 pub(crate) struct TractSession {
     plans: Arc<Plans>,
     given: Given,
+    /// Of its file, or compiled plan: about what its weights are.
+    bytes: usize,
 }
 
 impl TractSession {
-    fn new(plans: Plans) -> Self {
-        Self { plans: Arc::new(plans), given: Given::default() }
+    fn new(plans: Plans, bytes: usize) -> Self {
+        Self { plans: Arc::new(plans), given: Given::default(), bytes }
     }
 
-    /// Makes a plan for these inputs, on a worker: that takes as long and as much as it takes.
+    /// Makes a plan for these inputs, on a worker, which may take some copies of the weights, too.
     fn make_plan(&self, inputs: &[Arc<Tensor>], watch: &dyn Watch) -> Result<Arc<Plan>, Failure> {
         let (plans, inputs) = (self.plans.clone(), inputs.to_vec());
-        worker::run(&self.given, watch, move |bounds| bounds.within(|| plans.make(&inputs)))
+        let beside = COPIES * self.bytes;
+        worker::run(&self.given, (watch, beside), move |bounds| {
+            bounds.within(|| plans.make(&inputs))
+        })
     }
 
     /// Runs a plan, on this thread if it is known not to take too much.
@@ -141,7 +149,7 @@ impl TractSession {
             return run_plan(plan, inputs, &|| watch.is_over(), None);
         }
         let (plan, inputs) = (plan.clone(), inputs.to_vec());
-        worker::run(&self.given, watch, move |bounds| {
+        worker::run(&self.given, (watch, 0), move |bounds| {
             bounds.within(|| run_plan(&plan, &inputs, &|| bounds.is_given_up(), None))
         })
     }

@@ -107,7 +107,9 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<(Report, u64), String>
         let graph = revision.graphs.get(&name)?;
         let batching = bundle.batching.as_ref().filter(|_| job.runs_tests);
         engine.batches = batching.map(|setting| {
-            measure_batches(graph, &inputs_of(graph), &setting.sizes(), AGREEMENT).into()
+            let memory = revision.guest.limits().graph_bytes;
+            let sizes = setting.sizes();
+            measure_batches(graph, memory, &inputs_of(graph), &sizes, AGREEMENT).into()
         });
         Some(GraphReport { contract: ContractForm::from(graph.contract()), name, engine })
     });

@@ -3,7 +3,7 @@
 //! holds a thread while it waits, and whoever goes away leaves the others as they were.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, slice};
@@ -43,6 +43,8 @@ pub(super) fn key(graph: &Graph, inputs: &[Value<'_>]) -> Option<Key> {
 #[derive(Debug)]
 pub(super) struct Batcher {
     batching: Batching,
+    /// Rows of the smallest batch that took too much memory: none so large is made again.
+    too_large: AtomicUsize,
     groups: Mutex<Vec<Group>>,
 }
 
@@ -73,7 +75,7 @@ enum Reply {
 
 impl Batcher {
     pub(super) fn new(batching: Batching) -> Self {
-        Self { batching, groups: Mutex::default() }
+        Self { batching, too_large: AtomicUsize::new(usize::MAX), groups: Mutex::default() }
     }
 
     /// Runs the graph on `inputs`, with others' where there are any. Returns the outcome and the
@@ -99,7 +101,7 @@ impl Batcher {
             }
         }
         seat.wait_for_others(is_alone).await;
-        execute(graph, seat.take())
+        execute(graph, seat.take(), &self.too_large)
     }
 
     /// Joins those who wait with the same sizes, or becomes the first of them.
@@ -122,7 +124,9 @@ impl Batcher {
     }
 
     fn most(&self) -> usize {
-        self.batching.sizes.last().copied().unwrap_or(1)
+        let too_large = self.too_large.load(Ordering::Relaxed);
+        let fitting = self.batching.sizes.iter().rev().find(|&&size| size < too_large);
+        fitting.copied().unwrap_or(1)
     }
 }
 
@@ -226,7 +230,7 @@ fn pass_on(groups: &mut Vec<Group>, index: usize) {
 }
 
 /// Runs the jobs, the leader's first, and hands out what came of them.
-fn execute(graph: &Graph, mut jobs: Vec<Job>) -> (Outcome, Duration) {
+fn execute(graph: &Graph, mut jobs: Vec<Job>, too_large: &AtomicUsize) -> (Outcome, Duration) {
     let Some(leader) = jobs.first().map(|job| job.run.clone()) else {
         return (Err(Failure::Stopped), Duration::ZERO);
     };
@@ -236,6 +240,9 @@ fn execute(graph: &Graph, mut jobs: Vec<Job>) -> (Outcome, Duration) {
         run(graph, &mut stack(&inputs), &jobs, &leader)
     });
     let spent = together.as_ref().map_or_else(Spent::default, |(_, spent)| *spent);
+    if let Some((Err(Failure::OutOfMemory(_)), _)) = &together {
+        too_large.fetch_min(rows, Ordering::Relaxed);
+    }
     let outcomes = together.and_then(|(outcome, _)| split_up(outcome, &jobs));
     let mut outcomes = outcomes.map(Vec::into_iter);
     let mut own = (Err(Failure::Stopped), Duration::ZERO);

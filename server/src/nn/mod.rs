@@ -94,6 +94,8 @@ pub struct Run {
     /// way began.
     polled_ns: AtomicU64,
     began_ns: AtomicU64,
+    /// Which thread that is.
+    polled_by: AtomicUsize,
     /// Of that, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
@@ -138,6 +140,7 @@ impl Run {
             cancelled: AtomicBool::new(false),
             polled_ns: AtomicU64::new(0),
             began_ns: AtomicU64::new(NOT_POLLED),
+            polled_by: AtomicUsize::new(0),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
             around_ns: AtomicU64::new(0),
@@ -234,15 +237,15 @@ impl Run {
     pub fn cpu(&self) -> Duration {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let here = load(&self.polled_ns) + self.polled_for().as_nanos() as u64;
-        Duration::from_nanos(
-            here.saturating_sub(load(&self.for_others_ns)) + load(&self.by_others_ns),
-        )
+        let all = here + load(&self.by_others_ns);
+        Duration::from_nanos(all.saturating_sub(load(&self.for_others_ns)))
     }
 
-    /// CPU time of the poll under way, on the thread that polls it.
+    /// CPU time of the poll under way, on the thread that polls it; to others, none.
     pub fn polled_for(&self) -> Duration {
         match self.began_ns.load(Ordering::Relaxed) {
             NOT_POLLED => Duration::ZERO,
+            _ if self.polled_by.load(Ordering::Relaxed) != cpu::this_thread() => Duration::ZERO,
             began_ns => cpu::of_thread().saturating_sub(Duration::from_nanos(began_ns)),
         }
     }
@@ -314,8 +317,9 @@ struct Polled<'a>(&'a Run);
 
 impl<'a> Polled<'a> {
     fn begin(run: &'a Run) -> Self {
-        let (before_ns, now_ns) = cpu::take();
+        let (before_ns, now_ns) = cpu::take_between();
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
+        run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
         run.began_ns.store(now_ns, Ordering::Relaxed);
         Self(run)
     }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::memory::Bound;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
 /// What the plans of one graph have packed, as long as one of them lives. `None` where there is
@@ -44,7 +45,11 @@ impl PackedWeights {
             return Some(packed);
         }
         // Packed outside the lock: two plans made at a time may do it twice.
-        let packed = Arc::new(pack()?);
+        let packed = {
+            // Another plan's maker may have them before this plan is made.
+            let _shared = Bound::enter_shared();
+            Arc::new(pack()?)
+        };
         let kept: Arc<dyn Any + Send + Sync> = packed.clone();
         let mut known = lock();
         // What was packed for plans that are gone is not known for ever.
