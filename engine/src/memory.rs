@@ -144,8 +144,12 @@ impl Bound {
     pub(crate) fn enter(most: usize, lost: Lost<'static>) -> Self {
         let most = isize::try_from(most).unwrap_or(isize::MAX);
         let most = NET_BYTES.get().saturating_add(most).min(MOST.get());
-        // As large as it may get: the allocator must not ask itself for more.
-        Self::begin(most, lost, Some(RefCell::new(Vec::with_capacity(MAX_KNOWN))))
+        // As large as it may get, as the allocator must not ask itself for more; and known to no
+        // bound further out, which would give it back while it is read.
+        let outer = BOUND.replace(ptr::null());
+        let blocks = Vec::with_capacity(MAX_KNOWN);
+        BOUND.set(outer);
+        Self::begin(most, lost, Some(RefCell::new(blocks)))
     }
 
     /// From now on others come by what this thread takes: if it stops for good, that stays.
