@@ -2,7 +2,7 @@
 //! module of the crate that names it.
 //!
 //! An engine asks for memory as it likes, and a Rust program that is refused any ends. So where a
-//! graph may take any amount it runs on a thread of its own, within a [`Bound`]: one that asks for
+//! graph may take any amount it runs on a thread of its own, within a `Bound`: one that asks for
 //! more than it may gets no answer, ever. It stops there, and what it took goes back to the system.
 
 use std::alloc::{GlobalAlloc, Layout};
