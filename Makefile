@@ -5,7 +5,7 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-wake bench-account bench-scale bench-overload bench-hostile compare soak \
+	bench-deployments bench-engine bench-threads bench-wake bench-account bench-scale bench-overload bench-hostile compare soak \
 	onnx-tests engine-tests engine-probe fuzz reference deny
 
 demo: models guests build
@@ -74,6 +74,9 @@ bench-deployments: guests build
 bench-engine: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/bench.py $(ARGS)
 
+bench-threads: engine-probe target/engine-venv/.complete
+	@target/engine-venv/bin/python benches/engine/threads.py $(ARGS)
+
 # With ARGS="--models minilm", only those models.
 bench-wake: models guests build engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/wake.py $(ARGS)
@@ -83,6 +86,7 @@ bench-scale: models guests build
 	@python3 benches/scale.py $(ARGS)
 
 bench-overload: models guests build
+	@cargo build $(CARGO_FLAGS) --example flood
 	@python3 benches/overload.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 bench-hostile: models guests build

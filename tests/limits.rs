@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Server, fixture, hostile_bundle, refused, scratch, wisp};
+use crate::support::{Server, fixture, hostile_bundle, model, refused, scratch, wisp};
 
 fn limited(folder: &Path, name: &str, limits: &str) -> PathBuf {
     hostile_bundle(folder, name, &format!("[limits]\n{limits}\n"))
@@ -48,6 +48,61 @@ fn cpu_time_of_a_graph_counts_whichever_thread_spends_it() {
     let spent = &usage["usage"][0]["compute_cpu_us"];
     assert!(spent.as_u64().is_some_and(|spent| spent > 20_000), "{usage}");
     ask("limited").error(500, "cpu-limit");
+}
+
+/// Where cores are free, a graph's work is shared; its answer and its account stay what they are.
+#[test]
+fn a_graph_may_run_on_several_threads() {
+    let scratch = scratch();
+    let bundle = |name: &str, limits: &str| {
+        let path = scratch.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        let manifest = format!("{limits}\n[graphs]\nmodel = \"minilm.onnx\"\n");
+        fs::write(path.join("wisp.toml"), manifest).expect("a manifest");
+        let graph = fs::read_dir(model("minilm")).expect("fetched by `make models`");
+        let graph = graph.map(|entry| entry.expect("an entry").path());
+        let graph = graph.into_iter().find(|path| path.extension().is_some_and(|it| it == "onnx"));
+        fs::copy(graph.expect("a graph"), path.join("minilm.onnx")).expect("a graph");
+        path
+    };
+    let bundles = [bundle("alone", ""), bundle("helped", "[limits]\nthreads = 4")];
+    let server = Server::start_with(&bundles, &["--threads", "4"]);
+    let ids: Vec<u32> = (0..128).map(|i| 1000 + i * 7).collect();
+    let tensor = |name: &str, data: &[u32]| json!({"name": name, "datatype": "INT64", "shape": [1, 128], "data": data});
+    let inputs: Vec<_> = server.get("/v2/models/alone").json()["inputs"]
+        .as_array()
+        .expect("inputs")
+        .iter()
+        .map(|input| match input["name"].as_str().expect("a name") {
+            "input_ids" => tensor("input_ids", &ids),
+            "attention_mask" => tensor("attention_mask", &[1; 128]),
+            other => tensor(other, &[0; 128]),
+        })
+        .collect();
+    let ask = |model: &str| {
+        let reply = server.infer(model, &json!({"inputs": inputs}));
+        assert_eq!(reply.status, 200, "{}", reply.json());
+        reply.outputs()
+    };
+    let has_helpers = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("threads");
+        tasks.flatten().any(|task| {
+            fs::read_to_string(task.path().join("comm"))
+                .is_ok_and(|name| name.trim() == "wisp-help")
+        })
+    };
+    let alone = ask("alone");
+    assert!(!has_helpers());
+    assert_eq!(ask("helped"), alone);
+    assert!(has_helpers());
+    let usage = server.get("/usage").json();
+    let spent = |name: &str| {
+        let rows = usage["usage"].as_array().expect("rows").iter();
+        let row = rows.clone().find(|row| row["model"] == name).expect("a row");
+        row["compute_cpu_us"].as_u64().expect("a number")
+    };
+    // The first to come also makes the plan for its sizes; helpers' time is counted.
+    assert!(spent("helped") > 5_000, "{usage}");
 }
 
 #[test]
@@ -108,10 +163,12 @@ fn limits_that_make_no_sense_are_refused() {
         let bundle = limited(scratch.path(), "odd", limits);
         refused(&wisp().arg("check").arg(bundle).output().expect("wisp runs"))
     };
-    for limit in ["cpu_ms", "tensor_mib", "graph_mib", "concurrency", "body_kib"] {
+    for limit in ["cpu_ms", "tensor_mib", "graph_mib", "threads", "concurrency", "body_kib"] {
         let said = check(&format!("{limit} = 0"));
         assert!(said.contains(&format!("limits.{limit} is 0, expected 1 or more")), "{said}");
     }
+    let said = check("threads = 1025");
+    assert!(said.contains("limits.threads is 1025, expected 1 to 1024"), "{said}");
     let said = check("tensor_mib = 100000");
     assert!(said.contains("limits.tensor_mib is 100000, expected 1 to 256"), "{said}");
     let bundle = hostile_bundle(scratch.path(), "odd", "[response_cache]\nmax_mib = 0\n");

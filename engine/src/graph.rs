@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tract_onnx::pb;
 
+use crate::cores::Helpers;
 use crate::guard::guarded;
 use crate::tensor::{Contract, TensorSpec, Value};
 use crate::{EngineKind, contract, onnxruntime, rten, sound, tract, whole};
@@ -42,6 +43,11 @@ pub trait Watch: Sync {
     /// What the run may take beside its inputs, bytes.
     fn memory(&self) -> usize {
         usize::MAX
+    }
+
+    /// Threads that may help the caller's. The engine tract asks for them.
+    fn helpers(&self) -> Option<Helpers> {
+        None
     }
 
     /// Told of CPU time that another thread than the caller's has spent on it.

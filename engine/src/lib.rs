@@ -9,6 +9,7 @@ mod choose;
 mod clock;
 pub mod compare;
 mod contract;
+mod cores;
 mod graph;
 mod guard;
 mod kind;
@@ -26,6 +27,7 @@ mod worker;
 
 pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
+pub use cores::{Busy, Cores, Helpers};
 pub use graph::{Compiled, Failure, Graph, LoadError, Session, Watch};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;

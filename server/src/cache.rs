@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use memmap2::Mmap;
+use rapidhash::v3::rapidhash_v3;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -60,7 +61,8 @@ pub struct Entry {
 /// What lies beside the compiled code.
 #[derive(Serialize, Deserialize)]
 struct Meta {
-    sha256: String,
+    /// What a disk has made of the code is seen by it; it is no defence.
+    rapidhash: u64,
     contract: ContractForm,
 }
 
@@ -118,7 +120,7 @@ impl Cache {
     /// The disk is full or the folder not writable.
     pub fn put(&self, key: &CacheKey, snapshot: &Snapshot) -> io::Result<()> {
         let meta = Meta {
-            sha256: hex(&Sha256::digest(&snapshot.compiled)),
+            rapidhash: rapidhash_v3(&snapshot.compiled),
             contract: ContractForm::from(&snapshot.contract),
         };
         self.write(&compiled_path(&self.folder, key), |file| file.write_all(&snapshot.compiled))?;
@@ -232,7 +234,7 @@ fn entry(folder: &Path, key: &CacheKey) -> Option<Entry> {
     }
     let meta: Meta = serde_json::from_slice(&fs::read(meta).ok()?).ok()?;
     // A torn or damaged file would be run as it is.
-    if hex(&Sha256::digest(fs::read(&compiled).ok()?)) != meta.sha256 {
+    if rapidhash_v3(&fs::read(&compiled).ok()?) != meta.rapidhash {
         tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
         return None;
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
-use wisp_engine::Failure;
+use wisp_engine::{Failure, Helpers};
 
 use crate::compare::differences;
 use crate::error::Error;
@@ -193,7 +193,9 @@ impl Inference {
         let patience =
             [timeout, urgency.timeout].into_iter().flatten().fold(revision.deadline, Duration::min);
         let deadline = Instant::now() + patience;
-        let run = Run::limited(deadline, revision.cpu_limit, revision.guest.limits().graph_bytes);
+        let helpers = Helpers { cores: self.scheduler.cores(), most: revision.threads - 1 };
+        let graph_bytes = revision.guest.limits().graph_bytes;
+        let run = Run::limited(deadline, revision.cpu_limit, graph_bytes, Some(helpers));
         let _cancel = CancelOnDrop(run.clone());
         let request = Request { inputs, outputs: outputs.clone(), parameters };
         let work = {

@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
+use wisp_engine::Cores;
 
 use crate::cpu::Crowd;
 use crate::error::Error;
@@ -32,7 +33,8 @@ const NEWEST_SHIFT: u32 = 3;
 pub struct Scheduler {
     /// `None` only while it is being dropped.
     long: Option<Runtime>,
-    cores: usize,
+    cores: Arc<Cores>,
+    count: usize,
     inline: Semaphore,
     live: Arc<Semaphore>,
     long_tasks: Arc<Crowd>,
@@ -72,7 +74,8 @@ impl Scheduler {
             .build()?;
         Ok(Self {
             long: Some(long),
-            cores,
+            cores: Cores::new(cores),
+            count: cores,
             inline: Semaphore::new(cores),
             live: Arc::new(Semaphore::new(live)),
             long_tasks,
@@ -172,7 +175,12 @@ impl<F> Drop for Timed<F> {
 impl Scheduler {
     /// Whether a request runs on the thread that read it.
     pub fn runs_inline(&self) -> bool {
-        self.inline.available_permits() < self.cores
+        self.inline.available_permits() < self.count
+    }
+
+    /// The cores that requests compute on, and how many do.
+    pub fn cores(&self) -> Arc<Cores> {
+        self.cores.clone()
     }
 
     /// The right to run here and now. The others who have it are quick, so it comes soon; where

@@ -309,7 +309,7 @@ mod tests {
         let file = folder.path().join("usage.json");
         let usage = Usage::open(file.clone()).unwrap();
         let key: Option<Arc<str>> = Some("shop".into());
-        let run = Run::limited(std::time::Instant::now(), None, 0);
+        let run = Run::limited(std::time::Instant::now(), None, 0, None);
         usage.totals("digits", "1", key.clone()).meter(run, 10).answered(20);
         usage.totals("digits", "1", None).answered_from_cache(1, 2);
         usage.write();
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(of_key.len(), 1);
         assert_eq!((of_key[0].requests, of_key[0].bytes_in, of_key[0].bytes_out), (1, 10, 20));
 
-        let run = Run::limited(std::time::Instant::now(), None, 0);
+        let run = Run::limited(std::time::Instant::now(), None, 0, None);
         let meter = usage.totals("digits", "2", None).meter(run, 1);
         usage.write();
         meter.answered(3);

@@ -48,11 +48,12 @@ class Probe:
         self.process = None
         self.stderr = tempfile.TemporaryFile()
 
-    def load(self, path):
-        return self.ask({"load": str(path), "engine": self.engine})
+    def load(self, path, threads=1):
+        """ONNX Runtime's threads are its session's; an engine's are told at each run."""
+        return self.ask({"load": str(path), "engine": self.engine, "threads": threads})
 
-    def run(self, graph, inputs, times=1, outputs=None):
-        request = {"run": graph, "inputs": str(inputs), "times": times}
+    def run(self, graph, inputs, times=1, outputs=None, threads=1):
+        request = {"run": graph, "inputs": str(inputs), "times": times, "threads": threads}
         if outputs is not None:
             request["write_outputs"] = str(outputs)
         return self.ask(request)

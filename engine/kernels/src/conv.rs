@@ -3,12 +3,13 @@
 //! What lives here: sizes, padding and the choice of the way. What must never live here: depthwise convolution
 //! (`depthwise.rs`), arithmetic.
 
-use crate::direct::{Offsets, Seen, direct, room};
+use crate::direct::{Offsets, Seen, direct};
 use crate::epilogue::Epilogue;
 use crate::gemm::{Left, spread};
 use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
 use crate::rows::rows;
 use crate::simd::Level;
+use crate::team::Team;
 use crate::window::SLACK_FLOATS;
 
 /// Planes of at most this many values go through `direct`: wider ones fill vectors well, and turning the sums over
@@ -156,6 +157,7 @@ impl Conv2d {
         output: &mut [f32],
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
+        team: &dyn Team,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
         let [height, width] = g.check_run(batch, image, input, output, epilogue)?;
@@ -175,9 +177,10 @@ impl Conv2d {
             let from = &input[part * inputs * plane..][..inputs * plane];
             let w = &self.weights[group];
             if g.is_pointwise() {
-                pointwise(level, w, plane, from, out, &epilogue, scratch);
+                pointwise(level, w, plane, from, out, &epilogue, team);
             } else {
-                self.windowed(level, w, image, from, [height, width], out, &epilogue, scratch)?;
+                let size = [height, width];
+                self.windowed(level, w, image, from, size, out, &epilogue, scratch, team)?;
             }
         }
         Ok(())
@@ -194,6 +197,7 @@ impl Conv2d {
         output: &mut [f32],
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
+        team: &dyn Team,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
         let inputs = g.inputs / g.groups;
@@ -230,9 +234,9 @@ impl Conv2d {
             offsets: Offsets::Table(offsets),
         };
         if width >= WIDE_ROW && w.k() <= SHORT_K && g.strides[1] <= 2 {
-            rows(level, w, &seen, output, epilogue, &mut scratch.panels);
+            rows(level, w, &seen, output, epilogue, team);
         } else {
-            direct(level, w, &seen, output, epilogue, scratch.panels.room(room(level)));
+            direct(level, w, &seen, output, epilogue, team);
         }
         Ok(())
     }
@@ -246,7 +250,7 @@ fn pointwise(
     input: &[f32],
     output: &mut [f32],
     epilogue: &Epilogue<'_>,
-    scratch: &mut Scratch,
+    team: &dyn Team,
 ) {
     if plane <= SMALL_PLANE {
         let seen = Seen {
@@ -257,7 +261,7 @@ fn pointwise(
             step: 1,
             offsets: Offsets::Even(plane),
         };
-        direct(level, w, &seen, output, epilogue, scratch.panels.room(room(level)));
+        direct(level, w, &seen, output, epilogue, team);
     } else {
         spread(
             level,
@@ -267,7 +271,7 @@ fn pointwise(
             View::rows(input, plane),
             output,
             epilogue,
-            scratch,
+            team,
         );
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::Winograd;
-use crate::testing::{Random, assert_close, epilogue, finish, levels};
+use crate::team::Alone;
+use crate::testing::{Random, Threads, assert_close, epilogue, finish, levels};
 
 fn reference(
     g: &Geometry,
@@ -50,15 +51,24 @@ fn check(random: &mut Random, g: Geometry, image: [usize; 2], batch: usize, scra
     let wanted = reference(&g, batch, image, &input, &weights, &epilogue);
     let conv = Conv2d::new(g, &weights).expect("sizes fit");
     for level in levels() {
-        let mut out = vec![f32::NAN; residual.len()];
-        conv.run(level, batch, image, &input, &mut out, &epilogue, scratch).expect("sizes fit");
+        let mut run = |team: &dyn Team, winograd: Option<&Winograd>| {
+            let (mut out, input) = (vec![f32::NAN; residual.len()], &input[..]);
+            let ran = match winograd {
+                None => conv.run(level, batch, image, input, &mut out, &epilogue, scratch, team),
+                Some(it) => it.run(level, batch, image, input, &mut out, &epilogue, scratch, team),
+            };
+            ran.expect("sizes fit");
+            out
+        };
         let what = format!("{level:?} {g:?} {image:?} {:?}", epilogue.activation);
+        let out = run(&Alone::default(), None);
         assert_close(&out, &wanted, k, &what);
+        assert_eq!(run(&Threads(2), None), out, "{what}: by threads");
         let Ok(winograd) = Winograd::new(g, &weights) else { continue };
-        out.fill(f32::NAN);
-        winograd.run(level, batch, image, &input, &mut out, &epilogue, scratch).expect("sizes fit");
+        let out = run(&Alone::default(), Some(&winograd));
         // Two binary digits are lost.
         assert_close(&out, &wanted, 16 * k, &what);
+        assert_eq!(run(&Threads(2), Some(&winograd)), out, "{what}: by threads");
     }
 }
 
@@ -180,7 +190,16 @@ fn sizes_that_do_not_fit_are_errors() {
     let (input, mut out) = ([0.0; 32], [0.0; 8]);
     let mut scratch = Scratch::default();
     let mut run = |image, input: &[f32]| {
-        conv.run(Level::best(), 1, image, input, &mut out, &Epilogue::default(), &mut scratch)
+        conv.run(
+            Level::best(),
+            1,
+            image,
+            input,
+            &mut out,
+            &Epilogue::default(),
+            &mut scratch,
+            &Alone::default(),
+        )
     };
     assert_eq!(run([4, 4], &input), Ok(()));
     assert_eq!(run([4, 4], &input[1..]), Err(ShapeError("input")));

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::constant::Constant;
 use crate::epilogue::Epilogue;
 use crate::simd::Level;
+use crate::team::{self, Shared, Team, share_of};
 use crate::window::{Layout, Window, WindowError};
 use across::{Across, Sizes};
 use tiles::{Fixed, Free, Planes};
@@ -105,8 +106,7 @@ impl Depthwise {
     }
 
     /// Convolves `x` of `shape` (`[batch, channels, h, w]`) into `y` of [`Depthwise::output_shape`]; the epilogue's
-    /// bias has one value for each output channel. `scratch` is grown as needed and may be shared by all operators
-    /// of a thread.
+    /// bias has one value for each output channel.
     ///
     /// # Errors
     /// [`WindowError::Input`], [`WindowError::Output`] or [`WindowError::Parameters`] where a slice has not the
@@ -117,9 +117,9 @@ impl Depthwise {
         shape: [usize; 4],
         epilogue: &Epilogue<'_>,
         y: &mut [f32],
-        scratch: &mut Vec<f32>,
+        team: &dyn Team,
     ) -> Result<(), WindowError> {
-        self.run_at(Level::best(), x, shape, epilogue, y, scratch)
+        self.run_at(Level::best(), x, shape, epilogue, y, team)
     }
 
     /// As [`Depthwise::run`], at a given level.
@@ -133,7 +133,7 @@ impl Depthwise {
         shape: [usize; 4],
         epilogue: &Epilogue<'_>,
         y: &mut [f32],
-        scratch: &mut Vec<f32>,
+        team: &dyn Team,
     ) -> Result<(), WindowError> {
         let output = self.output_shape(shape)?;
         let length = |shape: [usize; 4]| shape.into_iter().try_fold(1usize, usize::checked_mul);
@@ -157,20 +157,40 @@ impl Depthwise {
         )?;
         let across = Sizes::of(self, &layout, level.lanes());
         let floats = across.map_or(2 * layout.floats(), |sizes| sizes.vectors() * level.lanes());
-        // Vectors that lie across two cache lines cost two loads.
-        scratch.clear();
-        scratch.resize(floats + 16, 0.0);
-        let start = scratch.as_mut_ptr();
-        let start = start.wrapping_add(start.align_offset(64).min(16));
-        let rows = [start, start.wrapping_add(layout.floats())];
-        let planes = shape[0] * shape[1];
-        let job = Planes { op: self, layout: &layout, x, planes, epilogue, y, rows };
+        let images = shape[0];
+        // A plane for each channel and image, or a group of channels of all images. The last group may overlap the one
+        // before, so those two are one part's.
+        let count = match across {
+            Some(_) => self.channels / level.lanes(),
+            None => images * self.channels,
+        };
+        let taps = self.window.kernel[0] * self.window.kernel[1];
+        let (parts, y) = (team::parts(team, y.len() * taps, count), Shared::new(y));
+        team.share(parts, &|part, room| {
+            let room = &mut room.panels.room(floats)[..floats];
+            room.fill(0.0);
+            let start = room.as_mut_ptr();
+            let rows = [start, start.wrapping_add(layout.floats())];
+            let mut part = share_of(part, parts, count, 1);
+            if across.is_some() && part.end == count {
+                part.end = self.channels.div_ceil(level.lanes());
+            }
+            let layout = &layout;
+            self.run_part(
+                level,
+                Planes { op: self, layout, x, images, part, epilogue, y, rows },
+                across,
+            );
+        });
+        Ok(())
+    }
+
+    fn run_part(&self, level: Level, job: Planes<'_>, across: Option<Sizes>) {
         let tiled = self.window.dilations[0] == 1;
-        // SAFETY: every length was checked above; `Level::run` checks the instruction set.
+        // SAFETY: every length was checked by the caller; `Level::run` checks the instruction set.
         unsafe {
             if let Some(sizes) = across {
-                level.run(Across(job, sizes));
-                return Ok(());
+                return level.run(Across(job, sizes));
             }
             match (self.window.kernel[0], self.window.strides[0]) {
                 (3, 1) if tiled => level.run(Fixed::<3, 1>(job)),
@@ -180,7 +200,6 @@ impl Depthwise {
                 _ => level.run(Free(job)),
             }
         }
-        Ok(())
     }
 }
 

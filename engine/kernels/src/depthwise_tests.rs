@@ -1,5 +1,7 @@
 use super::*;
 use crate::epilogue::{Activation, ResidualOrder};
+use crate::team::Alone;
+use crate::testing::Threads;
 
 /// A small deterministic source of numbers.
 struct Random(u64);
@@ -107,10 +109,11 @@ fn check(
     let expected = naive(&op, &x, shape, &epilogue);
     for level in Level::ALL {
         // Rubbish in the scratch and around the output would show reads of what was never filled, or stores beyond.
-        let mut scratch = vec![f32::NAN; 1000];
+        let alone = Alone::default();
+        alone.share(1, &|_, room| room.panels.room(1000).fill(f32::NAN));
         let mut guarded = vec![f32::NAN; expected.len() + 64];
         let y = &mut guarded[32..32 + expected.len()];
-        op.run_at(level, &x, shape, &epilogue, y, &mut scratch).unwrap();
+        op.run_at(level, &x, shape, &epilogue, y, &alone).unwrap();
         for (i, (got, want)) in y.iter().zip(&expected).enumerate() {
             let close = (got - want).abs() <= 2e-5 * (1.0 + taps as f32);
             assert!(
@@ -118,6 +121,9 @@ fn check(
                 "{level:?} {window:?} {shape:?} ×{multiplier} {activation:?}: y[{i}] = {got}, not {want}"
             );
         }
+        let mut shared = vec![f32::NAN; y.len()];
+        op.run_at(level, &x, shape, &epilogue, &mut shared, &Threads(2)).unwrap();
+        assert_eq!(shared, y, "{level:?} {window:?} {shape:?} ×{multiplier}: by threads");
         assert!(guarded[..32].iter().chain(&guarded[32 + expected.len()..]).all(|x| x.is_nan()));
     }
 }
@@ -223,7 +229,7 @@ fn refuses_what_does_not_fit() {
     let run = |shape, x: usize, y: usize, bias: usize| {
         let bias = vec![0.0; bias];
         let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
-        op.run(&vec![0.0; x], shape, &epilogue, &mut vec![0.0; y], &mut Vec::new())
+        op.run(&vec![0.0; x], shape, &epilogue, &mut vec![0.0; y], &Alone::default())
     };
     assert_eq!(run([1, 1, 4, 4], 16, 16, 1), Ok(()));
     assert_eq!(run([0, 1, 4, 4], 0, 0, 1), Ok(()));
@@ -237,6 +243,6 @@ fn refuses_what_does_not_fit() {
     let op = Depthwise::new(1, 1, far, vec![0.0; 9]).unwrap();
     let shape = op.output_shape([1, 1, 4, 4]).unwrap();
     let mut y = vec![0.0; shape.iter().product()];
-    let run = op.run(&[0.0; 16], [1, 1, 4, 4], &Epilogue::default(), &mut y, &mut Vec::new());
+    let run = op.run(&[0.0; 16], [1, 1, 4, 4], &Epilogue::default(), &mut y, &Alone::default());
     assert_eq!(run, Err(WindowError::TooLarge));
 }

@@ -5,8 +5,9 @@
 
 use crate::epilogue::Epilogue;
 use crate::gemm::{Blocks, Groups, tile_panels};
-use crate::packed::Packed;
+use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
+use crate::team::{self, Shared, Team, share_of};
 use crate::tile::{Finish, PANEL, Strip, Walk};
 
 /// Elements of k taken at once: the weights of three panels then take 36 KiB, which stay in the first-level cache.
@@ -27,6 +28,9 @@ pub(crate) struct Seen<'a> {
     pub offsets: Offsets<'a>,
 }
 
+// SAFETY: the image is only read, and whoever made it has borrowed it.
+unsafe impl Sync for Seen<'_> {}
+
 /// Where a window's elements stand.
 #[derive(Clone, Copy)]
 pub(crate) enum Offsets<'a> {
@@ -36,71 +40,91 @@ pub(crate) enum Offsets<'a> {
     Table(&'a [u32]),
 }
 
-/// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes
-/// and gives room for [`room`] values.
+/// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes.
 pub(crate) fn direct(
     level: Level,
     w: &Packed,
     seen: &Seen<'_>,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
-    room: &mut [f32],
+    team: &dyn Team,
 ) {
-    let sums = room.as_mut_ptr();
-    for (panel, panels) in Groups::new(w.extent().div_ceil(PANEL), tile_panels(level)) {
-        for piece in Pieces::new(seen.height, seen.width) {
-            let columns = piece.rows * piece.width;
-            for block in Blocks::of(w.k(), BLOCK_K) {
-                let at = seen.at.wrapping_add(piece.y * seen.run_step + piece.x * seen.step);
-                let (at, walk) = match seen.offsets {
-                    Offsets::Even(step) => (at.wrapping_add(block.from * step), Walk::Step(step)),
-                    Offsets::Table(table) => (at, Walk::Table(table[block.from..].as_ptr())),
-                };
-                let strip = Strip {
-                    a: at,
-                    row_step: seen.step,
-                    run: piece.width,
-                    run_step: seen.run_step,
-                    walk,
-                    rows: columns,
-                    k: block.len,
-                    b: w.at(panel, block.from),
-                    b_step: PANEL,
-                    panel_step: w.k() * PANEL,
-                    columns: panels * PANEL,
-                    c: sums,
-                    c_step: panels * PANEL,
-                    start: block.start(None),
-                    finish: Finish::NONE,
-                };
-                // SAFETY: the caller has checked the image; the room holds a piece.
-                unsafe { level.run(strip) };
-            }
-            let place = piece.y * seen.width + piece.x;
-            let turn = Turn {
-                sums,
-                panels,
-                columns,
-                first: panel * PANEL,
-                channels: (panels * PANEL).min(w.extent() - panel * PANEL),
-                place,
-                plane: seen.height * seen.width,
-                c: c.as_mut_ptr(),
-                bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
-                finish: Finish {
-                    residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
-                    order: epilogue.order,
-                    activation: epilogue.activation,
-                },
+    let groups = || Groups::new(w.extent().div_ceil(PANEL), tile_panels(level));
+    let pieces = || Pieces::new(seen.height, seen.width);
+    let all = groups().count() * pieces().count();
+    let products = w.extent() * w.k() * seen.height * seen.width;
+    let (c, parts) = (Shared::new(c), team::parts(team, products, all));
+    team.share(parts, &|part, room| {
+        let share = share_of(part, parts, all, 1);
+        let each = groups().flat_map(|group| pieces().map(move |piece| (group, piece)));
+        let each = each.skip(share.start).take(share.len());
+        direct_part(level, w, seen, each, c, epilogue, &mut room.panels);
+    });
+}
+
+/// The panels and pieces of [`direct`] that are given.
+fn direct_part(
+    level: Level,
+    w: &Packed,
+    seen: &Seen<'_>,
+    part: impl Iterator<Item = ((usize, usize), Piece)>,
+    c: Shared,
+    epilogue: &Epilogue<'_>,
+    room: &mut Buffer,
+) {
+    let sums = room.room(values_at_once(level)).as_mut_ptr();
+    for ((panel, panels), piece) in part {
+        let columns = piece.rows * piece.width;
+        for block in Blocks::of(w.k(), BLOCK_K) {
+            let at = seen.at.wrapping_add(piece.y * seen.run_step + piece.x * seen.step);
+            let (at, walk) = match seen.offsets {
+                Offsets::Even(step) => (at.wrapping_add(block.from * step), Walk::Step(step)),
+                Offsets::Table(table) => (at, Walk::Table(table[block.from..].as_ptr())),
             };
-            // SAFETY: the piece lies inside the output, whose size the caller has checked.
-            unsafe { level.run(turn) };
+            let strip = Strip {
+                a: at,
+                row_step: seen.step,
+                run: piece.width,
+                run_step: seen.run_step,
+                walk,
+                rows: columns,
+                k: block.len,
+                b: w.at(panel, block.from),
+                b_step: PANEL,
+                panel_step: w.k() * PANEL,
+                columns: panels * PANEL,
+                c: sums,
+                c_step: panels * PANEL,
+                start: block.start(None),
+                finish: Finish::NONE,
+            };
+            // SAFETY: the caller has checked the image; the room holds a piece.
+            unsafe { level.run(strip) };
         }
+        let place = piece.y * seen.width + piece.x;
+        let turn = Turn {
+            sums,
+            panels,
+            columns,
+            first: panel * PANEL,
+            channels: (panels * PANEL).min(w.extent() - panel * PANEL),
+            place,
+            plane: seen.height * seen.width,
+            c: c.at(0),
+            bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
+            finish: Finish {
+                residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
+                order: epilogue.order,
+                activation: epilogue.activation,
+            },
+        };
+        // SAFETY: the piece lies inside the output, whose size the caller has checked.
+        unsafe { level.run(turn) };
     }
 }
 
-/// The values that [`direct`] needs room for.
-pub(crate) fn room(level: Level) -> usize {
+/// The values that a piece's sums need room for.
+fn values_at_once(level: Level) -> usize {
     COLUMNS_AT_ONCE.next_multiple_of(PANEL) * tile_panels(level) * PANEL
 }
 

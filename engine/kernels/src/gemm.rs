@@ -5,8 +5,11 @@
 //! image broadcast and the result turned over, is in `direct.rs`. What must never live here: images, windows.
 
 use crate::epilogue::Epilogue;
-use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
+use std::ops::Range;
+
+use crate::packed::{Buffer, Packed, ShapeError, View, ensure};
 use crate::simd::{Kernel, Level, Simd};
+use crate::team::{self, Shared, Team, share_of};
 use crate::tile::{Finish, PANEL, Start, Strip, Walk};
 
 /// Elements of k taken at once: a group of three panels then takes 72 KiB, which streams from the second-level cache
@@ -35,6 +38,7 @@ pub fn linear(
     w: &Packed,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
+    team: &dyn Team,
 ) -> Result<(), ShapeError> {
     let (k, n) = (w.k(), w.extent());
     ensure(a.covers(rows, k), "input of the product")?;
@@ -42,12 +46,42 @@ pub fn linear(
     if rows == 0 || n == 0 {
         return Ok(());
     }
+    let (panels, c) = (n.div_ceil(PANEL), Shared::new(c));
+    let parts = team::parts(team, rows * n * k, usize::MAX);
+    if parts == 1 {
+        linear_part(level, 0..rows, a, w, 0..panels, c, epilogue);
+        return Ok(());
+    }
+    // By columns, so that each weight is read by one thread; by rows where there are few columns.
+    let by_columns = panels >= parts * tile_panels(level);
+    team.share(parts, &|part, _| {
+        let (rows, panels) = match by_columns {
+            true => (0..rows, share_of(part, parts, panels, tile_panels(level))),
+            false => (share_of(part, parts, rows, 1), 0..panels),
+        };
+        linear_part(level, rows, a, w, panels, c, epilogue);
+    });
+    Ok(())
+}
+
+/// The rows and panels of [`linear`] that are given, its sizes checked.
+fn linear_part(
+    level: Level,
+    rows: Range<usize>,
+    a: View<'_>,
+    w: &Packed,
+    part: Range<usize>,
+    c: Shared,
+    epilogue: &Epilogue<'_>,
+) {
+    let (k, n) = (w.k(), w.extent());
     for block in Blocks::new(k) {
         let rows_at_once = (BLOCK_VALUES / block.len.max(1)).max(64);
-        let mut row = 0;
-        while row < rows {
-            let count = rows_at_once.min(rows - row);
-            for (panel, panels) in Groups::new(n.div_ceil(PANEL), tile_panels(level)) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let count = rows_at_once.min(rows.end - row);
+            for (panel, panels) in Groups::new(part.len(), tile_panels(level)) {
+                let panel = part.start + panel;
                 let column = panel * PANEL;
                 let strip = Strip {
                     a: a.data.as_ptr().wrapping_add(row * a.row_step + block.from * a.column_step),
@@ -61,20 +95,19 @@ pub fn linear(
                     b_step: PANEL,
                     panel_step: k * PANEL,
                     columns: (panels * PANEL).min(n - column),
-                    c: c.as_mut_ptr().wrapping_add(row * n + column),
+                    c: c.at(row * n + column),
                     c_step: n,
                     start: block.start(
                         epilogue.bias.map(|bias| Start::ColumnBias(bias[column..].as_ptr())),
                     ),
                     finish: block.finish(epilogue, row * n + column),
                 };
-                // SAFETY: the sizes were checked above.
+                // SAFETY: the sizes were checked by the caller, and other parts have other rows or panels.
                 unsafe { level.run(strip) };
             }
             row += count;
         }
     }
-    Ok(())
 }
 
 /// `c[m, n] = a[m, k] · b[k, n]`, then the epilogue with one bias for each column; neither operand is constant, and
@@ -89,7 +122,7 @@ pub fn product(
     b: View<'_>,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
-    scratch: &mut Scratch,
+    team: &dyn Team,
 ) -> Result<(), ShapeError> {
     ensure(a.covers(m, k), "left operand")?;
     ensure(b.covers(k, n), "right operand")?;
@@ -103,7 +136,7 @@ pub fn product(
         at: a.data.as_ptr(),
         bias_by_row: false,
     };
-    spread(level, &left, k, n, b, c, epilogue, scratch);
+    spread(level, &left, k, n, b, c, epilogue, team);
     Ok(())
 }
 
@@ -118,6 +151,9 @@ pub(crate) struct Left {
     pub at: *const f32,
     pub bias_by_row: bool,
 }
+
+// SAFETY: its values are only read, and whoever made it has borrowed them.
+unsafe impl Sync for Left {}
 
 impl Left {
     /// Constant weights, whose vectors become rows; a bias for each.
@@ -147,21 +183,42 @@ pub(crate) fn spread(
     b: View<'_>,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
-    scratch: &mut Scratch,
+    team: &dyn Team,
 ) {
     if left.rows == 0 || n == 0 {
         return;
     }
+    let step = tile_panels(level) * PANEL;
+    let (c, parts) = (Shared::new(c), team::parts(team, left.rows * n * k, n.div_ceil(step)));
+    team.share(parts, &|part, room| {
+        let columns = share_of(part, parts, n, step);
+        spread_part(level, left, k, n, columns, b, c, epilogue, &mut room.panels);
+    });
+}
+
+/// The columns of [`spread`] that are given.
+#[expect(clippy::too_many_arguments, reason = "as `spread`")]
+fn spread_part(
+    level: Level,
+    left: &Left,
+    k: usize,
+    n: usize,
+    part: Range<usize>,
+    b: View<'_>,
+    c: Shared,
+    epilogue: &Epilogue<'_>,
+    panels: &mut Buffer,
+) {
     let in_place = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
     for block in Blocks::new(k) {
         let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL)
             / PANEL
             * PANEL;
         let room =
-            scratch.panels.room(at_once.min(n.next_multiple_of(PANEL)) * block.len).as_mut_ptr();
-        let mut column = 0;
-        while column < n {
-            let mut columns = at_once.min(n - column);
+            panels.room(at_once.min(part.len().next_multiple_of(PANEL)) * block.len).as_mut_ptr();
+        let mut column = part.start;
+        while column < part.end {
+            let mut columns = at_once.min(part.end - column);
             let from =
                 b.data.as_ptr().wrapping_add(block.from * b.row_step + column * b.column_step);
             let (vectors, b_step, panel_step) = if in_place && columns >= PANEL {
@@ -196,7 +253,7 @@ pub(crate) fn spread(
                 b_step,
                 panel_step,
                 columns,
-                c: c.as_mut_ptr().wrapping_add(column),
+                c: c.at(column),
                 c_step: n,
                 start: block.start(bias),
                 finish: block.finish(epilogue, column),

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{Random, assert_close, epilogue, finish, levels};
+use crate::team::Alone;
+use crate::testing::{Random, Threads, assert_close, epilogue, finish, levels};
 
 fn reference(
     (m, k, n): (usize, usize, usize),
@@ -42,8 +43,11 @@ fn linear_agrees_with_the_definition() {
         let wanted = reference((m, k, n), a, view, &epilogue);
         for level in levels() {
             let mut c = vec![f32::NAN; m * n];
-            linear(level, m, a, &w, &mut c, &epilogue).expect("sizes fit");
+            linear(level, m, a, &w, &mut c, &epilogue, &Alone::default()).expect("sizes fit");
             assert_close(&c, &wanted, k, &format!("{level:?} {m}x{k}x{n} {epilogue:?}"));
+            let mut shared = vec![f32::NAN; m * n];
+            linear(level, m, a, &w, &mut shared, &epilogue, &Threads(2)).expect("sizes fit");
+            assert_eq!(shared, c, "{level:?} {m}x{k}x{n}: by threads");
         }
     }
 }
@@ -51,7 +55,7 @@ fn linear_agrees_with_the_definition() {
 #[test]
 fn products_of_any_views_agree_with_the_definition() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
-    let mut scratch = Scratch::default();
+    let alone = Alone::default();
     for round in 0..160 {
         let (m, k, n) = sizes(&mut random, round);
         let (a, b) = (random.values(m * k), random.values(k * n));
@@ -63,9 +67,12 @@ fn products_of_any_views_agree_with_the_definition() {
         let wanted = reference((m, k, n), left, right, &epilogue);
         for level in levels() {
             let mut c = vec![f32::NAN; m * n];
-            product(level, (m, k, n), left, right, &mut c, &epilogue, &mut scratch)
-                .expect("sizes fit");
+            let sizes = (m, k, n);
+            product(level, sizes, left, right, &mut c, &epilogue, &alone).expect("sizes fit");
             assert_close(&c, &wanted, k, &format!("{level:?} {m}x{k}x{n} {epilogue:?}"));
+            let (mut shared, team) = (vec![f32::NAN; m * n], Threads(2));
+            product(level, sizes, left, right, &mut shared, &epilogue, &team).expect("sizes fit");
+            assert_eq!(shared, c, "{level:?} {m}x{k}x{n}: by threads");
         }
     }
 }
@@ -74,22 +81,22 @@ fn products_of_any_views_agree_with_the_definition() {
 fn sizes_that_do_not_fit_are_errors() {
     let (a, mut c) = (vec![0.0; 6], vec![0.0; 6]);
     let none = Epilogue::default();
-    let mut scratch = Scratch::default();
+    let alone = Alone::default();
     let view = View::rows(&a, 3);
     let level = Level::best();
     assert_eq!(Packed::new(3, 3, &a, (3, 1)), Err(ShapeError("matrix to pack")));
-    let short = product(level, (3, 3, 2), view, view, &mut c, &none, &mut scratch);
+    let short = product(level, (3, 3, 2), view, view, &mut c, &none, &alone);
     assert_eq!(short, Err(ShapeError("left operand")));
-    let wrong = product(level, (2, 3, 2), view, view, &mut c, &none, &mut scratch);
+    let wrong = product(level, (2, 3, 2), view, view, &mut c, &none, &alone);
     assert_eq!(wrong, Err(ShapeError("right operand")));
     let huge = View { data: &a, row_step: usize::MAX, column_step: 1 };
     assert_eq!(
-        product(level, (3, 1, 2), huge, view, &mut c, &none, &mut scratch),
+        product(level, (3, 1, 2), huge, view, &mut c, &none, &alone),
         Err(ShapeError("left operand"))
     );
     let bias = Epilogue { bias: Some(&a[..1]), ..none };
     assert_eq!(
-        product(level, (2, 2, 3), view, view, &mut c, &bias, &mut scratch),
+        product(level, (2, 2, 3), view, view, &mut c, &bias, &alone),
         Err(ShapeError("bias"))
     );
 }

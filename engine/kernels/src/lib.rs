@@ -1,4 +1,4 @@
-//! Single-threaded f32 kernels for inference: matrix multiplication and convolution.
+//! f32 kernels for inference: matrix multiplication and convolution, whose work a caller's threads may share.
 //!
 //! What lives here: arithmetic on plain slices, chosen once for the processor at hand. What must never live here:
 //! graphs, tensors' reference counts, threads, files.
@@ -20,6 +20,7 @@ mod packed;
 pub mod pool;
 mod rows;
 mod simd;
+mod team;
 #[cfg(test)]
 mod testing;
 mod tile;
@@ -31,4 +32,5 @@ pub use epilogue::{Activation, Epilogue, ResidualOrder};
 pub use gemm::{linear, product};
 pub use packed::{Packed, Scratch, ShapeError, View};
 pub use simd::Level;
+pub use team::{Alone, Room, Team, share_values};
 pub use winograd::Winograd;

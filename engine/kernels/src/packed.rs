@@ -162,10 +162,10 @@ impl<'a> View<'a> {
     }
 }
 
-/// Memory that kernels use and that the caller keeps between calls, so that no call allocates twice.
+/// Memory that kernels use and that the caller keeps between calls, so that no call allocates twice. Threads that share
+/// a call's work read it; what each writes is in its [`crate::Room`].
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
-    pub(crate) panels: Buffer,
     pub(crate) image: Buffer,
     pub(crate) offsets: Vec<u32>,
 }

@@ -3,11 +3,14 @@
 //!
 //! What must never live here: padding, the choice between this and `direct`.
 
+use std::ops::Range;
+
 use crate::direct::{Offsets, Seen};
 use crate::epilogue::Epilogue;
 use crate::gemm::{Blocks, Left};
 use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
+use crate::team::{self, Shared, Team, share_of};
 use crate::tile::{PANEL, Start, Strip, Walk};
 
 /// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes;
@@ -18,6 +21,24 @@ pub(crate) fn rows(
     seen: &Seen<'_>,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
+    team: &dyn Team,
+) {
+    let products = w.extent() * w.k() * seen.height * seen.width;
+    let (c, parts) = (Shared::new(c), team::parts(team, products, seen.height));
+    team.share(parts, &|part, room| {
+        let rows = share_of(part, parts, seen.height, 1);
+        rows_part(level, w, seen, rows, c, epilogue, &mut room.panels);
+    });
+}
+
+/// The rows of [`rows`] that are given.
+fn rows_part(
+    level: Level,
+    w: &Packed,
+    seen: &Seen<'_>,
+    part: Range<usize>,
+    c: Shared,
+    epilogue: &Epilogue<'_>,
     panels: &mut Buffer,
 ) {
     let Offsets::Table(table) = seen.offsets else { return };
@@ -25,7 +46,7 @@ pub(crate) fn rows(
     let plane = seen.height * seen.width;
     for block in Blocks::new(w.k()) {
         let room = panels.room(seen.width.next_multiple_of(PANEL) * block.len).as_mut_ptr();
-        for y in 0..seen.height {
+        for y in part.clone() {
             let gather = Gather {
                 from: seen.at.wrapping_add(y * seen.run_step),
                 step: seen.step,
@@ -47,7 +68,7 @@ pub(crate) fn rows(
                 b_step: PANEL,
                 panel_step: block.len * PANEL,
                 columns: seen.width,
-                c: c.as_mut_ptr().wrapping_add(y * seen.width),
+                c: c.at(y * seen.width),
                 c_step: plane,
                 start: block.start(epilogue.bias.map(|bias| Start::RowBias(bias.as_ptr()))),
                 finish: block.finish(epilogue, y * seen.width),

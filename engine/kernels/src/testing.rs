@@ -1,6 +1,31 @@
 //! What the tests of kernels share: random numbers and the tolerance.
 
+use std::thread;
+
 use crate::simd::Level;
+use crate::team::{Room, Team};
+
+/// A thread for each part.
+pub(crate) struct Threads(pub usize);
+
+impl Team for Threads {
+    fn width(&self) -> usize {
+        self.0
+    }
+
+    fn share(&self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
+        thread::scope(|scope| {
+            for part in 0..parts {
+                scope.spawn(move || {
+                    let mut room = Room::default();
+                    // Rubbish would show in values that are read before they are written.
+                    room.panels.room(1000).fill(f32::NAN);
+                    work(part, &mut room);
+                });
+            }
+        });
+    }
+}
 
 /// A small generator (xorshift), so that failures repeat.
 pub(crate) struct Random(pub u64);

@@ -10,8 +10,9 @@ use crate::conv::{Geometry, size};
 use crate::direct::Turn;
 use crate::epilogue::Epilogue;
 use crate::gemm::linear;
-use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
+use crate::packed::{Buffer, Packed, Scratch, ShapeError, View, ensure};
 use crate::simd::Level;
+use crate::team::{self, Alone, Shared, Team, share_of};
 use crate::tile::{Finish, PANEL};
 use transforms::{ChannelsLast, Enter, Grid, Leave};
 
@@ -102,6 +103,7 @@ impl Winograd {
         output: &mut [f32],
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
+        team: &dyn Team,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
         let size = g.check_run(batch, image, input, output, epilogue)?;
@@ -113,7 +115,8 @@ impl Winograd {
             let at = n * out.len();
             let residual = epilogue.residual.map(|residual| &residual[at..][..out.len()]);
             let epilogue = Epilogue { residual, ..*epilogue };
-            self.run_one(level, image, size, &input[n * each..][..each], out, &epilogue, scratch)?;
+            let input = &input[n * each..][..each];
+            self.run_one(level, image, size, input, out, &epilogue, scratch, team)?;
         }
         Ok(())
     }
@@ -128,11 +131,11 @@ impl Winograd {
         output: &mut [f32],
         epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
+        team: &dyn Team,
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
         let [down, across] = [height.div_ceil(TILE), width.div_ceil(TILE)];
         let channels = g.inputs.next_multiple_of(PANEL);
-        let panels = g.outputs.div_ceil(PANEL);
         let turned = size(&[down * TILE + 2, across * TILE + 2, channels]);
         let turned = turned.filter(|&turned| turned <= u32::MAX as usize);
         let row = (across * TILE + 2) * channels;
@@ -145,61 +148,94 @@ impl Winograd {
 
         let each = PLACES * (channels + g.outputs);
         let at_once = (VALUES_AT_ONCE / each).max(PANEL);
-        let band = (at_once / across).clamp(1, down);
+        let parts = team::parts(team, PLACES * g.inputs * g.outputs * down * across, down);
+        let band = (at_once / across).min(down.div_ceil(parts)).clamp(1, down);
         let at_once = at_once.min(band * across);
+        let (turned, output) = (&*turned, Shared::new(output));
+        let size = [height, width];
+        let image = Image { level, turned, row, channels, size, band, at_once, output, epilogue };
+        let bands = down.div_ceil(band);
+        let parts = parts.min(bands);
+        team.share(parts, &|part, room| {
+            let share = share_of(part, parts, bands, 1);
+            share.for_each(|number| self.run_band(&image, number * band, &mut room.panels));
+        });
+        Ok(())
+    }
+
+    /// The band of tiles that begins with row `top` of them.
+    fn run_band(&self, image: &Image<'_>, top: usize, room: &mut Buffer) {
+        let Image { level, turned, row, channels, size, band, at_once, output, epilogue } = *image;
+        let [height, width] = size;
+        let [down, across] = size.map(|side| side.div_ceil(TILE));
+        let outputs = self.geometry.outputs;
+        let panels = outputs.div_ceil(PANEL);
         // A few more values than there are keep the places' planes from the same lines of the cache.
-        let (seen_step, sum_step) = (at_once * channels + PANEL, at_once * g.outputs + PANEL);
+        let (seen_step, sum_step) = (at_once * channels + PANEL, at_once * outputs + PANEL);
         let strip = (band * TILE * width).next_multiple_of(PANEL) * panels * PANEL;
         let sums_at = (PLACES * seen_step).next_multiple_of(PANEL);
         let strip_at = (sums_at + PLACES * sum_step + PANEL).next_multiple_of(PANEL);
-        let room = scratch.panels.room(strip_at + strip);
-        let (seen, rest) = room.split_at_mut(sums_at);
+        let (seen, rest) = room.room(strip_at + strip).split_at_mut(sums_at);
         let (sums, strip) = rest.split_at_mut(strip_at - sums_at);
-
-        for top in (0..down).step_by(band) {
-            let tiles = band.min(down - top) * across;
-            let rows = (band * TILE).min(height - top * TILE);
-            for first in (0..tiles).step_by(at_once) {
-                let count = at_once.min(tiles - first);
-                let grid = Grid { first, count, across };
-                let from = turned[top * TILE * row..].as_ptr();
-                let to = seen.as_mut_ptr();
-                let enter = Enter { grid, from, row, channels, to, step: seen_step };
-                // SAFETY: the turned image has all that its tiles see; the room is for `at_once` tiles.
-                unsafe { level.run(enter) };
-                for (place, weights) in self.weights.iter().enumerate() {
-                    let data = &seen[place * seen_step..][..count * channels];
-                    let a = View { data, row_step: channels, column_step: 1 };
-                    let sums = &mut sums[place * sum_step..][..count * g.outputs];
-                    linear(level, count, a, weights, sums, &Epilogue::default())?;
-                }
-                let (from, to) = (sums.as_ptr(), strip.as_mut_ptr());
-                let outputs = g.outputs;
-                let leave = Leave { grid, from, step: sum_step, outputs, panels, rows, width, to };
-                // SAFETY: the last sums have a panel's room behind them; the strip has all places of the band.
-                unsafe { level.run(leave) };
+        let tiles = band.min(down - top) * across;
+        let rows = (band * TILE).min(height - top * TILE);
+        for first in (0..tiles).step_by(at_once) {
+            let count = at_once.min(tiles - first);
+            let grid = Grid { first, count, across };
+            let from = turned[top * TILE * row..].as_ptr();
+            let to = seen.as_mut_ptr();
+            let enter = Enter { grid, from, row, channels, to, step: seen_step };
+            // SAFETY: the turned image has all that its tiles see; the room is for `at_once` tiles.
+            unsafe { level.run(enter) };
+            for (place, weights) in self.weights.iter().enumerate() {
+                let data = &seen[place * seen_step..][..count * channels];
+                let a = View { data, row_step: channels, column_step: 1 };
+                let sums = &mut sums[place * sum_step..][..count * outputs];
+                linear(level, count, a, weights, sums, &Epilogue::default(), &Alone::default())
+                    .expect("the room is as large as its parts");
             }
-            let turn = Turn {
-                sums: strip.as_ptr(),
-                panels,
-                columns: rows * width,
-                first: 0,
-                channels: g.outputs,
-                place: top * TILE * width,
-                plane: height * width,
-                c: output.as_mut_ptr(),
-                bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
-                finish: Finish {
-                    residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
-                    order: epilogue.order,
-                    activation: epilogue.activation,
-                },
-            };
-            // SAFETY: the band lies inside the output, whose size was checked.
-            unsafe { level.run(turn) };
+            let (from, to) = (sums.as_ptr(), strip.as_mut_ptr());
+            let leave = Leave { grid, from, step: sum_step, outputs, panels, rows, width, to };
+            // SAFETY: the last sums have a panel's room behind them; the strip has all places of the band.
+            unsafe { level.run(leave) };
         }
-        Ok(())
+        let turn = Turn {
+            sums: strip.as_ptr(),
+            panels,
+            columns: rows * width,
+            first: 0,
+            channels: outputs,
+            place: top * TILE * width,
+            plane: height * width,
+            c: output.at(0),
+            bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
+            finish: Finish {
+                residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
+                order: epilogue.order,
+                activation: epilogue.activation,
+            },
+        };
+        // SAFETY: the band lies inside the output, whose size was checked, and is no other part's.
+        unsafe { level.run(turn) };
     }
+}
+
+/// One image on its way through the filter.
+#[derive(Clone, Copy)]
+struct Image<'a> {
+    level: Level,
+    /// As `[row][column][channel]`, with its pads.
+    turned: &'a [f32],
+    row: usize,
+    channels: usize,
+    /// Of the output.
+    size: [usize; 2],
+    /// Rows of tiles in a band.
+    band: usize,
+    /// Tiles.
+    at_once: usize,
+    output: Shared,
+    epilogue: &'a Epilogue<'a>,
 }
 
 fn fits(geometry: &Geometry) -> bool {

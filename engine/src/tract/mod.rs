@@ -8,6 +8,7 @@ mod file;
 mod fuse;
 mod operators;
 mod plans;
+mod team;
 mod values;
 
 use std::fmt;
@@ -146,7 +147,11 @@ impl TractSession {
         watch: &dyn Watch,
     ) -> Result<Vec<Value<'static>>, Failure> {
         if plan.takes_at_most(watch.memory(), inputs) {
-            return run_plan(plan, inputs, &|| watch.is_over(), None);
+            let is_over = || {
+                team::tell(watch);
+                watch.is_over()
+            };
+            return team::with(watch, || run_plan(plan, inputs, &is_over, None));
         }
         let (plan, inputs) = (plan.clone(), inputs.to_vec());
         worker::run(&self.given, (watch, 0), move |bounds| {

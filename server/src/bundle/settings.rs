@@ -138,6 +138,9 @@ pub struct ManifestLimits {
     /// Of what one run of a graph takes beside its inputs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub graph_mib: Option<usize>,
+    /// That one run of a graph computes on, where cores are free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// Requests that run at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
@@ -149,6 +152,9 @@ pub struct ManifestLimits {
     pub body_kib: Option<usize>,
 }
 
+/// As of a server's own.
+const MAX_THREADS: usize = 1024;
+
 impl ManifestLimits {
     pub(super) fn check(&self) -> Result<(), String> {
         let positive = [
@@ -156,12 +162,18 @@ impl ManifestLimits {
             ("cpu_ms", self.cpu_ms),
             ("tensor_mib", self.tensor_mib.map(|mib| mib as u64)),
             ("graph_mib", self.graph_mib.map(|mib| mib as u64)),
+            ("threads", self.threads.map(|most| most as u64)),
             ("concurrency", self.concurrency.map(|most| most as u64)),
             ("body_kib", self.body_kib.map(|kib| kib as u64)),
         ];
-        match positive.into_iter().find(|(_, value)| *value == Some(0)) {
+        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == Some(0)) {
+            return Err(format!("limits.{name} is 0, expected 1 or more"));
+        }
+        match self.threads.filter(|&threads| threads > MAX_THREADS) {
             None => Ok(()),
-            Some((name, _)) => Err(format!("limits.{name} is 0, expected 1 or more")),
+            Some(threads) => {
+                Err(format!("limits.threads is {threads}, expected 1 to {MAX_THREADS}"))
+            }
         }
     }
 }

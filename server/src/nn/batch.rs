@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{mem, slice};
 
 use tokio::sync::{Notify, oneshot};
-use wisp_engine::{Failure, Graph, Value, Watch, rows, split, stack};
+use wisp_engine::{Failure, Graph, Helpers, Value, Watch, rows, split, stack};
 
 use super::Run;
 use crate::cpu;
@@ -310,6 +310,10 @@ impl Watch for Together<'_> {
 
     fn memory(&self) -> usize {
         self.leader.memory()
+    }
+
+    fn helpers(&self) -> Option<Helpers> {
+        self.leader.helpers()
     }
 
     fn computed_elsewhere(&self, cpu: Duration) {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use wisp_engine::{Failure, Graph, Value, Watch};
+use wisp_engine::{Busy, Failure, Graph, Helpers, Value, Watch};
 
 use crate::cpu;
 use batch::Batcher;
@@ -89,6 +89,8 @@ pub struct Run {
     /// Of CPU time; `None`: as much as fits before the deadline.
     cpu_limit: Option<Duration>,
     graph_bytes: usize,
+    /// The cores it computes on, and threads that may help its graphs.
+    helpers: Option<Helpers>,
     cancelled: AtomicBool,
     /// CPU time of the polls that ended, and where the thread's clock stood when the one under
     /// way began.
@@ -127,16 +129,19 @@ struct Seen {
 }
 
 impl Run {
-    /// `cpu_limit` of CPU time, and `graph_bytes` that each graph may take.
+    /// `cpu_limit` of CPU time, `graph_bytes` that each graph may take, and the cores it computes
+    /// on where those are counted.
     pub fn limited(
         deadline: Instant,
         cpu_limit: Option<Duration>,
         graph_bytes: usize,
+        helpers: Option<Helpers>,
     ) -> Arc<Self> {
         Arc::new(Self {
             deadline,
             cpu_limit,
             graph_bytes,
+            helpers,
             cancelled: AtomicBool::new(false),
             polled_ns: AtomicU64::new(0),
             began_ns: AtomicU64::new(NOT_POLLED),
@@ -306,14 +311,21 @@ impl Watch for Run {
         self.graph_bytes
     }
 
+    fn helpers(&self) -> Option<Helpers> {
+        self.helpers.clone()
+    }
+
     fn computed_elsewhere(&self, cpu: Duration) {
         self.ran_elsewhere(cpu);
         self.computed_here(cpu);
     }
 }
 
-/// A poll under way.
-struct Polled<'a>(&'a Run);
+/// A poll under way, on a core.
+struct Polled<'a> {
+    run: &'a Run,
+    _core: Option<Busy<'a>>,
+}
 
 impl<'a> Polled<'a> {
     fn begin(run: &'a Run) -> Self {
@@ -321,13 +333,13 @@ impl<'a> Polled<'a> {
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
         run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
         run.began_ns.store(now_ns, Ordering::Relaxed);
-        Self(run)
+        Self { run, _core: run.helpers.as_ref().map(|helpers| helpers.cores.enter()) }
     }
 }
 
 impl Drop for Polled<'_> {
     fn drop(&mut self) {
-        self.0.began_ns.store(NOT_POLLED, Ordering::Relaxed);
-        self.0.polled_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
+        self.run.began_ns.store(NOT_POLLED, Ordering::Relaxed);
+        self.run.polled_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
     }
 }

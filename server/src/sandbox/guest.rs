@@ -85,8 +85,12 @@ impl Snapshot {
         let linker = host::linker(&once).map_err(|error| refuse("cannot be prepared", &error))?;
         let clock =
             Clock::start(vec![once.clone()]).map_err(|error| PrepareError(error.to_string()))?;
-        let run =
-            Run::limited(Instant::now() + PREPARE_DEADLINE, None, prepared.limits.graph_bytes);
+        let run = Run::limited(
+            Instant::now() + PREPARE_DEADLINE,
+            None,
+            prepared.limits.graph_bytes,
+            None,
+        );
         let mut store = host::store(
             &once,
             HostParts {

@@ -60,9 +60,8 @@ impl Kernel for Across<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Across(mut planes, sizes) = self;
+        let Across(planes, sizes) = self;
         let channels = planes.op.channels;
-        let y = std::mem::take(&mut planes.y).as_mut_ptr();
         // SAFETY: a group never reaches beyond the last channel (the last group may overlap the one before, and then
         // computes the same again); the parts of the scratch are as long as `sizes` says.
         unsafe {
@@ -70,15 +69,15 @@ impl Kernel for Across<'_> {
             let rows = pixels.add(sizes.input * S::LANES);
             let weights = rows.add(sizes.padded[0] * sizes.padded[1] * S::LANES);
             let sums = weights.add(sizes.taps * S::LANES);
-            for group in 0..channels.div_ceil(S::LANES) {
+            for group in planes.part.clone() {
                 let channel = (group * S::LANES).min(channels - S::LANES);
                 turn_weights::<S>(&planes.op.weights[channel * sizes.taps..], sizes.taps, weights);
-                for image in 0..planes.planes / channels {
+                for image in 0..planes.images {
                     let plane = image * channels + channel;
                     turn::<S>(planes.x.as_ptr().add(plane * sizes.input), sizes.input, pixels);
                     planes.lay_rows::<S>(&sizes, pixels, rows);
                     planes.sum::<S>(&sizes, channel, rows, weights, sums);
-                    let y = y.add(plane * sizes.output);
+                    let y = planes.y.at(plane * sizes.output);
                     turn_back::<S>(sums, sizes.output, y);
                     if let Some(residual) = planes.epilogue.residual {
                         let residual = residual.as_ptr().add(plane * sizes.output);

@@ -1,19 +1,23 @@
 //! Depthwise convolution with neighbouring columns in the lanes of a vector.
 
+use std::ops::Range;
+
 use super::Depthwise;
 use crate::epilogue::{Activation, Epilogue, ResidualOrder};
 use crate::simd::{Kernel, Simd};
+use crate::team::Shared;
 use crate::window::Layout;
 
-/// All planes of one call, lengths checked.
+/// Some planes of one call, lengths checked.
 pub(super) struct Planes<'a> {
     pub op: &'a Depthwise,
     pub layout: &'a Layout,
     pub x: &'a [f32],
-    /// Input planes: batch times channels.
-    pub planes: usize,
+    pub images: usize,
+    /// Input planes, batch times channels, that are to be computed; groups of channels where those are the lanes.
+    pub part: Range<usize>,
     pub epilogue: &'a Epilogue<'a>,
-    pub y: &'a mut [f32],
+    pub y: Shared,
     /// Two bands of padded rows, zeroed: one is filled while the other is read, because a load that meets a store
     /// still on its way to the cache waits for it.
     pub rows: [*mut f32; 2],
@@ -72,18 +76,18 @@ impl Planes<'_> {
     /// The machine has `S`, and the lengths are what the layout says.
     #[inline(always)]
     unsafe fn each_band<S: Simd, T: Tiles>(self) {
-        let Planes { op, layout, x, planes, epilogue, y, rows } = self;
+        let Planes { op, layout, x, part, epilogue, y, rows, .. } = self;
         let input = layout.input[0] * layout.input[1];
         let output = layout.output[0] * layout.output[1];
         let taps = op.window.kernel[0] * op.window.kernel[1];
         let bands = layout.output[0].div_ceil(layout.band);
-        let total = planes * bands;
+        let total = part.len() * bands;
         for step in 0..total + 1 {
-            // SAFETY: a step is below `planes * bands`, so planes, bands and channels are in range; the two halves of
+            // SAFETY: a step is below `part.len() * bands`, so planes, bands and channels are in range; the two halves of
             // the scratch alternate.
             unsafe {
                 if step < total {
-                    let (plane, first) = (step / bands, step % bands * layout.band);
+                    let (plane, first) = (part.start + step / bands, step % bands * layout.band);
                     let count = layout.band.min(layout.output[0] - first);
                     layout.fill::<S>(
                         x.as_ptr().add(plane * input),
@@ -94,7 +98,7 @@ impl Planes<'_> {
                     );
                 }
                 let Some(step) = step.checked_sub(1) else { continue };
-                let (plane, first) = (step / bands, step % bands * layout.band);
+                let (plane, first) = (part.start + step / bands, step % bands * layout.band);
                 for copy in 0..op.multiplier {
                     let to = plane * op.multiplier + copy;
                     let channel = to % (op.channels * op.multiplier);
@@ -107,7 +111,7 @@ impl Planes<'_> {
                         activation: epilogue.activation,
                         bounds: epilogue.activation.bounds(),
                         order: epilogue.order,
-                        y: y.as_mut_ptr().add(start),
+                        y: y.at(start),
                         residual: epilogue
                             .residual
                             .map_or(std::ptr::null(), |r| r.as_ptr().add(start)),

@@ -19,6 +19,7 @@ use super::chain::{Chain, apply_post, by_channel};
 use super::line::Line;
 use super::weights::PackedWeights;
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
+use crate::tract::team::OfThread;
 
 thread_local! {
     /// What kernels need for the time of one call.
@@ -275,17 +276,17 @@ impl EvalOp for FusedConv {
         let (level, image) = (Level::best(), [height, width]);
         SCRATCH.with_borrow_mut(|(rows, scratch)| match &*self.kernel {
             Kernel::Depthwise(kernel) => {
-                kernel.run(x, self.input, &epilogue, y, rows).map_err(TractError::new)
+                kernel.run(x, self.input, &epilogue, y, &OfThread).map_err(TractError::new)
             }
             Kernel::Line(kernel) => {
                 kernel.run(x, width, y, &epilogue, rows).map_err(TractError::new)
             }
             Kernel::Winograd(kernel) => {
-                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch);
+                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
                 ran.map_err(TractError::new)
             }
             Kernel::General(kernel) => {
-                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch);
+                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
                 ran.map_err(TractError::new)
             }
         })?;

@@ -5,6 +5,7 @@ use wisp_kernels::window::Window;
 use wisp_kernels::{Epilogue, Level, Packed, ShapeError, View, linear};
 
 use crate::tract::compiled::stored_struct;
+use crate::tract::team::OfThread;
 
 /// Sums of fewer terms, or for fewer outputs, do not pay for turning the tensors over.
 const MIN_TERMS: usize = 256;
@@ -68,7 +69,7 @@ impl Line {
         for (x, y) in x.chunks_exact(image.max(1)).zip(y.chunks_exact_mut(result.max(1))) {
             transpose(x, channels, width, &mut turned[self.before * channels..]);
             let a = View { data: turned, row_step: self.stride * channels, column_step: 1 };
-            linear(Level::best(), rows, a, &self.weights, sums, epilogue)?;
+            linear(Level::best(), rows, a, &self.weights, sums, epilogue, &OfThread)?;
             transpose(sums, rows, outputs, y);
         }
         Ok(())

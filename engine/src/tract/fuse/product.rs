@@ -9,20 +9,20 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_core::ops::einsum::EinSum;
 
-use wisp_kernels::{
-    Activation, Epilogue, Level, Packed, ResidualOrder, Scratch, View, linear, product,
-};
+use wisp_kernels::{Activation, Epilogue, Level, Packed, ResidualOrder, View, linear, product};
 
 use super::chain::{Chain, apply_post};
 use super::spans::{Places, Plan};
 use super::weights::PackedWeights;
 use crate::tract::compiled::stored_struct;
+use crate::tract::team::OfThread;
 
 /// Of a result that takes what follows it: a bias is held for each.
 const MAX_COLUMNS: usize = 1 << 24;
 
 thread_local! {
-    static SCRATCH: RefCell<(Vec<f32>, Scratch)> = RefCell::default();
+    /// A product that is written in another order.
+    static ROWS: RefCell<Vec<f32>> = RefCell::default();
 }
 
 #[derive(Debug, Clone)]
@@ -272,11 +272,11 @@ impl EvalOp for FusedProduct {
             column_step: k.steps[0],
         };
         if let Some((weights, _)) = &self.weights {
-            linear(Level::best(), m.size, a(0), weights, y, &epilogue)?;
+            linear(Level::best(), m.size, a(0), weights, y, &epilogue, &OfThread)?;
             apply_post(self.post, y);
             return Ok(tvec!(output.into_tvalue()));
         }
-        SCRATCH.with_borrow_mut(|(rows, scratch)| {
+        ROWS.with_borrow_mut(|rows| {
             for at in plan.starts() {
                 let b = View {
                     data: slices[1].get(at[1]..).unwrap_or_default(),
@@ -287,11 +287,11 @@ impl EvalOp for FusedProduct {
                 let c = y.get_mut(at[2]..).unwrap_or_default();
                 if m.size == 1 || m.steps[2] == n.size {
                     let c = &mut c[..m.size * n.size];
-                    product(Level::best(), sizes, a(at[0]), b, c, &epilogue, scratch)?;
+                    product(Level::best(), sizes, a(at[0]), b, c, &epilogue, &OfThread)?;
                     continue;
                 }
                 rows.resize(m.size * n.size, 0.0);
-                product(Level::best(), sizes, a(at[0]), b, rows, &epilogue, scratch)?;
+                product(Level::best(), sizes, a(at[0]), b, rows, &epilogue, &OfThread)?;
                 for (row, from) in rows.chunks_exact(n.size).enumerate() {
                     c[row * m.steps[2]..][..n.size].copy_from_slice(from);
                 }

@@ -11,9 +11,14 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
     GeluExact, Reduce, Reducer, RmsNorm, Silu, Softmax, SoftmaxKind,
 };
 use wisp_kernels::elementwise::{Function, apply, layer_norm, softmax};
+use wisp_kernels::share_values;
 
 use super::chain::by_channel;
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
+use crate::tract::team::OfThread;
+
+/// Values are shared at multiples of it: none is then the rest of a vector for one thread only.
+const LINE: usize = 16;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::tract) enum RowFunction {
@@ -178,7 +183,11 @@ impl EvalOp for FusedRows {
         let mut plain = tensor.try_as_plain_ram_mut()?;
         let values = plain.as_slice_mut::<f32>()?;
         match &self.function {
-            RowFunction::Each(function) => apply(*function, values),
+            // A function of each value counts as some ten products.
+            RowFunction::Each(function) => {
+                let each = |values: &mut [f32]| apply(*function, values);
+                share_values(&OfThread, values, LINE, values.len() * 10, &each);
+            }
             RowFunction::Softmax => softmax(values, row)?,
             RowFunction::LayerNorm { gain, bias, epsilon } => {
                 layer_norm(values, gain, Some(bias), *epsilon)?;

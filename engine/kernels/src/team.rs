@@ -1,0 +1,106 @@
+//! Work that several threads share, if the caller has them. Each part writes places of the output that are its own, so
+//! results are the same to the last bit, whoever computes what.
+//!
+//! What must never live here: threads, arithmetic.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::packed::Buffer;
+
+/// Fewer products than this are not worth a part: they take some 10 µs, several times what handing them over does.
+#[cfg(not(test))]
+const WORTH: usize = 512 * 1024;
+/// Small enough for tests to see parts of everything.
+#[cfg(test)]
+const WORTH: usize = 64;
+
+/// Parts for each thread: one that comes late, or is interrupted, then leaves the others more.
+const PARTS_EACH: usize = 3;
+
+/// Memory that a thread keeps between parts, so that none allocates twice.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    pub(crate) panels: Buffer,
+}
+
+/// Threads that share the work of one call, the caller's among them.
+pub trait Team {
+    /// How many they are at most.
+    fn width(&self) -> usize;
+
+    /// Calls `work` once for each part of `0..parts`, each time with room that nobody else uses meanwhile, and returns
+    /// when all have ended. Parts do not share work in turn.
+    fn share(&self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync));
+}
+
+/// The calling thread alone.
+#[derive(Debug, Default)]
+pub struct Alone(RefCell<Room>);
+
+impl Team for Alone {
+    fn width(&self) -> usize {
+        1
+    }
+
+    fn share(&self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
+        let room = &mut *self.0.borrow_mut();
+        (0..parts).for_each(|part| work(part, room));
+    }
+}
+
+/// Into how many parts to split so many products of something that has at most `most` parts.
+pub(crate) fn parts(team: &dyn Team, products: usize, most: usize) -> usize {
+    match team.width() {
+        0 | 1 => 1,
+        width => (products / WORTH).min(width * PARTS_EACH).min(most).max(1),
+    }
+}
+
+/// A part's share of `0..count`, cut at multiples of `step`, as even as can be.
+pub(crate) fn share_of(part: usize, parts: usize, count: usize, step: usize) -> Range<usize> {
+    let steps = count.div_ceil(step);
+    let edge = |part: usize| (part * steps / parts * step).min(count);
+    edge(part)..edge(part + 1)
+}
+
+/// Where parts write, each other places.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: whoever writes through the pointer vouches for its places, and that they are no other part's.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub fn new(output: &mut [f32]) -> Shared {
+        Shared(output.as_mut_ptr())
+    }
+
+    /// Its `index`th value's place.
+    pub fn at(self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
+/// Splits values at multiples of `unit` and does `work` on each part; of so many `products` in all.
+pub fn share_values(
+    team: &dyn Team,
+    values: &mut [f32],
+    unit: usize,
+    products: usize,
+    work: &(dyn Fn(&mut [f32]) + Sync),
+) {
+    let count = values.len();
+    let parts = parts(team, products, count.div_ceil(unit.max(1)));
+    if parts == 1 {
+        return work(values);
+    }
+    let shared = Shared::new(values);
+    team.share(parts, &|part, _| {
+        let share = share_of(part, parts, count, unit.max(1));
+        // SAFETY: shares lie inside the values and are nobody else's.
+        work(unsafe { std::slice::from_raw_parts_mut(shared.at(share.start), share.len()) });
+    });
+}

@@ -1,0 +1,228 @@
+//! Threads that help a run's own where cores are free. An operator whose work can be shared asks for
+//! them anew each time, so that they go as soon as another run wants their core.
+
+use std::cell::{Cell, RefCell};
+use std::hint::spin_loop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use wisp_kernels::{Room, Team};
+
+use crate::clock;
+use crate::cores::Helpers;
+use crate::graph::Watch;
+
+/// How long a helper looks for the next operator's work before it sleeps, and its caller for the
+/// helpers' end: to be woken takes tens of microseconds on a virtual machine, an operator some
+/// hundred.
+const SPIN: Duration = Duration::from_micros(100);
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+    /// Of the run that this thread computes.
+    static MEMBERS: RefCell<Option<Members>> = const { RefCell::new(None) };
+    static WIDTH: Cell<usize> = const { Cell::new(1) };
+}
+
+struct Members {
+    may: Helpers,
+    helpers: Vec<Helper>,
+    /// CPU time of the helpers that nobody was told of.
+    untold_ns: u64,
+}
+
+/// Does `work`, in which operators may share what they do as `watch` allows.
+pub(crate) fn with<T>(watch: &dyn Watch, work: impl FnOnce() -> T) -> T {
+    let Some(may) = watch.helpers().filter(|may| may.most > 0) else { return work() };
+    WIDTH.set(may.most + 1);
+    MEMBERS.set(Some(Members { may, helpers: Vec::new(), untold_ns: 0 }));
+    let _end = End(watch);
+    work()
+}
+
+/// Tells `watch` what helpers have spent so far.
+pub(crate) fn tell(watch: &dyn Watch) {
+    if WIDTH.get() > 1 {
+        let untold = MEMBERS.with_borrow_mut(|members| {
+            members.as_mut().map_or(0, |members| std::mem::take(&mut members.untold_ns))
+        });
+        watch.computed_elsewhere(Duration::from_nanos(untold));
+    }
+}
+
+struct End<'a>(&'a dyn Watch);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        tell(self.0);
+        WIDTH.set(1);
+        if let Some(members) = MEMBERS.take() {
+            idle().extend(members.helpers);
+        }
+    }
+}
+
+/// Whoever may help the thread that asks.
+pub(crate) struct OfThread;
+
+impl Team for OfThread {
+    fn width(&self) -> usize {
+        WIDTH.get()
+    }
+
+    fn share(&self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
+        let work_alone = || {
+            ROOM.with_borrow_mut(|room| (0..parts).for_each(|part| work(part, room)));
+        };
+        if parts <= 1 {
+            return work_alone();
+        }
+        MEMBERS.with_borrow_mut(|members| match members {
+            Some(members) => members.share(parts, work),
+            None => work_alone(),
+        });
+    }
+}
+
+impl Members {
+    fn share(&mut self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
+        let cores = self.may.cores.clone();
+        let spare = cores.spare(self.may.most.min(parts - 1));
+        while self.helpers.len() < spare.threads() {
+            // Where no thread is to be had, the caller does it all.
+            let Some(helper) = idle().pop().or_else(Helper::start) else { break };
+            self.helpers.push(helper);
+        }
+        let helpers = &self.helpers[..spare.threads().min(self.helpers.len())];
+        let job = Job {
+            work,
+            parts,
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(helpers.len()),
+            has_panicked: AtomicBool::new(false),
+            spent_ns: AtomicU64::new(0),
+            caller: thread::current(),
+        };
+        {
+            // Waits for the helpers even where this thread's own part panics.
+            let _all = WaitForHelpers(&job);
+            for helper in helpers {
+                helper.give(&job);
+            }
+            ROOM.with_borrow_mut(|room| job.work_on(room));
+        }
+        self.untold_ns += job.spent_ns.into_inner();
+        assert!(!job.has_panicked.into_inner(), "a helper panicked");
+    }
+}
+
+/// One operator's work.
+struct Job<'a> {
+    work: &'a (dyn Fn(usize, &mut Room) + Sync),
+    parts: usize,
+    next: AtomicUsize,
+    /// Helpers that have it.
+    left: AtomicUsize,
+    has_panicked: AtomicBool,
+    spent_ns: AtomicU64,
+    caller: Thread,
+}
+
+impl Job<'_> {
+    fn work_on(&self, room: &mut Room) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts {
+                return;
+            }
+            (self.work)(part, room);
+        }
+    }
+}
+
+struct WaitForHelpers<'a>(&'a Job<'a>);
+
+impl Drop for WaitForHelpers<'_> {
+    fn drop(&mut self) {
+        // Nobody begins a part any more if this thread's own panicked.
+        self.0.next.fetch_max(self.0.parts, Ordering::Relaxed);
+        wait_until(|| self.0.left.load(Ordering::Acquire) == 0);
+    }
+}
+
+/// Looks for a while, then sleeps between looks until it is unparked.
+fn wait_until(holds: impl Fn() -> bool) {
+    let until = Instant::now() + SPIN;
+    loop {
+        for _ in 0..64 {
+            if holds() {
+                return;
+            }
+            spin_loop();
+        }
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    while !holds() {
+        thread::park();
+    }
+}
+
+/// A thread that waits for a job.
+struct Helper {
+    job: Arc<AtomicPtr<Job<'static>>>,
+    thread: Thread,
+}
+
+/// Helpers without a run; the one used last is on top.
+static IDLE: Mutex<Vec<Helper>> = Mutex::new(Vec::new());
+
+fn idle() -> MutexGuard<'static, Vec<Helper>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Helper {
+    fn start() -> Option<Self> {
+        let job: Arc<AtomicPtr<Job<'static>>> = Arc::default();
+        let theirs = job.clone();
+        let (sender, receiver) = mpsc::channel();
+        let started = thread::Builder::new().name("wisp-help".to_owned()).spawn(move || {
+            // Whoever started it waits for its name.
+            let _ = sender.send(thread::current());
+            help(&theirs);
+        });
+        started.ok()?;
+        let thread = receiver.recv().ok()?;
+        Some(Self { job, thread })
+    }
+
+    fn give(&self, job: &Job<'_>) {
+        self.job.store(ptr::from_ref(job).cast_mut().cast(), Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+fn help(slot: &AtomicPtr<Job<'static>>) {
+    let mut room = Room::default();
+    let mut since = clock::Since::now();
+    loop {
+        wait_until(|| !slot.load(Ordering::Relaxed).is_null());
+        let job = slot.swap(ptr::null_mut(), Ordering::Acquire);
+        // SAFETY: whoever gave the job keeps it until all helpers have counted themselves out, which
+        // is the last that this one does with it.
+        let job = unsafe { &*job };
+        if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
+            job.has_panicked.store(true, Ordering::Relaxed);
+        }
+        job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
+        since = clock::Since::now();
+        let caller = job.caller.clone();
+        job.left.fetch_sub(1, Ordering::Release);
+        caller.unpark();
+    }
+}

@@ -1,0 +1,134 @@
+//! Runs on several threads: the same answers to the last bit, helpers only where cores are free,
+//! and their CPU time told.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prost::Message;
+use tract_onnx::pb;
+use wisp_engine::tensor::{Datatype, Value};
+use wisp_engine::{Cores, EngineKind, Graph, Helpers, Watch};
+
+const SIDE: usize = 512;
+const ROWS: usize = 96;
+
+/// Three products with constant matrices, one behind the other.
+fn products() -> Vec<u8> {
+    let floats = |seed: usize| {
+        let value = move |i: usize| ((i * 7919 + seed) % 1000) as f32 / 1000.0 - 0.5;
+        (0..SIDE * SIDE).flat_map(move |i| value(i).to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let weights = |number: usize| pb::TensorProto {
+        name: format!("w{number}"),
+        data_type: pb::tensor_proto::DataType::Float as i32,
+        dims: vec![SIDE as i64; 2],
+        raw_data: floats(number),
+        ..pb::TensorProto::default()
+    };
+    let product = |number: usize| pb::NodeProto {
+        op_type: "MatMul".into(),
+        input: vec![format!("x{number}"), format!("w{number}")],
+        output: vec![format!("x{}", number + 1)],
+        ..pb::NodeProto::default()
+    };
+    let named = |name: &str| {
+        use pb::tensor_shape_proto::{Dimension, dimension};
+        let dim = [ROWS, SIDE].map(|size| Dimension {
+            value: Some(dimension::Value::DimValue(size as i64)),
+            ..Dimension::default()
+        });
+        let tensor = pb::type_proto::Tensor {
+            elem_type: pb::tensor_proto::DataType::Float as i32,
+            shape: Some(pb::TensorShapeProto { dim: dim.into() }),
+        };
+        let value = Some(pb::type_proto::Value::TensorType(tensor));
+        let r#type = Some(pb::TypeProto { value, ..pb::TypeProto::default() });
+        pb::ValueInfoProto { name: name.into(), r#type, ..pb::ValueInfoProto::default() }
+    };
+    let graph = pb::GraphProto {
+        node: (0..3).map(product).collect(),
+        initializer: (0..3).map(weights).collect(),
+        input: vec![named("x0")],
+        output: vec![named("x3")],
+        ..pb::GraphProto::default()
+    };
+    let opset = pb::OperatorSetIdProto { version: 17, ..pb::OperatorSetIdProto::default() };
+    let (graph, opset_import) = (Some(graph), vec![opset]);
+    pb::ModelProto { ir_version: 8, graph, opset_import, ..pb::ModelProto::default() }
+        .encode_to_vec()
+}
+
+struct Asked {
+    helpers: Helpers,
+    told_ns: AtomicU64,
+}
+
+impl Asked {
+    fn new(cores: &Arc<Cores>, most: usize) -> Self {
+        Self { helpers: Helpers { cores: cores.clone(), most }, told_ns: AtomicU64::new(0) }
+    }
+}
+
+impl Watch for Asked {
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn helpers(&self) -> Option<Helpers> {
+        Some(self.helpers.clone())
+    }
+
+    fn computed_elsewhere(&self, cpu: Duration) {
+        self.told_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn helpers_change_no_bit_and_come_where_cores_are_free() {
+    let graph = Graph::load(&products(), EngineKind::Tract).expect("a graph");
+    let data: Vec<u8> = (0..ROWS * SIDE).flat_map(|i| ((i % 17) as f32).to_le_bytes()).collect();
+    let input = Value { datatype: Datatype::Fp32, shape: vec![ROWS, SIDE], data: Cow::Owned(data) };
+    let run = |watch: &dyn Watch| {
+        let outputs = graph.run(&mut [input.clone()], watch).expect("an answer");
+        outputs[0].data.to_vec()
+    };
+    let alone = run(&|| false);
+    for count in [2, 3, 8] {
+        let cores = Cores::new(count);
+        let _caller = cores.enter();
+        let asked = Asked::new(&cores, count - 1);
+        // A helper that is woken late finds nothing left to do.
+        for _ in 0..200 {
+            assert!(run(&asked) == alone, "{count} threads give another answer");
+        }
+        assert!(asked.told_ns.into_inner() > 0, "{count} cores, and nobody helped");
+    }
+    let cores = Cores::new(2);
+    let _both = (cores.enter(), cores.enter());
+    let asked = Asked::new(&cores, 1);
+    assert!(run(&asked) == alone);
+    assert_eq!(asked.told_ns.into_inner(), 0, "somebody helped, and no core was free");
+}
+
+#[test]
+fn runs_that_want_the_same_cores_end() {
+    let graph = Graph::load(&products(), EngineKind::Tract).expect("a graph");
+    let data = vec![0; ROWS * SIDE * 4];
+    let cores = Cores::new(4);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let _caller = cores.enter();
+                    let data = Cow::Borrowed(&data[..]);
+                    let shape = vec![ROWS, SIDE];
+                    let input = Value { datatype: Datatype::Fp32, shape, data };
+                    let asked = Asked::new(&cores, 3);
+                    graph.run(&mut [input], &asked).expect("an answer");
+                }
+            });
+        }
+    });
+}
