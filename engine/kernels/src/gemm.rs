@@ -20,8 +20,13 @@ const BLOCK_VALUES: usize = 128 * 1024;
 /// written in stretches, short enough for the second-level cache.
 const BLOCK_COLUMN_VALUES: usize = 32 * 1024;
 
-/// Below this many rows a dynamic matrix is read in place: packing it would cost as much as using it.
-const ROWS_WORTH_PACKING: usize = 16;
+/// With no more rows than this a dynamic matrix is read in place: packing it costs more than loads from all over it.
+const ROWS_WORTH_PACKING: usize = 128;
+
+/// Of a second-level cache of a mebibyte. Rows of a matrix that all lie in a few of its sets are packed.
+const SETS: usize = 2048;
+/// Rows that a set is good for when they are read in turn, twice its lines: others are on their way meanwhile.
+const ROWS_IN_SET: usize = 16;
 
 /// `c[rows, n] = a[rows, k] · w[k, n]`, then the epilogue with one bias for each column; `w` is packed with `n` as its
 /// extent. `c` is row-major without gaps, as is the residual.
@@ -152,8 +157,9 @@ pub(crate) fn spread(
     if left.rows == 0 || n == 0 {
         return;
     }
-    let in_place = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
+    let few = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
     for block in Blocks::new(k) {
+        let in_place = few && block.len <= rows_in_cache(b.row_step);
         let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL)
             / PANEL
             * PANEL;
@@ -206,6 +212,12 @@ pub(crate) fn spread(
             column += columns;
         }
     }
+}
+
+/// How many vectors can be read in turn, a step from each other, before they drive each other out of the cache.
+fn rows_in_cache(step: usize) -> usize {
+    let apart = if step.is_multiple_of(PANEL) { step / PANEL } else { 1 };
+    SETS.checked_shr(apart.trailing_zeros()).unwrap_or(0).max(1) * ROWS_IN_SET
 }
 
 /// Copies columns of a matrix into panels of 16, `[panel][k][16]`, zeros behind the last column.
