@@ -9,6 +9,7 @@
     reason = "indices that the compiler knows keep sums in registers"
 )]
 
+pub mod columns;
 mod constant;
 mod conv;
 pub mod depthwise;
