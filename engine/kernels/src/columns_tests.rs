@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "sizes that fit")]
-
 use super::*;
 use crate::testing::{Random, levels};
 
