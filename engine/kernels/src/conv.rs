@@ -16,9 +16,9 @@ use crate::window::SLACK_FLOATS;
 /// costs more than packing the image.
 const SMALL_PLANE: usize = 256;
 
-/// From this width and up to this k, rows are gathered.
+/// From this width and up to this k, rows are gathered; every second value of them costs twice as much.
 const WIDE_ROW: usize = 48;
-const SHORT_K: usize = 64;
+const SHORT_K: [usize; 2] = [128, 64];
 
 /// What a convolution's sizes are, apart from the image's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +233,8 @@ impl Conv2d {
             step: g.strides[1],
             offsets: Offsets::Table(offsets),
         };
-        if width >= WIDE_ROW && w.k() <= SHORT_K && g.strides[1] <= 2 {
+        let short = SHORT_K.get(g.strides[1] - 1).is_some_and(|&short| w.k() <= short);
+        if width >= WIDE_ROW && short {
             rows(level, w, &seen, output, epilogue, team);
         } else {
             direct(level, w, &seen, output, epilogue, team);

@@ -159,6 +159,9 @@ fn winograd_agrees_with_the_definition() {
     assert!(Winograd::new(WIDE, &[0.0; 9 * 256 - 1]).is_err());
     assert!(Winograd::pays(&WIDE, [28, 28]) && !Winograd::pays(&WIDE, [5, 100]));
     assert!(!Winograd::pays(&Geometry { groups: 2, ..WIDE }, [28, 28]));
+    let deep = |channels| Geometry { inputs: channels, outputs: channels, ..WIDE };
+    assert!(Winograd::pays(&deep(64), [7, 7]) && !Winograd::pays(&deep(64), [4, 4]));
+    assert!(Winograd::pays(&deep(256), [14, 14]) && !Winograd::pays(&deep(256), [7, 7]));
 }
 
 const WIDE: Geometry = Geometry {

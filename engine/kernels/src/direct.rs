@@ -3,8 +3,9 @@
 //! Sums appear with channels along the lanes and are turned over on their way out. What must never live here: padding,
 //! the choice between this and `gemm::spread`.
 
+use crate::blocks::{Blocks, Groups};
 use crate::epilogue::Epilogue;
-use crate::gemm::{Blocks, Groups, tile_panels};
+use crate::gemm::tile_panels;
 use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};

@@ -178,7 +178,7 @@ macro_rules! each_vector {
 /// # Safety
 /// `p` points at `n <= LANES` values.
 #[inline(always)]
-unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
+pub(crate) unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
     // SAFETY: the caller's promise.
     unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
 }
@@ -186,7 +186,7 @@ unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
 /// # Safety
 /// `p` points at `n <= LANES` values.
 #[inline(always)]
-unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
+pub(crate) unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
     // SAFETY: the caller's promise.
     unsafe { if n == S::LANES { S::store(p, v) } else { S::store_first(p, v, n) } }
 }
@@ -196,7 +196,7 @@ unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
 /// # Safety
 /// The machine has `S`.
 #[inline(always)]
-unsafe fn spread<S: Simd>(v: S::V) -> [f32; 16] {
+pub(crate) unsafe fn spread<S: Simd>(v: S::V) -> [f32; 16] {
     const { assert!(S::LANES <= 16) };
     let mut lanes = [0.0; 16];
     // SAFETY: no more than 16 lanes.

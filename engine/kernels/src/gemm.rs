@@ -4,17 +4,14 @@
 //! [`spread`] loads the columns of a dynamic matrix as vectors and broadcasts the other operand. The third, with the
 //! image broadcast and the result turned over, is in `direct.rs`. What must never live here: images, windows.
 
-use crate::epilogue::Epilogue;
 use std::ops::Range;
 
+use crate::blocks::{Blocks, Groups};
+use crate::epilogue::Epilogue;
 use crate::packed::{Buffer, Packed, ShapeError, View, ensure};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};
-use crate::tile::{Finish, PANEL, Start, Strip, Walk};
-
-/// Elements of k taken at once: a group of three panels then takes 72 KiB, which streams from the second-level cache
-/// while sums stay in registers.
-pub(crate) const BLOCK_K: usize = 384;
+use crate::tile::{PANEL, Start, Strip, Walk};
 
 /// The broadcast operand's block is kept under this many values, half of a second-level cache of 1 MiB.
 const BLOCK_VALUES: usize = 128 * 1024;
@@ -23,8 +20,13 @@ const BLOCK_VALUES: usize = 128 * 1024;
 /// written in stretches, short enough for the second-level cache.
 const BLOCK_COLUMN_VALUES: usize = 32 * 1024;
 
-/// Below this many rows a dynamic matrix is read in place: packing it would cost as much as using it.
-const ROWS_WORTH_PACKING: usize = 16;
+/// With no more rows than this a dynamic matrix is read in place: packing it costs more than loads from all over it.
+const ROWS_WORTH_PACKING: usize = 128;
+
+/// Of a second-level cache of a mebibyte. Rows of a matrix that all lie in a few of its sets are packed.
+const SETS: usize = 2048;
+/// Rows that a set is good for when they are read in turn, twice its lines: others are on their way meanwhile.
+const ROWS_IN_SET: usize = 16;
 
 /// `c[rows, n] = a[rows, k] · w[k, n]`, then the epilogue with one bias for each column; `w` is packed with `n` as its
 /// extent. `c` is row-major without gaps, as is the residual.
@@ -209,8 +211,9 @@ fn spread_part(
     epilogue: &Epilogue<'_>,
     panels: &mut Buffer,
 ) {
-    let in_place = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
+    let few = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
     for block in Blocks::new(k) {
+        let in_place = few && block.len <= rows_in_cache(b.row_step);
         let at_once = (BLOCK_COLUMN_VALUES / block.len.max(1)).max(tile_panels(level) * PANEL)
             / PANEL
             * PANEL;
@@ -263,6 +266,12 @@ fn spread_part(
             column += columns;
         }
     }
+}
+
+/// How many vectors can be read in turn, a step from each other, before they drive each other out of the cache.
+fn rows_in_cache(step: usize) -> usize {
+    let apart = if step.is_multiple_of(PANEL) { step / PANEL } else { 1 };
+    SETS.checked_shr(apart.trailing_zeros()).unwrap_or(0).max(1) * ROWS_IN_SET
 }
 
 /// Copies columns of a matrix into panels of 16, `[panel][k][16]`, zeros behind the last column.
@@ -362,91 +371,6 @@ pub(crate) fn check_output(
     ensure(size == Some(c.len()), "output")?;
     ensure(epilogue.bias.is_none_or(|bias| bias.len() == biases), "bias")?;
     ensure(epilogue.residual.is_none_or(|residual| residual.len() == c.len()), "residual")
-}
-
-/// One block of k.
-#[derive(Clone, Copy)]
-pub(crate) struct Block {
-    pub from: usize,
-    pub len: usize,
-    first: bool,
-    last: bool,
-}
-
-impl Block {
-    /// What the sums begin with.
-    pub fn start(&self, bias: Option<Start>) -> Start {
-        if self.first { bias.unwrap_or(Start::Zero) } else { Start::Accumulate }
-    }
-
-    /// What happens to the sums: all of the epilogue but the bias after the last block, nothing before. `at` is where
-    /// the strip's output begins.
-    pub fn finish(&self, epilogue: &Epilogue<'_>, at: usize) -> Finish {
-        if !self.last {
-            return Finish::NONE;
-        }
-        let residual = epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(at));
-        Finish { residual, order: epilogue.order, activation: epilogue.activation }
-    }
-}
-
-/// Blocks of k, as even as can be, and one (empty) for k = 0, because the epilogue must still run.
-pub(crate) struct Blocks {
-    k: usize,
-    count: usize,
-    next: usize,
-}
-
-impl Blocks {
-    pub fn new(k: usize) -> Blocks {
-        Blocks::of(k, BLOCK_K)
-    }
-
-    /// Of at most `most` elements.
-    pub fn of(k: usize, most: usize) -> Blocks {
-        Blocks { k, count: k.div_ceil(most).max(1), next: 0 }
-    }
-}
-
-impl Iterator for Blocks {
-    type Item = Block;
-
-    fn next(&mut self) -> Option<Block> {
-        if self.next == self.count {
-            return None;
-        }
-        let edge = |i: usize| i * self.k / self.count;
-        let (from, to) = (edge(self.next), edge(self.next + 1));
-        self.next += 1;
-        Some(Block { from, len: to - from, first: self.next == 1, last: self.next == self.count })
-    }
-}
-
-/// Groups of at most `widest` panels, as even as can be: four panels are 2 and 2, not 3 and 1.
-pub(crate) struct Groups {
-    panels: usize,
-    count: usize,
-    next: usize,
-}
-
-impl Groups {
-    pub fn new(panels: usize, widest: usize) -> Groups {
-        Groups { panels, count: panels.div_ceil(widest), next: 0 }
-    }
-}
-
-impl Iterator for Groups {
-    type Item = (usize, usize);
-
-    fn next(&mut self) -> Option<(usize, usize)> {
-        if self.next == self.count {
-            return None;
-        }
-        let edge = |i: usize| i * self.panels / self.count;
-        let (from, to) = (edge(self.next), edge(self.next + 1));
-        self.next += 1;
-        Some((from, to - from))
-    }
 }
 
 #[cfg(test)]

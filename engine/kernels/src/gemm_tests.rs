@@ -78,6 +78,30 @@ fn products_of_any_views_agree_with_the_definition() {
 }
 
 #[test]
+fn products_with_rows_far_apart_agree_with_the_definition() {
+    assert_eq!(rows_in_cache(3136), 512 * 16);
+    assert_eq!((rows_in_cache(4096), rows_in_cache(1 << 20)), (8 * 16, 16));
+    assert_eq!((rows_in_cache(0), rows_in_cache(49)), (16, 2048 * 16));
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let alone = Alone::default();
+    for (k, step) in [(100, 4096), (130, 4096), (200, 1000), (20, 1 << 16)] {
+        let (m, n) = (random.between(17, 60), random.between(40, 70));
+        let (a, b) = (random.values(m * k), random.values(k * step));
+        let left = View::rows(&a, k);
+        let right = View { data: &b, row_step: step, column_step: 1 };
+        let (bias, residual) = (random.values(n), random.values(m * n));
+        let epilogue = epilogue(&mut random, &bias, &residual);
+        let wanted = reference((m, k, n), left, right, &epilogue);
+        for level in levels() {
+            let mut c = vec![f32::NAN; m * n];
+            let sizes = (m, k, n);
+            product(level, sizes, left, right, &mut c, &epilogue, &alone).expect("sizes fit");
+            assert_close(&c, &wanted, k, &format!("{level:?} {m}x{k}x{n} {epilogue:?}"));
+        }
+    }
+}
+
+#[test]
 fn sizes_that_do_not_fit_are_errors() {
     let (a, mut c) = (vec![0.0; 6], vec![0.0; 6]);
     let none = Epilogue::default();

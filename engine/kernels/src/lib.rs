@@ -9,6 +9,8 @@
     reason = "indices that the compiler knows keep sums in registers"
 )]
 
+mod blocks;
+pub mod columns;
 mod constant;
 mod conv;
 pub mod depthwise;

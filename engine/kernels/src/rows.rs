@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
+use crate::blocks::Blocks;
 use crate::direct::{Offsets, Seen};
 use crate::epilogue::Epilogue;
-use crate::gemm::{Blocks, Left};
+use crate::gemm::Left;
 use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};

@@ -285,6 +285,29 @@ impl Strip {
         }
     }
 
+    /// A tile's values and what stands at its place in a residual, if there is one.
+    #[inline(always)]
+    unsafe fn plus<S: Simd, const R: usize, const P: usize>(
+        &self,
+        mut values: [[S::V; P]; R],
+        residual: *const f32,
+        at: usize,
+    ) -> [[S::V; P]; R] {
+        if residual.is_null() {
+            return values;
+        }
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: as for `tile`; the residual has the output's shape.
+                unsafe {
+                    let residual = S::load(residual.add(at + r * self.c_step + p * PANEL));
+                    values[r][p] = S::add(values[r][p], residual);
+                }
+            }
+        }
+        values
+    }
+
     #[inline(always)]
     unsafe fn end<S: Simd, const R: usize, const P: usize>(
         &self,
@@ -292,15 +315,24 @@ impl Strip {
         at: usize,
         columns: usize,
     ) {
-        let whole = columns == P * PANEL && self.finish.residual.is_null();
+        let Finish { residual, order, activation } = self.finish;
         // SAFETY: as for `tile`.
         unsafe {
-            if let (true, Some((low, high))) = (whole, self.finish.activation.bounds()) {
+            if let (true, Some((low, high))) = (columns == P * PANEL, activation.bounds()) {
                 let (low, high) = (S::splat(low), S::splat(high));
+                let before = order == ResidualOrder::BeforeActivation;
+                let acc = if before { self.plus::<S, R, P>(acc, residual, at) } else { acc };
+                let mut results = [[S::zero(); P]; R];
                 for r in 0..R {
                     for p in 0..P {
-                        let v = S::min(high, S::max(low, acc[r][p]));
-                        S::store(self.c.add(at + r * self.c_step + p * PANEL), v);
+                        results[r][p] = S::min(high, S::max(low, acc[r][p]));
+                    }
+                }
+                let after = if before { std::ptr::null() } else { residual };
+                let results = self.plus::<S, R, P>(results, after, at);
+                for r in 0..R {
+                    for p in 0..P {
+                        S::store(self.c.add(at + r * self.c_step + p * PANEL), results[r][p]);
                     }
                 }
                 return;

@@ -27,8 +27,11 @@ const VALUES_AT_ONCE: usize = 160 * 1024;
 
 /// With fewer channels the transforms cost more than the products that they save.
 const MIN_CHANNELS: usize = 16;
-/// With fewer tiles the transformed weights, four times as many, are read for too little.
+/// With fewer tiles the transformed weights, four times as many, are read for too little ...
 const MIN_TILES: usize = 12;
+/// ... where they are more than a second-level cache holds: 2 MiB. Else so many tiles are enough.
+const FEW_VALUES: usize = 512 * 1024;
+const MIN_TILES_OF_FEW: usize = 4;
 
 /// A convolution of 3 by 3 with transformed weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,8 +47,10 @@ impl Winograd {
         let fits = fits(geometry) && geometry.inputs.min(geometry.outputs) >= MIN_CHANNELS;
         let Some([height, width]) = geometry.output(image).filter(|_| fits) else { return false };
         let tiles = height.div_ceil(TILE) * width.div_ceil(TILE);
+        let values = geometry.inputs.saturating_mul(geometry.outputs).saturating_mul(PLACES);
+        let enough = if values <= FEW_VALUES { MIN_TILES_OF_FEW } else { MIN_TILES };
         // At least seven of ten products are for outputs, not for what tiles have beyond them.
-        tiles >= MIN_TILES && height * width * 10 >= tiles * TILE * TILE * 7
+        tiles >= enough && height * width * 10 >= tiles * TILE * TILE * 7
     }
 
     /// Transforms weights `[outputs, inputs, 3, 3]`.

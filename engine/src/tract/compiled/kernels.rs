@@ -134,6 +134,7 @@ impl Stored for Function {
         to.small.push(match self {
             Function::Gelu => 0,
             Function::Silu => 1,
+            Function::GeluTanh => 2,
             _ => return None,
         });
         Some(())
@@ -143,6 +144,7 @@ impl Stored for Function {
         Some(match u8::take(from)? {
             0 => Function::Gelu,
             1 => Function::Silu,
+            2 => Function::GeluTanh,
             _ => return None,
         })
     }

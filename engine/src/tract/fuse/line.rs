@@ -1,6 +1,7 @@
 //! Convolutions along one axis as products of matrices: with the channels innermost, what a
 //! position sees is one row of them, and rows may overlap.
 
+use wisp_kernels::columns::transpose;
 use wisp_kernels::window::Window;
 use wisp_kernels::{Epilogue, Level, Packed, ShapeError, View, linear};
 
@@ -67,10 +68,11 @@ impl Line {
         scratch.resize(padded * channels + result, 0.0);
         let (turned, sums) = scratch.split_at_mut(padded * channels);
         for (x, y) in x.chunks_exact(image.max(1)).zip(y.chunks_exact_mut(result.max(1))) {
-            transpose(x, channels, width, &mut turned[self.before * channels..]);
+            let place = &mut turned[self.before * channels..][..image];
+            transpose(x, [channels, width], place).map_err(|_| ShapeError("input of a line"))?;
             let a = View { data: turned, row_step: self.stride * channels, column_step: 1 };
             linear(Level::best(), rows, a, &self.weights, sums, epilogue, &OfThread)?;
-            transpose(sums, rows, outputs, y);
+            transpose(sums, [rows, outputs], y).map_err(|_| ShapeError("output of a line"))?;
         }
         Ok(())
     }
@@ -79,22 +81,6 @@ impl Line {
 /// \[channels, kernel\] as \[kernel, channels\].
 fn turn(weights: &[f32], channels: usize, kernel: usize) -> Vec<f32> {
     let mut turned = vec![0.0; weights.len()];
-    transpose(weights, channels, kernel, &mut turned);
+    transpose(weights, [channels, kernel], &mut turned).expect("an output's weights are so many");
     turned
-}
-
-/// Writes `from`, \[rows, columns\], as \[columns, rows\], in blocks that stay in the cache.
-fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
-    const BLOCK: usize = 16;
-    for row in (0..rows).step_by(BLOCK) {
-        for column in (0..columns).step_by(BLOCK) {
-            let width = BLOCK.min(columns - column);
-            for row in row..rows.min(row + BLOCK) {
-                let line = &from[row * columns + column..][..width];
-                for (offset, value) in line.iter().enumerate() {
-                    to[(column + offset) * rows + row] = *value;
-                }
-            }
-        }
-    }
 }

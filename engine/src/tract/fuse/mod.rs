@@ -6,12 +6,15 @@ mod barrier;
 mod binary;
 mod chain;
 mod conv;
+mod gelu;
 mod line;
+mod one_hot;
 mod pool;
 mod product;
 mod rows;
 mod spans;
 mod table;
+mod variance;
 mod weights;
 
 pub(super) use barrier::Barrier;
@@ -37,6 +40,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;
+    one_hot::fuse(&mut model)?;
     product::fuse(&mut model, packed)?;
     rows::fuse(&mut model)?;
     table::fuse(&mut model)?;

@@ -144,7 +144,7 @@ fn fuse_one(
 }
 
 /// The axes of a sum that may be a product of matrices.
-fn axes(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Vec<Places>>> {
+pub(super) fn axes(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Vec<Places>>> {
     let Some(op) = node.op_as::<EinSum>() else { return Ok(None) };
     if op.q_params.is_some() || op.operating_dt != DatumType::F32 || node.inputs.len() != 2 {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Functions of single values and of rows (the last axis) in single precision.
+//! Functions of single values, of rows (the last axis) and along an axis in single precision.
 
 use std::sync::Arc;
 
@@ -8,12 +8,14 @@ use tract_onnx::tract_hir::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::tract_core::ops::math::{Add, Mul, Sub};
 use tract_onnx::tract_hir::tract_core::ops::nn::{
-    GeluExact, Reduce, Reducer, RmsNorm, Silu, Softmax, SoftmaxKind,
+    GeluApproximate, GeluExact, Reduce, Reducer, RmsNorm, Silu, Softmax, SoftmaxKind,
 };
+use wisp_kernels::columns::layer_norm_columns;
 use wisp_kernels::elementwise::{Function, apply, layer_norm, softmax};
 use wisp_kernels::share_values;
 
 use super::chain::by_channel;
+use super::{gelu, variance};
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 use crate::tract::team::OfThread;
 
@@ -24,8 +26,22 @@ const LINE: usize = 16;
 pub(in crate::tract) enum RowFunction {
     Each(Function),
     Softmax,
-    LayerNorm { gain: Arc<[f32]>, bias: Arc<[f32]>, epsilon: f32 },
+    LayerNorm {
+        gain: Arc<[f32]>,
+        bias: Arc<[f32]>,
+        epsilon: f32,
+    },
+    /// As a layer's, along any axis.
+    AxisNorm {
+        gain: Arc<[f32]>,
+        bias: Arc<[f32]>,
+        epsilon: f32,
+        axis: usize,
+    },
 }
+
+/// A function, its input, and the node at which it ends.
+pub(super) type Found = (RowFunction, OutletId, usize);
 
 /// A function that takes the place of its input where nothing else needs that.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +63,12 @@ impl Stored for RowFunction {
                 bias.put(to)?;
                 epsilon.put(to)
             }
+            RowFunction::AxisNorm { gain, bias, epsilon, axis } => {
+                to.variant(3, gain)?;
+                bias.put(to)?;
+                epsilon.put(to)?;
+                axis.put(to)
+            }
         }
     }
 
@@ -59,6 +81,12 @@ impl Stored for RowFunction {
                 bias: Stored::take(from)?,
                 epsilon: Stored::take(from)?,
             },
+            3 => RowFunction::AxisNorm {
+                gain: Stored::take(from)?,
+                bias: Stored::take(from)?,
+                epsilon: Stored::take(from)?,
+                axis: Stored::take(from)?,
+            },
             _ => return None,
         })
     }
@@ -67,11 +95,7 @@ impl Stored for RowFunction {
 /// Replaces what our kernels do better.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
     for id in model.eval_order()? {
-        let fused = match function(model, id)? {
-            Some(function) => Some((function, model.node(id).inputs[0], id)),
-            None => norm(model, id)?,
-        };
-        let Some((function, input, last)) = fused else { continue };
+        let Some((function, input, last)) = found(model, id)? else { continue };
         let fact = model.outlet_fact(input)?;
         if fact.datum_type != DatumType::F32 || fact.rank() == 0 {
             continue;
@@ -84,6 +108,18 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         patch.apply(model)?;
     }
     model.compact()
+}
+
+fn found(model: &TypedModel, id: usize) -> TractResult<Option<Found>> {
+    if let Some(function) = function(model, id)? {
+        return Ok(Some((function, model.node(id).inputs[0], id)));
+    }
+    for find in [norm, variance::norm, gelu::gelu] {
+        if let Some(found) = find(model, id)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 fn function(model: &TypedModel, id: usize) -> TractResult<Option<RowFunction>> {
@@ -99,6 +135,8 @@ fn function(model: &TypedModel, id: usize) -> TractResult<Option<RowFunction>> {
     let Some(op) = node.op_as::<ElementWiseOp>() else { return Ok(None) };
     Ok(if op.0.is::<GeluExact>() {
         Some(RowFunction::Each(Function::Gelu))
+    } else if op.0.downcast_ref::<GeluApproximate>().is_some_and(|op| !op.fast_impl) {
+        Some(RowFunction::Each(Function::GeluTanh))
     } else if op.0.is::<Silu>() {
         Some(RowFunction::Each(Function::Silu))
     } else {
@@ -108,7 +146,7 @@ fn function(model: &TypedModel, id: usize) -> TractResult<Option<RowFunction>> {
 
 /// `(x - mean(x)) / rms(x - mean(x)) × gain + bias`, ending at node `id`: tract leaves a layer's
 /// normalisation as that. Returns its input, too.
-fn norm(model: &TypedModel, id: usize) -> TractResult<Option<(RowFunction, OutletId, usize)>> {
+fn norm(model: &TypedModel, id: usize) -> TractResult<Option<Found>> {
     let Some((scaled, bias)) = with_constant::<Add>(model, id)? else { return Ok(None) };
     let Some((normed, gain)) = with_constant::<Mul>(model, scaled.node)? else { return Ok(None) };
     let Some(op) = model.node(normed.node).op_as::<RmsNorm>() else { return Ok(None) };
@@ -117,10 +155,10 @@ fn norm(model: &TypedModel, id: usize) -> TractResult<Option<(RowFunction, Outle
     let [x, mean] = centred.inputs[..] else { return Ok(None) };
     let shape = &model.outlet_fact(x)?.shape;
     let Some(row) = shape.last().and_then(|size| size.to_usize().ok()) else { return Ok(None) };
-    if !is_difference || op.axis + 1 != shape.len() || !is_mean(model, mean, x, row)? {
+    let axis = shape.len() - 1;
+    if !is_difference || op.axis != axis || !is_mean(model, mean, x, axis)? {
         return Ok(None);
     }
-    let axis = shape.len() - 1;
     let gain = by_channel(&gain, axis, row);
     let Some((gain, bias)) = gain.zip(by_channel(&bias, axis, row)) else { return Ok(None) };
     let epsilon = op.eps.cast_to_scalar::<f32>()?;
@@ -129,7 +167,7 @@ fn norm(model: &TypedModel, id: usize) -> TractResult<Option<(RowFunction, Outle
 }
 
 /// The other operand of a binary node, and its constant.
-fn with_constant<O: BinMiniOp>(
+pub(super) fn with_constant<O: BinMiniOp>(
     model: &TypedModel,
     id: usize,
 ) -> TractResult<Option<(OutletId, Arc<Tensor>)>> {
@@ -144,19 +182,21 @@ fn with_constant<O: BinMiniOp>(
     Ok(None)
 }
 
-/// Whether `mean` is the sum of `x` over its last axis, times one over its length.
-fn is_mean(model: &TypedModel, mean: OutletId, x: OutletId, row: usize) -> TractResult<bool> {
+/// Whether `mean` is the sum of `x` over an axis, times one over its length.
+pub(super) fn is_mean(
+    model: &TypedModel,
+    mean: OutletId,
+    x: OutletId,
+    axis: usize,
+) -> TractResult<bool> {
     let Some((sum, factor)) = with_constant::<Mul>(model, mean.node)? else { return Ok(false) };
+    let Ok(length) = model.outlet_fact(x)?.shape[axis].to_usize() else { return Ok(false) };
     let node = model.node(sum.node);
-    let is_sum = node.op_as::<Reduce>().is_some_and(|op| {
-        matches!(op.reducer, Reducer::Sum) && op.axes[..] == [model_rank(model, x) - 1]
-    });
-    let factor = by_channel(&factor, 0, 1).map(|factor| factor[0] * row as f32);
+    let is_sum = node
+        .op_as::<Reduce>()
+        .is_some_and(|op| matches!(op.reducer, Reducer::Sum) && op.axes[..] == [axis]);
+    let factor = by_channel(&factor, 0, 1).map(|factor| factor[0] * length as f32);
     Ok(is_sum && node.inputs[0] == x && factor.is_some_and(|one| (one - 1.0).abs() < 1e-5))
-}
-
-fn model_rank(model: &TypedModel, outlet: OutletId) -> usize {
-    model.outlet_fact(outlet).map_or(1, |fact| fact.rank().max(1))
 }
 
 impl Op for FusedRows {
@@ -164,7 +204,7 @@ impl Op for FusedRows {
         match self.function {
             RowFunction::Each(_) => "FusedFunction".into(),
             RowFunction::Softmax => "FusedSoftmax".into(),
-            RowFunction::LayerNorm { .. } => "FusedLayerNorm".into(),
+            RowFunction::LayerNorm { .. } | RowFunction::AxisNorm { .. } => "FusedLayerNorm".into(),
         }
     }
 
@@ -180,6 +220,7 @@ impl EvalOp for FusedRows {
         if tensor.len() == 0 {
             return Ok(tvec!(tensor.into_tvalue()));
         }
+        let shape: TVec<usize> = tensor.shape().into();
         let mut plain = tensor.try_as_plain_ram_mut()?;
         let values = plain.as_slice_mut::<f32>()?;
         match &self.function {
@@ -191,6 +232,11 @@ impl EvalOp for FusedRows {
             RowFunction::Softmax => softmax(values, row)?,
             RowFunction::LayerNorm { gain, bias, epsilon } => {
                 layer_norm(values, gain, Some(bias), *epsilon)?;
+            }
+            RowFunction::AxisNorm { gain, bias, epsilon, axis } => {
+                let inner = shape.get(axis.saturating_add(1)..).context("an axis of the tensor")?;
+                let width = inner.iter().product();
+                layer_norm_columns(values, width, gain, bias, *epsilon)?;
             }
         }
         Ok(tvec!(tensor.into_tvalue()))

@@ -1,5 +1,6 @@
-//! Rows of a constant table by their numbers: embeddings. The table stays where it lies, which
-//! may be a file, as a run reads few of its rows.
+//! Rows of a constant table by their numbers: embeddings, also those that are written as a product
+//! with ones and zeros (`one_hot.rs`). The table stays where it lies, which may be a file, as a run
+//! reads few of its rows.
 
 use bytes::Bytes;
 
@@ -15,6 +16,8 @@ pub(in crate::tract) struct FusedTable {
     /// The elements.
     table: Bytes,
     shape: TVec<usize>,
+    /// Whether its last row stands for all numbers that have none; else there are none such.
+    has_rest: bool,
 }
 
 /// A constant as bytes.
@@ -44,27 +47,43 @@ fn fused(model: &TypedModel, id: usize) -> TractResult<Option<FusedTable>> {
     if !is_table || konst.as_plain_ram().is_none() {
         return Ok(None);
     }
-    let shape = konst.shape().into();
-    Ok(Some(FusedTable { table: Bytes::from_owner(Owner(konst)), shape }))
+    Ok(Some(FusedTable::new(konst, false)))
 }
 
 impl Stored for FusedTable {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
         self.shape.put(to)?;
+        self.has_rest.put(to)?;
         to.large(&self.table)
     }
 
     fn take(from: &mut Reader<'_>) -> Option<Self> {
-        let (shape, table) = (TVec::<usize>::take(from)?, from.large()?);
+        let (shape, has_rest) = (TVec::<usize>::take(from)?, bool::take(from)?);
+        let table = from.large()?;
         let size = shape.iter().try_fold(size_of::<f32>(), |size, &next| size.checked_mul(next));
         let fits = size == Some(table.len()) && shape.len() > 1 && !table.is_empty();
-        (fits && table.as_ptr().cast::<f32>().is_aligned()).then_some(Self { table, shape })
+        (fits && table.as_ptr().cast::<f32>().is_aligned()).then_some(Self {
+            table,
+            shape,
+            has_rest,
+        })
     }
 }
 
 impl FusedTable {
+    /// Of a table in single precision, in memory, of rank 2 or more and with rows that are not empty.
+    pub(super) fn new(table: Arc<Tensor>, has_rest: bool) -> Self {
+        let shape = table.shape().into();
+        Self { table: Bytes::from_owner(Owner(table)), shape, has_rest }
+    }
+
     fn row(&self, index: i64) -> TractResult<&[u8]> {
         let rows = self.shape[0];
+        if self.has_rest {
+            let at = usize::try_from(index).map_or(rows - 1, |index| index.min(rows - 1));
+            let row = self.table.len() / rows;
+            return Ok(&self.table[at * row..][..row]);
+        }
         let at = if index < 0 { index.checked_add_unsigned(rows as u64) } else { Some(index) };
         let at = at.and_then(|at| usize::try_from(at).ok()).filter(|&at| at < rows);
         let at = at.with_context(|| format!("there is no row {index} in a table of {rows}"))?;
@@ -76,7 +95,8 @@ impl FusedTable {
 impl PartialEq for FusedTable {
     fn eq(&self, other: &Self) -> bool {
         // Equal tables elsewhere are not worth reading.
-        self.table.as_ptr() == other.table.as_ptr() && self.shape == other.shape
+        self.table.as_ptr() == other.table.as_ptr()
+            && (&self.shape, self.has_rest) == (&other.shape, other.has_rest)
     }
 }
 
