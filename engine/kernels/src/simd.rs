@@ -46,9 +46,11 @@ pub(crate) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// Lane by lane product.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// Lane by lane minimum; the second operand where either is not a number, so put the constant first.
+    /// Lane by lane minimum; where the second operand is not a number, that; where only the first is
+    /// not, either. So put the constant first.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// Lane by lane maximum; the second operand where either is not a number, so put the constant first.
+    /// Lane by lane maximum; where the second operand is not a number, that; where only the first is
+    /// not, either. So put the constant first.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Runs a kernel as a function of its own with this instruction set, where inlining would only cost the compiler's
     /// time.

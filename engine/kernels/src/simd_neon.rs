@@ -27,19 +27,23 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
-        let mut lanes = [0.0f32; 4];
-        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-            unsafe { *lane = *p.add(i) }
+        // By cases, as a loop over lanes becomes a call of memcpy.
+        unsafe {
+            match n {
+                0 => vdupq_n_f32(0.0),
+                1 => vsetq_lane_f32::<0>(*p, vdupq_n_f32(0.0)),
+                2 => vcombine_f32(vld1_f32(p), vdup_n_f32(0.0)),
+                3 => vcombine_f32(vld1_f32(p), vset_lane_f32::<0>(*p.add(2), vdup_n_f32(0.0))),
+                _ => vld1q_f32(p),
+            }
         }
-        unsafe { vld1q_f32(lanes.as_ptr()) }
     }
     #[inline(always)]
     unsafe fn load_even(p: *const f32) -> Self::V {
         // Lanes 0 2 of the first load, 1 3 of one that starts a value early: nothing behind the last is touched.
         unsafe {
             let high = vld1q_f32(p.add(3));
-            let even = vuzp1q_f32(vld1q_f32(p), vextq_f32::<1>(high, high));
-            even
+            vuzp1q_f32(vld1q_f32(p), vextq_f32::<1>(high, high))
         }
     }
     #[inline(always)]
@@ -74,10 +78,17 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
-        let mut lanes = [0.0f32; 4];
-        unsafe { vst1q_f32(lanes.as_mut_ptr(), v) }
-        for (i, lane) in lanes.iter().enumerate().take(n) {
-            unsafe { *p.add(i) = *lane }
+        unsafe {
+            match n {
+                0 => {}
+                1 => *p = vgetq_lane_f32::<0>(v),
+                2 => vst1_f32(p, vget_low_f32(v)),
+                3 => {
+                    vst1_f32(p, vget_low_f32(v));
+                    *p.add(2) = vgetq_lane_f32::<2>(v);
+                }
+                _ => vst1q_f32(p, v),
+            }
         }
     }
     #[inline(always)]
@@ -102,14 +113,28 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        unsafe { kernel.run::<Neon>() }
+        unsafe { call_neon(kernel) }
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, src_step: usize, dst: *mut f32, dst_step: usize) {
-        for i in 0..4 {
-            for j in 0..4 {
-                unsafe { *dst.add(j * dst_step + i) = *src.add(i * src_step + j) }
-            }
+        unsafe {
+            let row = |i: usize| vld1q_f32(src.add(i * src_step));
+            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+            // Columns 0 2 and 1 3 of two rows each, then pairs of lanes into order.
+            let pairs = |even, odd| (vreinterpretq_f64_f32(even), vreinterpretq_f64_f32(odd));
+            let (ab02, ab13) = pairs(vtrn1q_f32(a, b), vtrn2q_f32(a, b));
+            let (cd02, cd13) = pairs(vtrn1q_f32(c, d), vtrn2q_f32(c, d));
+            let put = |j: usize, v| vst1q_f32(dst.add(j * dst_step), vreinterpretq_f32_f64(v));
+            put(0, vtrn1q_f64(ab02, cd02));
+            put(1, vtrn1q_f64(ab13, cd13));
+            put(2, vtrn2q_f64(ab02, cd02));
+            put(3, vtrn2q_f64(ab13, cd13));
         }
     }
+}
+
+#[inline(never)]
+unsafe fn call_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: NEON is part of the target; the caller vouches for the pointers.
+    unsafe { kernel.run::<Neon>() }
 }
