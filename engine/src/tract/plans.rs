@@ -12,8 +12,9 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use super::by_sizes::{Asked, BySizes};
+use super::extent::Extent;
 use super::fuse::{self, PackedWeights};
-use super::{Onnx, chain, compiled, extent};
+use super::{Onnx, chain, compiled};
 use crate::graph::Failure;
 use crate::guard::guarded;
 use crate::once::Once;
@@ -29,7 +30,7 @@ pub(super) struct Plan {
     pub(super) runnable: Arc<TypedRunnableModel>,
     constants: Vec<usize>,
     /// What a run takes, if that is known.
-    bytes: Option<TDim>,
+    extent: Option<Extent>,
 }
 
 #[derive(Debug)]
@@ -68,8 +69,8 @@ impl Plan {
     ) -> TractResult<Self> {
         fused.optimize()?;
         let runnable = fused.into_runnable()?;
-        let bytes = extent::of(runnable.model());
-        Ok(Self { runnable, constants: constants.collect(), bytes })
+        let extent = Extent::of(runnable.model());
+        Ok(Self { runnable, constants: constants.collect(), extent })
     }
 
     /// Whether it was made for more than one size: what it cannot do for these, another may.
@@ -90,13 +91,14 @@ impl Plan {
 
     /// Whether a run on these inputs is known to take no more than that, bytes.
     pub(super) fn takes_at_most(&self, most: usize, inputs: &[Arc<Tensor>]) -> bool {
-        let Some(bytes) = &self.bytes else { return false };
-        let sizes = || self.sizes(&self.pick(inputs).collect::<TVec<_>>());
-        let bytes = match bytes {
-            TDim::Val(bytes) => Some(*bytes),
-            bytes => sizes().and_then(|sizes| bytes.eval_to_i64(&sizes).ok()),
+        let Some(extent) = &self.extent else { return false };
+        let inputs: TVec<_> = self.pick(inputs).collect();
+        let sizes = match extent.is_fixed() {
+            true => Some(SymbolValues::default()),
+            false => self.sizes(&inputs),
         };
-        bytes.is_some_and(|bytes| usize::try_from(bytes).is_ok_and(|bytes| bytes <= most))
+        let bytes = sizes.and_then(|sizes| extent.bytes(&sizes, &inputs));
+        bytes.is_some_and(|bytes| bytes <= most)
     }
 
     /// The free sizes that inputs come to, if they have those that the plan asks for: sizes of one

@@ -5,9 +5,11 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::build::{BOOL, FLOAT, INT64, body, file, graph, int, longs, model, node, raw, value};
+use crate::build::{
+    BOOL, FLOAT, INT64, STRING, body, file, graph, int, longs, model, node, raw, value,
+};
 use crate::encode::encode;
-use wisp_engine::tensor::{Datatype, Value};
+use wisp_engine::tensor::{Datatype, Value, push_bytes_element};
 use wisp_engine::{EngineKind, Failure, Graph, Watch};
 
 const MIB: usize = 1 << 20;
@@ -220,6 +222,31 @@ fn what_is_not_in_a_shape_is_bounded_too() {
     let outputs = run(40).expect("fits");
     assert_eq!(i32::from_le_bytes(outputs[0].data[..4].try_into().expect("a number")), 1024);
     let failed = run(1000);
+    assert!(matches!(failed, Err(Failure::OutOfMemory(_))), "{failed:?}");
+}
+
+/// How long copied strings are is known when they come.
+#[test]
+fn copies_of_strings_are_bounded() {
+    let many = longs("many", &[16], &[0; 16]);
+    let nodes = vec![
+        node("Gather", &["x", "many"], &["copies"], &[]),
+        node("Gather", &["copies", "one"], &["y"], &[]),
+    ];
+    let constants = [many, longs("one", &[1], &[7])];
+    let graph = body(&[value("x", STRING, &[-1])], &[value("y", STRING, &[1])], &constants, nodes);
+    let graph = Graph::load(&encode(&model(graph)), EngineKind::Tract).expect("loads");
+    let run = |length: usize| {
+        let mut data = Vec::new();
+        push_bytes_element(&mut data, &vec![b'a'; length]).expect("fits");
+        let x = Value { datatype: Datatype::Bytes, shape: vec![1], data: Cow::Owned(data) };
+        let watch = Limited::to(8 * MIB);
+        (graph.run(&mut [x], &watch), watch.elsewhere_ns.into_inner())
+    };
+    let (outputs, elsewhere) = run(100);
+    assert_eq!(outputs.expect("fits")[0].data.len(), 4 + 100);
+    assert_eq!(elsewhere, 0, "a worker was asked");
+    let (failed, _) = run(4 * MIB);
     assert!(matches!(failed, Err(Failure::OutOfMemory(_))), "{failed:?}");
 }
 
