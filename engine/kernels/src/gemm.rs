@@ -49,13 +49,14 @@ pub fn linear(
         return Ok(());
     }
     let (panels, c) = (n.div_ceil(PANEL), Shared::new(c));
-    let parts = team::parts(team, rows * n * k, usize::MAX);
+    // By columns, so that each weight is read by one thread; by rows where there are few columns.
+    let steps = panels.div_ceil(tile_panels(level));
+    let by_columns = steps >= 2 * team.width();
+    let parts = team::parts(team, rows * n * k, if by_columns { steps } else { rows });
     if parts == 1 {
         linear_part(level, 0..rows, a, w, 0..panels, c, epilogue);
         return Ok(());
     }
-    // By columns, so that each weight is read by one thread; by rows where there are few columns.
-    let by_columns = panels >= parts * tile_panels(level);
     team.share(parts, &|part, _| {
         let (rows, panels) = match by_columns {
             true => (0..rows, share_of(part, parts, panels, tile_panels(level))),

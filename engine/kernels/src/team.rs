@@ -8,15 +8,19 @@ use std::ops::Range;
 
 use crate::packed::Buffer;
 
-/// Fewer products than this are not worth a part: they take some 10 µs, several times what handing them over does.
+/// Less work than twice so many products is not shared: they take some 10 µs, several times what handing them over does.
 #[cfg(not(test))]
 const WORTH: usize = 512 * 1024;
 /// Small enough for tests to see parts of everything.
 #[cfg(test)]
 const WORTH: usize = 64;
 
-/// Parts for each thread: one that comes late, or is interrupted, then leaves the others more.
-const PARTS_EACH: usize = 3;
+/// Parts for each thread: one that comes late, or is interrupted, then leaves the others more, and work that does not
+/// divide evenly leaves nobody waiting for long.
+const PARTS_EACH: usize = 8;
+
+/// Of [`WORTH`], the least that a part is.
+const FRACTION: usize = 4;
 
 /// Memory that a thread keeps between parts, so that none allocates twice.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +57,8 @@ impl Team for Alone {
 pub(crate) fn parts(team: &dyn Team, products: usize, most: usize) -> usize {
     match team.width() {
         0 | 1 => 1,
-        width => (products / WORTH).min(width * PARTS_EACH).min(most).max(1),
+        _ if products < 2 * WORTH => 1,
+        width => (products / (WORTH / FRACTION)).min(width * PARTS_EACH).min(most).max(1),
     }
 }
 

@@ -153,7 +153,9 @@ impl Winograd {
 
         let each = PLACES * (channels + g.outputs);
         let at_once = (VALUES_AT_ONCE / each).max(PANEL);
-        let parts = team::parts(team, PLACES * g.inputs * g.outputs * down * across, down);
+        // Wide bands, as each reads all weights.
+        let most = (2 * team.width()).min(down);
+        let parts = team::parts(team, PLACES * g.inputs * g.outputs * down * across, most);
         let band = (at_once / across).min(down.div_ceil(parts)).clamp(1, down);
         let at_once = at_once.min(band * across);
         let (turned, output) = (&*turned, Shared::new(output));
