@@ -6,7 +6,7 @@ PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
 	bench-deployments bench-engine bench-threads bench-wake bench-account bench-scale bench-overload bench-hostile compare soak \
-	onnx-tests engine-tests engine-probe fuzz reference deny
+	onnx-tests engine-tests test-aarch64 engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -121,6 +121,11 @@ onnx-tests: engine-probe target/engine-venv/.complete
 engine-tests: engine-probe target/engine-venv/.tests
 	@target/engine-venv/bin/python tests/onnx/node_tests.py --check --subset --no-reference --brief
 	@target/engine-venv/bin/python tests/onnx/model_tests.py
+
+# The kernels' tests where vectors are NEON's, under an emulator unless this machine is an aarch64.
+# With ARGS="-p wisp-kernels -- gemm", only those.
+test-aarch64:
+	@tests/aarch64.sh $(ARGS)
 
 # Breaks small graphs at random for a while and hands them to each engine in a process that may
 # die of it; what was lost is kept under target/fuzz.
