@@ -13,7 +13,7 @@ use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
 use super::by_sizes::{Asked, BySizes};
 use super::fuse::{self, PackedWeights};
-use super::{Onnx, chain, compiled, extent};
+use super::{Onnx, bodies, chain, compiled, extent};
 use crate::graph::Failure;
 use crate::guard::guarded;
 use crate::once::Once;
@@ -67,6 +67,7 @@ impl Plan {
         constants: impl Iterator<Item = usize>,
     ) -> TractResult<Self> {
         fused.optimize()?;
+        bodies::watch(&mut fused)?;
         let runnable = fused.into_runnable()?;
         let bytes = extent::of(runnable.model());
         Ok(Self { runnable, constants: constants.collect(), bytes })
