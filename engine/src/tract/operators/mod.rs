@@ -19,6 +19,7 @@ mod recurrent;
 mod regions;
 mod scores;
 mod selection;
+mod stable;
 mod svm;
 mod text;
 mod trees;
@@ -42,6 +43,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     recurrent::register(operators);
     regions::register(operators);
     selection::register(operators);
+    stable::register(operators);
     svm::register(operators);
     text::register(operators);
     trees::register(operators);
