@@ -6,6 +6,8 @@ mod algebra;
 mod attention;
 mod attributes;
 mod branches;
+mod einsum;
+mod indices;
 mod kernel;
 mod layout;
 mod linear;
@@ -32,6 +34,8 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     algebra::register(operators);
     attention::register(operators);
     branches::register(operators);
+    einsum::register(operators);
+    indices::register(operators);
     layout::register(operators);
     linear::register(operators);
     mapping::register(operators);
