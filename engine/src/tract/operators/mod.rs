@@ -11,6 +11,7 @@ mod indices;
 mod kernel;
 mod layout;
 mod linear;
+mod losses;
 mod mapping;
 mod ngrams;
 mod numeric;
@@ -38,6 +39,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     indices::register(operators);
     layout::register(operators);
     linear::register(operators);
+    losses::register(operators);
     mapping::register(operators);
     ngrams::register(operators);
     numeric::register(operators);
