@@ -3,6 +3,7 @@
 //! of bounds, hang or recurse without bound.
 
 mod algebra;
+mod attend;
 mod attention;
 mod attributes;
 mod branches;
