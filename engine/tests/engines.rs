@@ -359,6 +359,11 @@ fn an_engine_that_answers_otherwise_is_not_chosen() {
         choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, false).unwrap();
     assert_eq!(choice.engine, EngineKind::Tract);
     assert!(matches!(choice.candidates[1].verdict, Verdict::Disagrees(_)), "{choice:?}");
+    let alone = "no two agree, so tract is taken for being first";
+    assert!(choice.reason.contains(alone), "{}", choice.reason);
+    let tested =
+        choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, true).unwrap();
+    assert!(!tested.reason.contains(alone), "{}", tested.reason);
 }
 
 #[test]
