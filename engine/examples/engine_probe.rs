@@ -14,6 +14,8 @@
 //!     {"failed": "why"}
 //! {"profile": 0, "inputs": "folder", "times": 5}
 //!     {"operators": [["operator and node", 1], …]}   (the least of the runs, in ns)
+//! {"choose": "model.onnx", "inputs": "folder", "tolerance": 0.001}
+//!     {"chosen": "tract", "reason": "why"}   (of tract and rten, as an examination chooses)
 //! {"unload": 0}
 //!     {"unloaded": 0}
 //! ```
@@ -34,7 +36,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value as Json, json};
 use tract_onnx::pb::{self, TensorProto};
 use wisp_engine::tensor::{Datatype, TensorSpec, Value, bytes_elements, push_bytes_element};
-use wisp_engine::{Cores, EngineKind, Failure, Graph, Helpers, OnnxRuntime, Watch};
+use wisp_engine::{Cores, EngineKind, Failure, Graph, Helpers, OnnxRuntime, Watch, choose};
 
 /// As the server has it.
 #[global_allocator]
@@ -86,6 +88,9 @@ impl Probe {
             let loaded = self.load(path, request["engine"].as_str().unwrap_or("auto"));
             return Ok(loaded.unwrap_or_else(|text| json!({ "refused": text })));
         }
+        if let Some(path) = request["choose"].as_str() {
+            return choose_engine(path, request);
+        }
         if let Some(id) = request["profile"].as_u64() {
             return self.profile(id, request);
         }
@@ -96,7 +101,7 @@ impl Probe {
             self.graphs.remove(&id).ok_or("no such graph")?;
             return Ok(json!({ "unloaded": id }));
         }
-        Err("neither load, run nor unload".into())
+        Err("no request that is known".into())
     }
 
     fn load(&mut self, path: &str, engine: &str) -> Result<Json, String> {
@@ -187,6 +192,19 @@ impl Watch for Unwatched {
     fn helpers(&self) -> Option<Helpers> {
         Some(self.0.clone())
     }
+}
+
+fn choose_engine(path: &str, request: &Json) -> Result<Json, String> {
+    let onnx = fs::read(path).map_err(|error| format!("{path}: {error}"))?;
+    let folder = Path::new(request["inputs"].as_str().ok_or("`inputs` is missing")?);
+    let tolerance = request["tolerance"].as_f64().ok_or("`tolerance` is missing")?;
+    let files = (0..).map(|index| folder.join(format!("{index}.pb")));
+    let inputs = files.take_while(|file| file.exists()).map(|file| read(&file));
+    let inputs = [inputs.collect::<Result<_, _>>()?];
+    let engines = [EngineKind::Tract, EngineKind::Rten];
+    let choice = choose(&onnx, &engines, &inputs, tolerance, false);
+    let choice = choice.map_err(|error| error.to_string())?;
+    Ok(json!({ "chosen": choice.engine.name(), "reason": choice.reason }))
 }
 
 /// Writes the compiled plan of a file, under its path as the key.

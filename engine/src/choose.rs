@@ -69,8 +69,9 @@ struct Contender {
 
 /// Runs `inputs` on each of `engines` that loads the graph, and takes the fastest by CPU time of
 /// those that agree within `tolerance` with the first that runs them. Where most of three agree
-/// against the first, they are right, unless the first `is_tested`. Numbers that other engines
-/// may not hold must agree too, where the first takes them.
+/// against the first, they are right, unless the first `is_tested`. Where none agrees with another,
+/// the first is taken, and the reason says so. Numbers that other engines may not hold must agree
+/// too, where the first takes them.
 ///
 /// # Errors
 /// No engine loads the graph.
@@ -116,6 +117,11 @@ pub fn choose(
         return Ok(finish(engines, verdicts, loaded, reason));
     };
     let expected = contenders[reference].outputs.clone();
+    let mut others = contenders.iter().enumerate().filter(|(at, _)| *at != reference);
+    let differs =
+        |contender: &Contender| compare_all(&expected, &contender.outputs, tolerance).is_err();
+    let is_alone =
+        !is_tested && contenders.len() > 1 && others.all(|(_, contender)| differs(contender));
     let large = extreme(contenders[reference].graph.contract());
     let large = large.map(|inputs| [inputs]);
     let large = large.and_then(|large| {
@@ -172,7 +178,13 @@ pub fn choose(
             difference: differences[contender.index],
         });
     }
-    let reason = describe(engines, &verdicts);
+    let mut reason = describe(engines, &verdicts);
+    if is_alone {
+        let engine = engines[chosen];
+        reason += &format!(
+            "; no two agree, so {engine} is taken for being first: a golden test would decide"
+        );
+    }
     Ok(finish(engines, verdicts, chosen, reason))
 }
 

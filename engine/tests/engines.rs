@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use tract_onnx::pb;
+use tract_onnx::pb::{self, tensor_proto::DataType};
 use wisp_engine::tensor::{Datatype, Value, push_bytes_element};
 use wisp_engine::{EngineKind, Failure, Graph, OnnxRuntime, Verdict, choose, generated};
 
@@ -182,6 +182,56 @@ fn what_an_engine_cannot_hold_is_refused() {
         let text = "graph input `x`: BOOL element 1 is 2, expected 0 or 1";
         assert_eq!(refused, Failure::Refused(text.into()), "{engine}");
     }
+}
+
+#[test]
+fn what_rten_does_wrongly_is_refused() {
+    let model = |op: &str, names: &[&str], initializer: Vec<pb::TensorProto>, mode: &[u8]| {
+        let mut model = pb::ModelProto::decode(&identity(1, &[1, 1, 2, 2])[..]).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        graph.node[0].op_type = op.into();
+        graph.node[0].input = names.iter().map(|name| (*name).to_owned()).collect();
+        // 3 is STRING.
+        let mode = pb::AttributeProto {
+            name: "mode".into(),
+            r#type: 3,
+            s: mode.into(),
+            ..Default::default()
+        };
+        graph.node[0].attribute = if mode.s.is_empty() { vec![] } else { vec![mode] };
+        graph.initializer = initializer;
+        Graph::load(&model.encode_to_vec(), EngineKind::Rten)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    let tensor =
+        |name: &str, data_type: DataType, raw_data: Vec<u8>, dims: &[i64]| pb::TensorProto {
+            name: name.into(),
+            dims: dims.to_vec(),
+            data_type: data_type as i32,
+            raw_data,
+            ..Default::default()
+        };
+    let scales: Vec<u8> = [1f32; 4].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    let resized = |mode: &[u8]| {
+        let scales = tensor("s", DataType::Float, scales.clone(), &[4]);
+        model("Resize", &["x", "", "s"], vec![scales], mode)
+    };
+    let product = |zero: u8| {
+        let weights = tensor("w", DataType::Int8, vec![1; 4], &[2, 2]);
+        let zero = tensor("z", DataType::Int8, vec![zero], &[]);
+        model("MatMulInteger", &["x", "w", "", "z"], vec![weights, zero], b"")
+    };
+    // What else they lack is not asked here.
+    let is_trusted = |loaded: Result<(), String>| {
+        !loaded.is_err_and(|reason| reason.starts_with("rten is not trusted with"))
+    };
+    let inserted = |place: i64| {
+        let place = tensor("p", DataType::Int64, place.to_le_bytes().to_vec(), &[]);
+        model("SequenceInsert", &["x", "x", "p"], vec![place], b"")
+    };
+    assert!(is_trusted(resized(b"linear")) && is_trusted(product(0)) && is_trusted(inserted(0)));
+    assert!(!is_trusted(resized(b"cubic")) && !is_trusted(product(3)) && !is_trusted(inserted(-1)));
 }
 
 #[test]
@@ -359,6 +409,11 @@ fn an_engine_that_answers_otherwise_is_not_chosen() {
         choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, false).unwrap();
     assert_eq!(choice.engine, EngineKind::Tract);
     assert!(matches!(choice.candidates[1].verdict, Verdict::Disagrees(_)), "{choice:?}");
+    let alone = "no two agree, so tract is taken for being first";
+    assert!(choice.reason.contains(alone), "{}", choice.reason);
+    let tested =
+        choose(&onnx, &[EngineKind::Tract, EngineKind::Rten], &inputs, 1e-3, true).unwrap();
+    assert!(!tested.reason.contains(alone), "{}", tested.reason);
 }
 
 #[test]

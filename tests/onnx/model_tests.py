@@ -6,8 +6,8 @@
 The models and inputs are those of `make bench-engine` that come out of pinned packages
 (benches/engine/models.py); they stay under target/zoo. models.json beside this file has, for
 each output, its shape and type and a sample of its values, among them the largest; and the
-engines that load the model, of which each must load it and agree (agreement.py). So whichever
-of them wisp chooses gives ONNX Runtime's answer.
+engines that load the model, of which each must load it and agree (agreement.py). `auto` is the
+one that an examination would take, measured on the same input; it must be one of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import models  # noqa: E402
 
 FILE = Path(__file__).with_name("models.json")
 ENGINES = ["tract", "rten"]
+AUTO_TOLERANCE = 1e-3  # as an examination has it
 SAMPLE = 150
 LIMIT_S = 180.0
 
@@ -90,17 +91,36 @@ def check(entry, known):
     """A line for each engine that does not load the model or does not agree."""
     if known is None or not known["engines"]:
         return [f"{entry.name}: no engine is known to load it"]
-    path, problems, told = entry.prepare(), [], []
+    path, problems, told, agreeing = entry.prepare(), [], [], []
     tolerance = tolerance_of(path)
     for engine in known["engines"]:
         try:
             outputs = run(engine, path, entry.inputs_folder)
             difference = largest_difference(*samples(outputs, known["outputs"]), tolerance)
             told.append(f"{engine} {difference:.1e}")
+            agreeing.append(engine)
         except (Refused, Disagreement, Crashed, Hung) as problem:
             problems.append(f"{entry.name}, {engine}: {problem}")
+    try:
+        engine, reason = choose(path, entry.inputs_folder)
+        told.append(f"auto {engine}")
+        if engine not in agreeing:
+            problems.append(f"{entry.name}, auto: {engine} is taken: {reason}")
+    except (Refused, Crashed, Hung) as problem:
+        problems.append(f"{entry.name}, auto: {problem}")
     print(f"{entry.name}: {', '.join(told)}", flush=True)
     return problems
+
+
+def choose(path, inputs):
+    probe = Probe("auto", LIMIT_S)
+    try:
+        choice = probe.choose(path, inputs, AUTO_TOLERANCE)
+    finally:
+        probe.end()
+    if "failed" in choice:
+        raise Refused(choice["failed"])
+    return choice["chosen"], choice["reason"]
 
 
 def samples(outputs, known):

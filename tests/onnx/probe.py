@@ -58,6 +58,10 @@ class Probe:
             request["write_outputs"] = str(outputs)
         return self.ask(request)
 
+    def choose(self, path, inputs, tolerance):
+        """The engine that an examination would take, and why."""
+        return self.ask({"choose": str(path), "inputs": str(inputs), "tolerance": tolerance})
+
     def unload(self, graph):
         return self.ask({"unload": graph})
 

@@ -11,6 +11,7 @@
 //! of one. rten makes a pool of its own beside these, with a thread for each physical core, which
 //! then sleeps for good (`RTEN_NUM_THREADS=1` in the environment makes that one thread).
 
+mod trust;
 mod values;
 
 use std::cell::Cell;
@@ -51,6 +52,7 @@ pub(crate) fn load(
             "a branch or body of {depth} nodes in a line, expected at most {DEEPEST_BODY}"
         )));
     }
+    proto.graph.as_ref().map_or(Ok(()), trust::check)?;
     let has = |datatype| values::element_of(datatype).is_some();
     contract::check(contract, EngineKind::Rten, has)?;
     let model = with_stack(|| {

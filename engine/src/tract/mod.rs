@@ -1,6 +1,7 @@
 //! tract: a graph as optimised plans. Only this room names tract's types, beside the ONNX
 //! messages that all of the crate reads.
 
+mod bodies;
 mod by_sizes;
 mod compiled;
 mod extent;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::plan::{SimpleState, eval};
+use tract_onnx::tract_core::plan::eval;
 
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
@@ -199,18 +200,11 @@ fn run_plan(
     is_over: &dyn Fn() -> bool,
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
 ) -> Result<Vec<Value<'static>>, Failure> {
-    let failed = |error: TractError| Failure::Failed(chain(&error));
-    let mut stopped = false;
-    let mut state = SimpleState::new(&plan.runnable).map_err(failed)?;
     let inputs = plan.pick(inputs).map(|input| input.clone().into_tvalue()).collect();
-    let outputs = state.run_plan_with_eval(inputs, |context, op_state, node, inputs| {
-        if is_over() {
-            stopped = true;
-            return Err(TractError::msg("stopped"));
-        }
-        let Some(timed) = &mut timed else { return eval(context, op_state, node, inputs) };
+    let outputs = bodies::run(&plan.runnable, inputs, is_over, |context, state, node, inputs| {
+        let Some(timed) = &mut timed else { return eval(context, state, node, inputs) };
         let started = Instant::now();
-        let outputs = eval(context, op_state, node, inputs);
+        let outputs = eval(context, state, node, inputs);
         timed(format!("{} {}", node.op.name(), node.name), started.elapsed());
         outputs
     });
@@ -219,8 +213,8 @@ fn run_plan(
             let outputs = outputs.iter().map(|value| values::from_tract(value));
             outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
         }
-        Err(_) if stopped => Err(Failure::Stopped),
-        Err(error) => Err(failed(error)),
+        Err(error) if bodies::is_stop(&error) => Err(Failure::Stopped),
+        Err(error) => Err(Failure::Failed(chain(&error))),
     }
 }
 

@@ -14,7 +14,7 @@ use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 use super::by_sizes::{Asked, BySizes};
 use super::extent::Extent;
 use super::fuse::{self, PackedWeights};
-use super::{Onnx, chain, compiled};
+use super::{Onnx, bodies, chain, compiled};
 use crate::graph::Failure;
 use crate::guard::guarded;
 use crate::once::Once;
@@ -68,6 +68,7 @@ impl Plan {
         constants: impl Iterator<Item = usize>,
     ) -> TractResult<Self> {
         fused.optimize()?;
+        bodies::watch(&mut fused)?;
         let runnable = fused.into_runnable()?;
         let extent = Extent::of(runnable.model());
         Ok(Self { runnable, constants: constants.collect(), extent })

@@ -1,6 +1,7 @@
 //! Attention (opset 23 on). tract lines the causal mask up with the first key even where there
 //! is a past, and adds a boolean mask as numbers: here both become one mask of what to add, and
-//! tract's operator does the rest. Queries that see no key get zeros.
+//! tract's operator does the rest. Queries that see no key get zeros. What tract has not at all is
+//! `attend`'s.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -8,14 +9,17 @@ use tract_onnx::tract_core::ops::{cast::cast, logic::Iff, math::add};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::logic::wire_with_rank_broadcast;
 
+use super::attend;
 use super::kernel::{Built, Form, Kernel, typed};
 
-/// The attributes of its first version, which tract reads or refuses.
-const KNOWN: [&str; 7] = [
+/// The attributes that tract reads or refuses, and those of windows, where there are none.
+const KNOWN: [&str; 9] = [
     "is_causal",
     "kv_num_heads",
+    "left_window_size",
     "q_num_heads",
     "qk_matmul_output_mode",
+    "right_window_size",
     "scale",
     "softcap",
     "softmax_precision",
@@ -28,6 +32,9 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_standard = matches!(&*node.domain, "" | "ai.onnx");
     ensure!(is_standard, "Attention of domain {} is not served", node.domain);
+    if attend::is_needed(node)? {
+        return attend::attend(node);
+    }
     // Later versions add some that change the answer, as a window: none is passed over.
     if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
         bail!("Attention's attribute {} is not served", other.name);

@@ -8,6 +8,7 @@ use tract_onnx::prelude::TypedRunnableModel;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::*;
 
+use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
 use super::kernel::Built;
 
@@ -105,6 +106,7 @@ impl Branch {
         let facts = facts.collect::<TractResult<_>>()?;
         let mut fused = fuse::fuse(typed, &PackedWeights::of_one_plan())?;
         fused.optimize()?;
+        bodies::watch(&mut fused)?;
         let plan = fused.into_runnable()?;
         Ok(Planned { plan, facts, inputs: self.inputs.clone() })
     }
@@ -262,7 +264,8 @@ impl EvalOp for Taken {
         let condition = inputs.first().context("no condition")?.cast_to_scalar::<bool>()?;
         match &self.planned[usize::from(condition)] {
             Ok(branch) => {
-                branch.plan.run(branch.inputs.iter().map(|&index| inputs[index].clone()).collect())
+                let inputs = branch.inputs.iter().map(|&index| inputs[index].clone());
+                bodies::run_inner(&branch.plan, inputs.collect())
             }
             Err(reason) => bail!("{reason}"),
         }

@@ -3,12 +3,16 @@
 //! of bounds, hang or recurse without bound.
 
 mod algebra;
+mod attend;
 mod attention;
 mod attributes;
 mod branches;
+mod einsum;
+mod indices;
 mod kernel;
 mod layout;
 mod linear;
+mod losses;
 mod mapping;
 mod ngrams;
 mod numeric;
@@ -19,6 +23,7 @@ mod recurrent;
 mod regions;
 mod scores;
 mod selection;
+mod stable;
 mod svm;
 mod text;
 mod trees;
@@ -31,8 +36,11 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     algebra::register(operators);
     attention::register(operators);
     branches::register(operators);
+    einsum::register(operators);
+    indices::register(operators);
     layout::register(operators);
     linear::register(operators);
+    losses::register(operators);
     mapping::register(operators);
     ngrams::register(operators);
     numeric::register(operators);
@@ -42,6 +50,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     recurrent::register(operators);
     regions::register(operators);
     selection::register(operators);
+    stable::register(operators);
     svm::register(operators);
     text::register(operators);
     trees::register(operators);
