@@ -61,6 +61,7 @@ fn each_engine_has_its_room() {
             "tract/bodies.rs",
             "tract/compiled/parts.rs",
             "tract/file.rs",
+            "tract/team.rs",
             "tract/values.rs",
             "tract/fuse/",
             "tract/operators/layout.rs",
