@@ -22,6 +22,10 @@ impl Cores {
         Arc::new(Self { count, busy: AtomicUsize::new(0) })
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// One thread more computes; it is not asked whether a core is free.
     pub fn enter(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::Relaxed);

@@ -61,7 +61,8 @@ pub struct Entry {
 /// What lies beside the compiled code.
 #[derive(Serialize, Deserialize)]
 struct Meta {
-    /// What a disk has made of the code is seen by it; it is no defence.
+    /// What a disk has made of the code is seen by it, sooner than by SHA-256 at each wake; it is no
+    /// defence, and need not be: who can write here could change it, too.
     rapidhash: u64,
     contract: ContractForm,
 }

@@ -14,6 +14,9 @@ use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};
 use crate::tile::{PANEL, Start, Strip, Walk};
 
+/// Values that are gathered at a time: rooms stay with their threads, and a signal may be one row of millions.
+const BLOCK_VALUES: usize = 32 * 1024;
+
 /// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes;
 /// the image's steps along a row must be 1 or 2, and its offsets a table.
 pub(crate) fn rows(
@@ -46,16 +49,21 @@ fn rows_part(
     let left = Left::weights(w);
     let plane = seen.height * seen.width;
     for block in Blocks::new(w.k()) {
-        let room = panels.room(seen.width.next_multiple_of(PANEL) * block.len).as_mut_ptr();
-        for y in part.clone() {
+        let at_once = (BLOCK_VALUES / block.len.max(1)).max(PANEL) / PANEL * PANEL;
+        let at_once = at_once.min(seen.width.next_multiple_of(PANEL));
+        let room = panels.room(at_once * block.len).as_mut_ptr();
+        let stretches = (0..seen.width).step_by(at_once);
+        for (y, x) in part.clone().flat_map(|y| stretches.clone().map(move |x| (y, x))) {
+            let columns = at_once.min(seen.width - x);
+            let place = y * seen.width + x;
             let gather = Gather {
-                from: seen.at.wrapping_add(y * seen.run_step),
+                from: seen.at.wrapping_add(y * seen.run_step + x * seen.step),
                 step: seen.step,
                 table: &table[block.from..][..block.len],
-                columns: seen.width,
+                columns,
                 to: room,
             };
-            // SAFETY: the caller has checked the image; the room is for whole panels of a row.
+            // SAFETY: the caller has checked the image; the room is for whole panels of a stretch.
             unsafe { level.run(gather) };
             let strip = Strip {
                 a: left.at.wrapping_add(block.from * left.k_step),
@@ -68,11 +76,11 @@ fn rows_part(
                 b: room,
                 b_step: PANEL,
                 panel_step: block.len * PANEL,
-                columns: seen.width,
-                c: c.at(y * seen.width),
+                columns,
+                c: c.at(place),
                 c_step: plane,
                 start: block.start(epilogue.bias.map(|bias| Start::RowBias(bias.as_ptr()))),
-                finish: block.finish(epilogue, y * seen.width),
+                finish: block.finish(epilogue, place),
             };
             // SAFETY: as above, and for the output.
             unsafe { level.run(strip) };

@@ -29,7 +29,11 @@ pub struct Room {
 }
 
 /// Threads that share the work of one call, the caller's among them.
-pub trait Team {
+///
+/// # Safety
+/// [`Team::share`] calls each part exactly once, and returns, or panics, only after all that were begun have ended: parts
+/// write to places of their own in what the caller has borrowed.
+pub unsafe trait Team {
     /// How many they are at most.
     fn width(&self) -> usize;
 
@@ -42,7 +46,8 @@ pub trait Team {
 #[derive(Debug, Default)]
 pub struct Alone(RefCell<Room>);
 
-impl Team for Alone {
+// SAFETY: one part after the other, here.
+unsafe impl Team for Alone {
     fn width(&self) -> usize {
         1
     }

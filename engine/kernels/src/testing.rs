@@ -8,7 +8,8 @@ use crate::team::{Room, Team};
 /// A thread for each part.
 pub(crate) struct Threads(pub usize);
 
-impl Team for Threads {
+// SAFETY: a scope of threads ends with them.
+unsafe impl Team for Threads {
     fn width(&self) -> usize {
         self.0
     }

@@ -37,7 +37,12 @@ struct Members {
 
 /// Does `work`, in which operators may share what they do as `watch` allows.
 pub(crate) fn with<T>(watch: &dyn Watch, work: impl FnOnce() -> T) -> T {
-    let Some(may) = watch.helpers().filter(|may| may.most > 0) else { return work() };
+    let Some(mut may) = watch.helpers() else { return work() };
+    // Work that is cut for threads that never come takes longer.
+    may.most = may.most.min(may.cores.count().saturating_sub(1));
+    if may.most == 0 {
+        return work();
+    }
     WIDTH.set(may.most + 1);
     MEMBERS.set(Some(Members { may, helpers: Vec::new(), untold_ns: 0 }));
     let _end = End(watch);
@@ -69,7 +74,8 @@ impl Drop for End<'_> {
 /// Whoever may help the thread that asks.
 pub(crate) struct OfThread;
 
-impl Team for OfThread {
+// SAFETY: parts are counted out one by one; whoever gives them out waits for all helpers.
+unsafe impl Team for OfThread {
     fn width(&self) -> usize {
         WIDTH.get()
     }
@@ -90,14 +96,18 @@ impl Team for OfThread {
 
 impl Members {
     fn share(&mut self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
-        let cores = self.may.cores.clone();
-        let spare = cores.spare(self.may.most.min(parts - 1));
-        while self.helpers.len() < spare.threads() {
+        let Self { may, helpers, untold_ns } = self;
+        let spare = may.cores.spare(may.most.min(parts - 1));
+        while helpers.len() < spare.threads() {
+            let waiting = idle().pop();
             // Where no thread is to be had, the caller does it all.
-            let Some(helper) = idle().pop().or_else(Helper::start) else { break };
-            self.helpers.push(helper);
+            let Some(helper) = waiting.or_else(Helper::start) else { break };
+            helpers.push(helper);
         }
-        let helpers = &self.helpers[..spare.threads().min(self.helpers.len())];
+        // For others: there are never more of them than cores.
+        if helpers.len() > spare.threads() {
+            idle().extend(helpers.drain(spare.threads()..));
+        }
         let job = Job {
             work,
             parts,
@@ -109,13 +119,12 @@ impl Members {
         };
         {
             // Waits for the helpers even where this thread's own part panics.
-            let _all = WaitForHelpers(&job);
-            for helper in helpers {
+            let _all = WaitForHelpers { job: &job, untold_ns };
+            for helper in &*helpers {
                 helper.give(&job);
             }
             ROOM.with_borrow_mut(|room| job.work_on(room));
         }
-        self.untold_ns += job.spent_ns.into_inner();
         assert!(!job.has_panicked.into_inner(), "a helper panicked");
     }
 }
@@ -144,13 +153,17 @@ impl Job<'_> {
     }
 }
 
-struct WaitForHelpers<'a>(&'a Job<'a>);
+struct WaitForHelpers<'a> {
+    job: &'a Job<'a>,
+    untold_ns: &'a mut u64,
+}
 
 impl Drop for WaitForHelpers<'_> {
     fn drop(&mut self) {
         // Nobody begins a part any more if this thread's own panicked.
-        self.0.next.fetch_max(self.0.parts, Ordering::Relaxed);
-        wait_until(|| self.0.left.load(Ordering::Acquire) == 0);
+        self.job.next.fetch_max(self.job.parts, Ordering::Relaxed);
+        wait_until(|| self.job.left.load(Ordering::Acquire) == 0);
+        *self.untold_ns += self.job.spent_ns.load(Ordering::Relaxed);
     }
 }
 
@@ -219,6 +232,7 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
             job.has_panicked.store(true, Ordering::Relaxed);
         }
+        // What it spent looking for the job is its run's, too.
         job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
         since = clock::Since::now();
         let caller = job.caller.clone();
