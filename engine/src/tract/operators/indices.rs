@@ -1,7 +1,8 @@
 //! Operators of numbers that point into tensors: GatherND and ScatterND, where tract takes those
-//! that count from the end for wrong; Slice with ends and steps that are known when it runs only, of
-//! which tract refuses those from the end, and passes over the steps without a word; Cast, which makes sizes of all whole numbers and cuts those
-//! off at 32 bits; GridSample, but for what tract takes from beyond a picture's border.
+//! that count from the end for wrong; Slice with ends and steps that are known when it runs only,
+//! of which tract refuses those from the end, and passes over the steps without a word; Cast, which
+//! makes sizes of all whole numbers and cuts those off at 32 bits; GridSample, but for what tract
+//! takes from beyond a picture's border.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
