@@ -276,6 +276,7 @@ impl Kernel for Attend {
             3 => tvec![batch.clone(), rows.clone(), heads.clone() * &length],
             _ => tvec![batch.clone(), heads.clone(), rows.clone(), length.clone()],
         };
+        let shown = if self.scores.is_some() { all.clone() } else { 0.to_dim() };
         let present = |form: &Form, length: TDim| {
             Form::new(form.datum, [batch.clone(), key_heads.clone(), all.clone(), length])
         };
@@ -283,7 +284,7 @@ impl Kernel for Attend {
             Form::new(queries.datum, output),
             present(keys, key_length),
             present(values, length),
-            Form::new(queries.datum, [batch.clone(), heads, rows, all.clone()]),
+            Form::new(queries.datum, [batch.clone(), heads, rows, shown]),
         ])
     }
 
