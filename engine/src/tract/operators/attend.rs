@@ -44,6 +44,7 @@ pub(super) fn attend(node: &NodeProto) -> Built {
         Ok(int(name)?.map(usize::try_from).transpose()?.filter(|&heads| heads > 0))
     };
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
+    ensure!(node.output.first().is_some_and(|name| !name.is_empty()), "no output");
     ensure!(given(4) == given(5), "past_key and past_value go together");
     ensure!(!(given(4) && given(6)), "past_key and nonpad_kv_seqlen do not go together");
     built(
