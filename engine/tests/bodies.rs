@@ -98,6 +98,26 @@ fn loops_end_between_turns_and_operators() {
     }
 }
 
+/// Thirty-two heads of 4,096 queries that each see eight keys: no output holds all the scores, so
+/// it starts, and ends between queries.
+#[test]
+fn attention_of_many_rows_starts_and_ends() {
+    let attributes =
+        [("q_num_heads", 32), ("kv_num_heads", 32), ("left_window_size", 7), ("is_causal", 1)];
+    let attributes = attributes.map(|(name, number)| int(name, number)).into();
+    let sizes = [1, 4096, 32];
+    let onnx = file(GraphProto {
+        node: vec![node("Attention", &["q", "k", "v"], &["y"], attributes)],
+        input: ["q", "k", "v"].map(|name| named(name, &sizes)).into(),
+        output: vec![named("y", &sizes)],
+        ..GraphProto::default()
+    });
+    let graph = Graph::load(&onnx, EngineKind::Tract).expect("a graph");
+    let [q, k, v] = [0.1, 0.2, 0.3].map(|x| floats(&[1, 4096, 32], &[x; 4096 * 32]));
+    let is_over = patience(100);
+    assert_eq!(graph.run(&mut [q, k, v], &is_over), Err(Failure::Stopped));
+}
+
 /// The work of `matmul_slow`, in the branch of an If that is taken where x is not negative.
 fn branch() -> Vec<u8> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");

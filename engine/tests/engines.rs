@@ -217,11 +217,12 @@ fn what_rten_does_wrongly_is_refused() {
         let scales = tensor("s", DataType::Float, scales.clone(), &[4]);
         model("Resize", &["x", "", "s"], vec![scales], mode)
     };
-    let product = |zero: u8| {
-        let weights = tensor("w", DataType::Int8, vec![1; 4], &[2, 2]);
-        let zero = tensor("z", DataType::Int8, vec![zero], &[]);
-        model("MatMulInteger", &["x", "w", "", "z"], vec![weights, zero], b"")
+    let product_of = |kind: DataType, zero: u8, names: &[&str]| {
+        let weights = tensor("w", kind, vec![1; 4], &[2, 2]);
+        let zero = tensor("z", kind, vec![zero], &[]);
+        model("MatMulInteger", names, vec![weights, zero], b"")
     };
+    let product = |zero| product_of(DataType::Int8, zero, &["x", "w", "", "z"]);
     // What else they lack is not asked here.
     let is_trusted = |loaded: Result<(), String>| {
         !loaded.is_err_and(|reason| reason.starts_with("rten is not trusted with"))
@@ -232,6 +233,12 @@ fn what_rten_does_wrongly_is_refused() {
     };
     assert!(is_trusted(resized(b"linear")) && is_trusted(product(0)) && is_trusted(inserted(0)));
     assert!(!is_trusted(resized(b"cubic")) && !is_trusted(product(3)) && !is_trusted(inserted(-1)));
+    // Of weights that a node makes nothing is known: rten may find them constant.
+    assert!(is_trusted(product_of(DataType::Uint8, 3, &["x", "w", "", "z"])));
+    assert!(is_trusted(product_of(DataType::Int8, 3, &["x", "made"])));
+    assert!(is_trusted(product_of(DataType::Int8, 0, &["x", "made", "", "z"])));
+    assert!(!is_trusted(product_of(DataType::Int8, 3, &["x", "made", "", "z"])));
+    assert!(!is_trusted(product_of(DataType::Int8, 0, &["x", "w", "", "made"])));
 }
 
 #[test]

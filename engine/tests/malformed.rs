@@ -19,6 +19,7 @@ mod worker;
 use std::process::Command;
 use std::time::Duration;
 
+use build::{FLOAT, INT64, body, longs, model, node, value};
 use encode::encode;
 use mutate::{Random, break_bytes, break_message, corpus};
 use prost::Message;
@@ -121,6 +122,26 @@ fn what_must_be_refused_is() {
 fn what_is_sound_is_not_refused() {
     for (name, onnx) in kinds() {
         assert!(Graph::load_any(&onnx, &[EngineKind::Tract, EngineKind::Rten]).is_ok(), "{name}");
+    }
+}
+
+/// With ends that are constants, and with ends that come as an input.
+#[test]
+fn thousands_of_slices_load() {
+    let names: Vec<String> = (0..=2000).map(|index| format!("v{index}")).collect();
+    let slice = |pair: &[String]| node("Slice", &[&pair[0], "one", "ends"], &[&pair[1]], &[]);
+    let mut nodes = vec![node("Relu", &["x"], &[&names[0]], &[])];
+    nodes.extend(names.windows(2).map(slice));
+    nodes.push(node("Relu", &[&names[2000]], &["y"], &[]));
+    let (x, y) = (value("x", FLOAT, &[2001]), value("y", FLOAT, &[-1]));
+    let (one, ends) = (longs("one", &[1], &[1]), longs("ends", &[1], &[i64::MAX]));
+    let constant = body(&[x], &[y], &[one, ends], nodes);
+    let mut of_the_run = constant.clone();
+    of_the_run.initializer.pop();
+    of_the_run.input.push(value("ends", INT64, &[1]));
+    for (name, graph) in [("constant", constant), ("of the run", of_the_run)] {
+        let loaded = Graph::load(&encode(&model(graph)), EngineKind::Tract);
+        assert!(loaded.is_ok(), "{name}: {loaded:?}");
     }
 }
 

@@ -22,9 +22,10 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), Load
             "Resize" if attribute("mode").is_some_and(|mode| mode.s == b"cubic") => {
                 return refused(node, "cubic samples");
             }
-            // It takes constant weights of INT8 for ones without a zero point.
-            "MatMulInteger" if has_zero_point(graph, node) => {
-                return refused(node, "INT8 weights that have a zero point");
+            // It takes constant weights of INT8 for ones without a zero point, and much of what
+            // leads to weights for constant.
+            "MatMulInteger" if may_have_zero_point(graph, node) => {
+                return refused(node, "weights, of INT8 perhaps, that have a zero point");
             }
             // It counts those from the place after the last.
             "SequenceInsert" if !is_from_start(node.input.get(2), known) => {
@@ -38,8 +39,9 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), Load
     Ok(())
 }
 
-/// Whether the second operand is a constant of INT8 with a zero point other than zero.
-fn has_zero_point(graph: &pb::GraphProto, node: &pb::NodeProto) -> bool {
+/// Whether the second operand has a zero point that is not known to be zero, and is not known to be
+/// of another type than INT8.
+fn may_have_zero_point(graph: &pb::GraphProto, node: &pb::NodeProto) -> bool {
     let Some(name) = node.input.get(3).filter(|name| !name.is_empty()) else { return false };
     let constant = |name: &String| graph.initializer.iter().find(|tensor| tensor.name == *name);
     let is_i8 = |tensor: &TensorProto| tensor.data_type == DataType::Int8 as i32;
@@ -47,7 +49,7 @@ fn has_zero_point(graph: &pb::GraphProto, node: &pb::NodeProto) -> bool {
         let raw = tensor.raw_data.iter().all(|&byte| byte == 0);
         raw && tensor.int32_data.iter().all(|&number| number == 0)
     };
-    node.input.get(1).and_then(constant).is_some_and(is_i8) && !constant(name).is_some_and(is_zero)
+    !constant(name).is_some_and(is_zero) && node.input.get(1).and_then(constant).is_none_or(is_i8)
 }
 
 /// Whether a place is not given, or known to count from the start.

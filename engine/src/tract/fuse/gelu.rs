@@ -35,10 +35,15 @@ pub(super) fn gelu(model: &TypedModel, id: usize) -> TractResult<Option<Found>> 
     let (mut last, mut candidates) = (id, TVec::new());
     for _ in 0..MAX_NODES {
         let Some(next) = model.single_succ(last)?.filter(|_| is_tanh) else { break };
+        // What a polynomial is made of takes one value or two, not thousands.
+        if next.inputs.len() > 2 {
+            break;
+        }
         // Where it is x / 2, x is one further back.
         for &other in next.inputs.iter().filter(|input| input.node != last) {
             candidates.push(other);
-            candidates.extend(model.node(other.node).inputs.iter().copied());
+            let further = &model.node(other.node).inputs;
+            candidates.extend(further.iter().copied().filter(|_| further.len() <= 2));
         }
         for &x in &candidates {
             if is_gelu(model, Variables { x, tanh: id }, next.id)? {

@@ -27,7 +27,12 @@ pub(super) fn norm(model: &TypedModel, id: usize) -> TractResult<Option<Found>> 
             continue;
         }
         let (gain, bias) = (gain.into(), bias.into());
-        return Ok(Some((RowFunction::AxisNorm { gain, bias, epsilon, axis }, x, id)));
+        let function = match axis + 1 == shape.rank() {
+            // Columns are done side by side: along the last axis there is but one at a time.
+            true => RowFunction::LayerNorm { gain, bias, epsilon },
+            false => RowFunction::AxisNorm { gain, bias, epsilon, axis },
+        };
+        return Ok(Some((function, x, id)));
     }
     Ok(None)
 }

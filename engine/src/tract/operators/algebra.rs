@@ -319,7 +319,7 @@ struct AffineGrid {
 
 fn affine_grid(context: &ParsingContext, node: &NodeProto) -> Built {
     let aligns_corners = node.get_attr_opt::<i64>("align_corners")?.unwrap_or(0) != 0;
-    built(node, AffineGrid { aligns_corners, sizes: Unknown::new(context, 3) })
+    built(node, AffineGrid { aligns_corners, sizes: Unknown::new(context) })
 }
 
 impl AffineGrid {

@@ -44,6 +44,7 @@ pub(super) fn attend(node: &NodeProto) -> Built {
         Ok(int(name)?.map(usize::try_from).transpose()?.filter(|&heads| heads > 0))
     };
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
+    ensure!(node.output.first().is_some_and(|name| !name.is_empty()), "no output");
     ensure!(given(4) == given(5), "past_key and past_value go together");
     ensure!(!(given(4) && given(6)), "past_key and nonpad_kv_seqlen do not go together");
     built(
@@ -276,6 +277,7 @@ impl Kernel for Attend {
             3 => tvec![batch.clone(), rows.clone(), heads.clone() * &length],
             _ => tvec![batch.clone(), heads.clone(), rows.clone(), length.clone()],
         };
+        let shown = if self.scores.is_some() { all.clone() } else { 0.to_dim() };
         let present = |form: &Form, length: TDim| {
             Form::new(form.datum, [batch.clone(), key_heads.clone(), all.clone(), length])
         };
@@ -283,7 +285,7 @@ impl Kernel for Attend {
             Form::new(queries.datum, output),
             present(keys, key_length),
             present(values, length),
-            Form::new(queries.datum, [batch.clone(), heads, rows, all.clone()]),
+            Form::new(queries.datum, [batch.clone(), heads, rows, shown]),
         ])
     }
 

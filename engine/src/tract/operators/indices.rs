@@ -1,7 +1,8 @@
 //! Operators of numbers that point into tensors: GatherND and ScatterND, where tract takes those
-//! that count from the end for wrong; Slice with ends and steps that are known when it runs only, of
-//! which tract refuses those from the end, and passes over the steps without a word; Cast, which makes sizes of all whole numbers and cuts those
-//! off at 32 bits; GridSample, but for what tract takes from beyond a picture's border.
+//! that count from the end for wrong; Slice with ends and steps that are known when it runs only,
+//! of which tract refuses those from the end, and passes over the steps without a word; Cast, which
+//! makes sizes of all whole numbers and cuts those off at 32 bits; GridSample, but for what tract
+//! takes from beyond a picture's border.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -191,12 +192,9 @@ fn slice(context: &ParsingContext, node: &NodeProto) -> Built {
     let Some(inner) = theirs.as_op().downcast_ref::<StridedSlice>() else {
         return Ok((theirs, captured));
     };
-    let sizes = Unknown::new(context, MAX_AXES);
-    Ok((expand(Slice { inner: inner.clone(), sizes }), Vec::new()))
+    let slice = Slice { inner: inner.clone(), sizes: Unknown::new(context) };
+    Ok((expand(slice), Vec::new()))
 }
-
-/// As many as a tensor's axes may be.
-const MAX_AXES: usize = 64;
 
 #[derive(Debug, Clone)]
 struct Slice {
@@ -285,7 +283,6 @@ impl Kernel for SliceOfTheRun {
     fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
         let input = inputs.first().context("no input")?;
         let rank = input.shape.len();
-        ensure!(rank <= MAX_AXES, "a shape of rank {rank}");
         let mut shape = input.shape.clone();
         let axes = self.axes.iter().flatten().map(|&axis| checked_axis(axis, rank));
         let mut axes: Vec<usize> = axes.collect::<TractResult<_>>()?;

@@ -2,7 +2,7 @@
 //! adapter to tract's inference, typed and evaluated operators.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
@@ -62,19 +62,38 @@ pub(super) fn one<T>(inputs: &[T]) -> TractResult<&T> {
     Ok(input)
 }
 
-/// Sizes that depend on values: planning knows a name for each, and no more.
+/// Sizes that depend on values: planning knows a name for each that it asked for, and no more.
 #[derive(Debug, Clone)]
-pub(super) struct Unknown(TVec<Symbol>);
+pub(super) struct Unknown {
+    symbols: SymbolScope,
+    made: Arc<Mutex<HashMap<usize, Symbol>>>,
+}
 
 impl Unknown {
-    pub(super) fn new(context: &ParsingContext, count: usize) -> Self {
-        let symbols = &context.template.symbols;
-        Self((0..count).map(|_| symbols.new_with_prefix("n")).collect())
+    pub(super) fn new(context: &ParsingContext) -> Self {
+        Self { symbols: context.template.symbols.clone(), made: Arc::default() }
     }
 
     pub(super) fn dim(&self, index: usize) -> TDim {
-        self.0[index].to_dim()
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.entry(index).or_insert_with(|| fresh(&self.symbols)).to_dim()
     }
+}
+
+/// A symbol of a name that is not taken. tract tries one number after the other, from zero each
+/// time: thousands of symbols would take it minutes.
+fn fresh(symbols: &SymbolScope) -> Symbol {
+    let name = |number: usize| format!("n{number}");
+    let is_taken = |number: usize| symbols.get(&name(number)).is_some();
+    let (mut taken, mut free) = (0, 1);
+    while is_taken(free) {
+        (taken, free) = (free, 2 * free);
+    }
+    while taken + 1 < free {
+        let middle = taken.midpoint(free);
+        *(if is_taken(middle) { &mut taken } else { &mut free }) = middle;
+    }
+    symbols.new_with_prefix(&name(free))
 }
 
 /// Elements that an operator may make of sizes that come as values.

@@ -42,7 +42,7 @@ struct CenterCropPad {
 fn center_crop_pad(context: &ParsingContext, node: &NodeProto) -> Built {
     let axes = node.get_attr_opt_slice::<i64>("axes")?.map(<[i64]>::to_vec);
     ensure!(axes.as_ref().is_none_or(|axes| axes.len() <= 32), "too many axes");
-    built(node, CenterCropPad { axes, sizes: Unknown::new(context, 32) })
+    built(node, CenterCropPad { axes, sizes: Unknown::new(context) })
 }
 
 impl CenterCropPad {
@@ -108,7 +108,7 @@ struct OneHot {
 
 fn one_hot(context: &ParsingContext, node: &NodeProto) -> Built {
     let axis = node.get_attr_opt::<i64>("axis")?.unwrap_or(-1);
-    built(node, OneHot { axis, depth: Unknown::new(context, 1) })
+    built(node, OneHot { axis, depth: Unknown::new(context) })
 }
 
 fn depth_of(depth: &Tensor) -> TractResult<usize> {

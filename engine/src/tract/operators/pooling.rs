@@ -117,7 +117,7 @@ fn max_unpool(context: &ParsingContext, node: &NodeProto) -> Built {
     ensure!(axes > 0, "no kernel_shape");
     let kernel = sizes(node, "kernel_shape", axes, 1)?;
     let (strides, pads) = (sizes(node, "strides", axes, 1)?, sizes(node, "pads", 2 * axes, 0)?);
-    built(node, MaxUnpool { kernel, strides, pads, sizes: Unknown::new(context, axes + 2) })
+    built(node, MaxUnpool { kernel, strides, pads, sizes: Unknown::new(context) })
 }
 
 impl MaxUnpool {
@@ -211,7 +211,7 @@ fn col2im(context: &ParsingContext, node: &NodeProto) -> Built {
         if count == 0 { Ok(Vec::new()) } else { sizes(node, name, count, 0) }
     };
     let (dilations, strides, pads) = (list("dilations")?, list("strides")?, list("pads")?);
-    built(node, Col2Im { dilations, strides, pads, sizes: Unknown::new(context, 34) })
+    built(node, Col2Im { dilations, strides, pads, sizes: Unknown::new(context) })
 }
 
 /// One axis: `count` windows of `block` elements in `size`.

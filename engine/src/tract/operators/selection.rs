@@ -50,7 +50,7 @@ struct Compress {
 
 fn compress(context: &ParsingContext, node: &NodeProto) -> Built {
     let axis = node.get_attr_opt::<i64>("axis")?;
-    built(node, Compress { axis, left: Unknown::new(context, 1) })
+    built(node, Compress { axis, left: Unknown::new(context) })
 }
 
 fn places_of(condition: &Tensor) -> TractResult<Vec<usize>> {
@@ -95,7 +95,7 @@ struct Unique {
 fn unique(context: &ParsingContext, node: &NodeProto) -> Built {
     let axis = node.get_attr_opt::<i64>("axis")?;
     let is_sorted = node.get_attr_opt::<i64>("sorted")?.unwrap_or(1) != 0;
-    built(node, Unique { axis, is_sorted, left: Unknown::new(context, 1) })
+    built(node, Unique { axis, is_sorted, left: Unknown::new(context) })
 }
 
 /// Equal slices share a group.

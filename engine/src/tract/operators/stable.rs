@@ -1,7 +1,7 @@
 //! What tract computes by formulas that overflow, or that take two large numbers from each other:
 //! ReduceLogSumExp, LogSoftmax, Softplus and MeanVarianceNormalization. Here the largest value goes
-//! first, or the mean. And GlobalLpPool, of which tract makes
-//! a mean. All are wired of operators that a compiled plan can hold.
+//! first, or the mean. And GlobalLpPool, of which tract makes a mean. All are wired of operators
+//! that a compiled plan can hold.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;

@@ -43,7 +43,7 @@ fn string_normalizer(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_case_sensitive = node.get_attr_opt::<i64>("is_case_sensitive")?.unwrap_or(0) != 0;
     let words = strings(node, "stopwords")?.into_iter();
     let words = words.map(|word| if is_case_sensitive { word } else { word.to_lowercase() });
-    let (stop_words, left) = (words.collect(), Unknown::new(context, 1));
+    let (stop_words, left) = (words.collect(), Unknown::new(context));
     built(node, StringNormalizer { case, is_case_sensitive, stop_words, left })
 }
 
@@ -148,7 +148,7 @@ fn string_split(context: &ParsingContext, node: &NodeProto) -> Built {
         Some(max) => usize::try_from(max).with_context(|| format!("maxsplit {max}"))?,
         None => usize::MAX,
     };
-    built(node, StringSplit { delimiter, max_splits, most: Unknown::new(context, 1) })
+    built(node, StringSplit { delimiter, max_splits, most: Unknown::new(context) })
 }
 
 impl StringSplit {
