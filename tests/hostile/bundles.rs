@@ -2,6 +2,7 @@
 //! served is served on.
 
 use std::fs;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 
@@ -175,7 +176,12 @@ fn compile_bombs() {
         ("a million blocks in each other", deep, false),
         ("300,000 ways out of 3,000 blocks", branches, false),
     ] {
-        let module = format!("(core module $bomb {function}) (core instance (instantiate $bomb))");
+        // Another one each time: what was compiled before would be taken from the cache.
+        let fresh = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        let fresh =
+            format!("(func (export \"fresh\") (result i64) i64.const {})", fresh.as_nanos());
+        let module =
+            format!("(core module $bomb {function} {fresh}) (core instance (instantiate $bomb))");
         let refused = target.examine("bomb", &Guest::GOOD.component(&module));
         // What compiles within the limits is none.
         assert!(refused.is_some() || !is_bomb, "{name} is taken");
