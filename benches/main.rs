@@ -91,7 +91,8 @@ impl Bench {
         self.runtime.block_on(async {
             let mut total = Duration::ZERO;
             for _ in 0..runs {
-                let run = Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX);
+                let run =
+                    Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX, None);
                 let (response, timings) = Sandbox::new(guest, &run).run(request()).await;
                 black_box(response.expect("an answer"));
                 total += measure(timings);
@@ -111,7 +112,8 @@ impl Bench {
         self.runtime.block_on(async {
             let started = Instant::now();
             for _ in 0..runs {
-                let run = Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX);
+                let run =
+                    Run::limited(Instant::now() + Duration::from_secs(60), None, usize::MAX, None);
                 Sandbox::new(guest, &run).instantiate().await.expect("an instance");
             }
             started.elapsed()
