@@ -119,7 +119,7 @@ impl Members {
         };
         {
             // Waits for the helpers even where this thread's own part panics.
-            let _all = WaitForHelpers { job: &job, untold_ns };
+            let _all = WaitForHelpers { job: &job, helpers, untold_ns };
             for helper in &*helpers {
                 helper.give(&job);
             }
@@ -155,6 +155,7 @@ impl Job<'_> {
 
 struct WaitForHelpers<'a> {
     job: &'a Job<'a>,
+    helpers: &'a [Helper],
     untold_ns: &'a mut u64,
 }
 
@@ -162,6 +163,9 @@ impl Drop for WaitForHelpers<'_> {
     fn drop(&mut self) {
         // Nobody begins a part any more if this thread's own panicked.
         self.job.next.fetch_max(self.job.parts, Ordering::Relaxed);
+        // Whoever has not woken up yet is not waited for.
+        let late = self.helpers.iter().filter(|helper| helper.take_back()).count();
+        self.job.left.fetch_sub(late, Ordering::Relaxed);
         wait_until(|| self.job.left.load(Ordering::Acquire) == 0);
         *self.untold_ns += self.job.spent_ns.load(Ordering::Relaxed);
     }
@@ -218,6 +222,11 @@ impl Helper {
         self.job.store(ptr::from_ref(job).cast_mut().cast(), Ordering::Release);
         self.thread.unpark();
     }
+
+    /// Whether it had not begun.
+    fn take_back(&self) -> bool {
+        !self.job.swap(ptr::null_mut(), Ordering::Relaxed).is_null()
+    }
 }
 
 fn help(slot: &AtomicPtr<Job<'static>>) {
@@ -226,9 +235,9 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
     loop {
         wait_until(|| !slot.load(Ordering::Relaxed).is_null());
         let job = slot.swap(ptr::null_mut(), Ordering::Acquire);
-        // SAFETY: whoever gave the job keeps it until all helpers have counted themselves out, which
-        // is the last that this one does with it.
-        let job = unsafe { &*job };
+        // SAFETY: whoever gave the job keeps it until it has taken it back, which leaves null here, or
+        // this helper has counted itself out, which is the last that it does with it.
+        let Some(job) = (unsafe { job.as_ref() }) else { continue };
         if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
             job.has_panicked.store(true, Ordering::Relaxed);
         }
