@@ -171,21 +171,19 @@ impl Drop for WaitForHelpers<'_> {
     }
 }
 
-/// Looks for a while, then sleeps between looks until it is unparked.
+/// Looks for a while, then sleeps until it is unparked, and so on: a helper that woke up too late for
+/// one operator is there for the next.
 fn wait_until(holds: impl Fn() -> bool) {
-    let until = Instant::now() + SPIN;
     loop {
-        for _ in 0..64 {
-            if holds() {
-                return;
+        let until = Instant::now() + SPIN;
+        while Instant::now() < until {
+            for _ in 0..64 {
+                if holds() {
+                    return;
+                }
+                spin_loop();
             }
-            spin_loop();
         }
-        if Instant::now() >= until {
-            break;
-        }
-    }
-    while !holds() {
         thread::park();
     }
 }
