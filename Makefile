@@ -130,7 +130,8 @@ test-aarch64:
 # Breaks small graphs at random for a while and hands them to each engine in a process that may
 # die of it; what was lost is kept under target/fuzz.
 fuzz:
-	cargo run $(CARGO_FLAGS) --example fuzz_onnx -- $(or $(SECONDS),60)
+	@cargo build $(CARGO_FLAGS) --example fuzz_onnx
+	@target/release/examples/fuzz_onnx $(or $(SECONDS),60)
 
 engine-probe:
 	@cargo build $(CARGO_FLAGS) --example engine_probe
