@@ -149,6 +149,14 @@ fn structure() -> Vec<Named> {
         ("a domain of newlines", file(&[1], &[], vec![far("\n\r\0")])),
         ("a long name", file(&[1], &[], vec![relu("x", &named), relu(&named, "y")])),
         ("a long operator", file(&[1], &[], vec![node(&named, &["x"], &["y"], &[])])),
+        (
+            "a normalisation without channels",
+            file(
+                &[1],
+                std::slice::from_ref(&one),
+                vec![node("BatchNormalization", &["x", "w", "w", "w", "w"], &["y"], &[])],
+            ),
+        ),
         ("no opset", opset(&[])),
         ("opset 0", opset(&[0])),
         ("opset -1", opset(&[-1])),

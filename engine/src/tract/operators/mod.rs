@@ -6,6 +6,7 @@ mod algebra;
 mod attend;
 mod attention;
 mod attributes;
+mod batch_norm;
 mod branches;
 mod einsum;
 mod indices;
@@ -35,6 +36,7 @@ use tract_onnx::model::OnnxOpRegister;
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     algebra::register(operators);
     attention::register(operators);
+    batch_norm::register(operators);
     branches::register(operators);
     einsum::register(operators);
     indices::register(operators);
