@@ -22,6 +22,8 @@ from support import ROOT, WISP, Process, Wisp, ask, wait_for  # noqa: E402
 HERE = Path(__file__).resolve().parent
 FASTAPI_VENV = ROOT / "target/compare-venv"
 MLSERVER_VENV = ROOT / "target/compare-mlserver-venv"
+# Its entry point, as a script of pip's names the folder that it was installed in.
+MLSERVER = "import sys; from mlserver.cli import main; sys.argv[0] = 'mlserver'; main()"
 
 # A row of the iris data, a photo, a sentence.
 ROW = [5.0, 3.5, 1.3, 0.3]
@@ -166,7 +168,7 @@ class OfMlServer(Contender):
         for name, content in [("settings", settings), ("model-settings", model)]:
             (Path(folder.name) / f"{name}.json").write_text(json.dumps(content))
         environment = {"THREADS": str(self.threads), "PYTHONPATH": str(HERE)}
-        server = Process([MLSERVER_VENV / "bin/mlserver", "start", folder.name], cores, environment, folder.name)
+        server = Process([MLSERVER_VENV / "bin/python", "-c", MLSERVER, "start", folder.name], cores, environment, folder.name)
         server.folder = folder  # removed with it
         server.url = f"http://127.0.0.1:{ports[0]}"
         return server

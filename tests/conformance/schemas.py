@@ -6,6 +6,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+# By its entry point and not by the script that pip made of it: that one names the folder the
+# interpreter was installed in, which has moved if the target folder was kept from another clone.
+PROGRAM = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
 # What a document allows is answered, except that only a model knows which tensors fit it.
 DOCUMENTS = {
     "server": ("/openapi.json", ["--exclude-checks=positive_data_acceptance"]),
@@ -31,8 +34,7 @@ def checks(url):
 
 
 def fuzz(url, path, options):
-    program = Path(sys.executable).parent / "schemathesis"
-    command = [program, "--config-file", CONFIG, "run", f"http://{url}{path}", "--url", f"http://{url}", *OPTIONS, *options]
+    command = [*PROGRAM, "--config-file", CONFIG, "run", f"http://{url}{path}", "--url", f"http://{url}", *OPTIONS, *options]
     # Where it is run it leaves what it remembers of failures.
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=folder)
