@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use wisp_kernels::{Room, Team};
 
 use crate::clock;
@@ -102,6 +103,7 @@ impl Members {
             let waiting = idle().pop();
             // Where no thread is to be had, the caller does it all.
             let Some(helper) = waiting.or_else(Helper::start) else { break };
+            helper.keep_off(sched_getcpu());
             helpers.push(helper);
         }
         // For others: there are never more of them than cores.
@@ -192,6 +194,7 @@ fn wait_until(holds: impl Fn() -> bool) {
 struct Helper {
     job: Arc<AtomicPtr<Job<'static>>>,
     thread: Thread,
+    id: Pid,
 }
 
 /// Helpers without a run; the one used last is on top.
@@ -208,12 +211,23 @@ impl Helper {
         let (sender, receiver) = mpsc::channel();
         let started = thread::Builder::new().name("wisp-help".to_owned()).spawn(move || {
             // Whoever started it waits for its name.
-            let _ = sender.send(thread::current());
+            let _ = sender.send((thread::current(), gettid()));
             help(&theirs);
         });
         started.ok()?;
-        let thread = receiver.recv().ok()?;
-        Some(Self { job, thread })
+        let (thread, id) = receiver.recv().ok()?;
+        Some(Self { job, thread, id })
+    }
+
+    /// Lets it run on all cores of the calling thread's but that one, which is the caller's own. After
+    /// a pause the kernel often wakes it just there, and lets both wait for each other.
+    fn keep_off(&self, core: usize) {
+        let Ok(mut cores) = sched_getaffinity(None) else { return };
+        if cores.count() > 1 && core < CpuSet::MAX_CPU {
+            cores.unset(core);
+            // Where the system does not want it, it places the thread itself.
+            let _ = sched_setaffinity(Some(self.id), &cores);
+        }
     }
 
     fn give(&self, job: &Job<'_>) {
