@@ -93,6 +93,9 @@ fn a_graph_may_run_on_several_threads() {
     };
     let alone = ask("alone");
     assert!(!has_helpers());
+    // A graph's first run is not helped.
+    assert_eq!(ask("helped"), alone);
+    assert!(!has_helpers());
     assert_eq!(ask("helped"), alone);
     assert!(has_helpers());
     let usage = server.get("/usage").json();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use rapidhash::v3::rapidhash_v3;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -111,8 +111,15 @@ impl Cache {
         if entry(&self.folder, key).is_some() {
             return Ok(());
         }
-        let Some(Entry { compiled, contract }) = entry(from, key) else { return Ok(()) };
-        self.put(key, &Snapshot { compiled: fs::read(compiled)?, contract })
+        let Some((path, meta)) = named(from, key) else { return Ok(()) };
+        // Read and not mapped: who writes there may cut it short at any time.
+        let compiled = fs::read(&path)?;
+        match meta.contract.read() {
+            Ok(contract) if is_whole(&path, &compiled, meta.rapidhash) => {
+                self.put(key, &Snapshot { compiled, contract })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps a snapshot. The file of compiled code is whole before the other names it.
@@ -226,21 +233,38 @@ impl Cache {
     }
 }
 
+/// The entry of that key in a folder of this user's.
 fn entry(folder: &Path, key: &CacheKey) -> Option<Entry> {
+    let (compiled, meta) = named(folder, key)?;
+    let file = fs::File::open(&compiled).ok()?;
+    // SAFETY: as a plan's. Copied into memory, to be looked at once, it would cost a wake a
+    // millisecond and a half.
+    let mapped = unsafe { MmapOptions::new().populate().map(&file) }.ok()?;
+    if !is_whole(&compiled, &mapped, meta.rapidhash) {
+        return None;
+    }
+    mark_used(&file);
+    Some(Entry { compiled, contract: meta.contract.read().ok()? })
+}
+
+/// Where a folder has the code of that key, and what lies beside it.
+fn named(folder: &Path, key: &CacheKey) -> Option<(PathBuf, Meta)> {
     let (meta, compiled) = (meta_path(folder, key), compiled_path(folder, key));
     // Neither links nor pipes: the folder may be one that an examination wrote to.
     let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
     if !is_file(&meta) || !is_file(&compiled) {
         return None;
     }
-    let meta: Meta = serde_json::from_slice(&fs::read(meta).ok()?).ok()?;
-    // A torn or damaged file would be run as it is.
-    if rapidhash_v3(&fs::read(&compiled).ok()?) != meta.rapidhash {
-        tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
-        return None;
+    Some((compiled, serde_json::from_slice(&fs::read(meta).ok()?).ok()?))
+}
+
+/// A torn or damaged file would be run as it is.
+fn is_whole(path: &Path, compiled: &[u8], rapidhash: u64) -> bool {
+    let is_whole = rapidhash_v3(compiled) == rapidhash;
+    if !is_whole {
+        tracing::warn!(path = %path.display(), "the cached code is damaged, it is compiled again");
     }
-    let _ = fs::File::open(&compiled).map(|file| mark_used(&file));
-    Some(Entry { compiled, contract: meta.contract.read().ok()? })
+    is_whole
 }
 
 fn compiled_path(folder: &Path, key: &CacheKey) -> PathBuf {
