@@ -5,8 +5,8 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-threads bench-wake bench-account bench-scale bench-overload bench-hostile compare soak \
-	onnx-tests engine-tests test-aarch64 engine-probe fuzz reference deny
+	bench-deployments bench-engine bench-threads bench-wake bench-account bench-batching bench-scale \
+	bench-overload bench-hostile compare soak onnx-tests engine-tests test-aarch64 engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
@@ -80,6 +80,9 @@ bench-threads: engine-probe target/engine-venv/.complete
 # With ARGS="--models minilm", only those models.
 bench-wake: models guests build engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/wake.py $(ARGS)
+
+bench-batching: models guests build target/engine-venv/.complete
+	@target/engine-venv/bin/python benches/batching.py $(ARGS)
 
 # With ARGS="--models 1000 -- FLAG…", flags for its servers; so for the next ones.
 bench-scale: models guests build

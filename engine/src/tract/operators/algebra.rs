@@ -12,6 +12,7 @@ use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of, one,
     sizes_of,
 };
+use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("AffineGrid", affine_grid);
@@ -24,45 +25,28 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 
 /// tract's operator in a finer type than its input has.
 fn finer(context: &ParsingContext, node: &NodeProto, from: DatumType, to: DatumType) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
-    let (inner, _) = theirs.context("the engine lacks it")?(context, node)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's operator is not what it was")?.clone();
-    Ok((expand(Finer { inner, from, to, is_complex: node.op_type == "DFT" }), Vec::new()))
+    rewired(context, node, Finer { from, to, is_complex: node.op_type == "DFT" })
 }
 
 #[derive(Debug, Clone)]
 struct Finer {
-    inner: Box<dyn Expansion>,
     from: DatumType,
     to: DatumType,
     /// The last axis is a number's parts, or its real one only.
     is_complex: bool,
 }
 
-impl Expansion for Finer {
-    fn name(&self) -> StaticName {
-        self.inner.as_ref().name()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        self.inner.as_ref().rules(solver, inputs, outputs)
-    }
-
+impl Wiring for Finer {
     fn wire(
         &self,
+        inner: &dyn Expansion,
         prefix: &str,
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
         let fact = model.outlet_fact(inputs[0])?.clone();
         if fact.datum_type != self.from {
-            return self.inner.as_ref().wire(prefix, model, inputs);
+            return inner.wire(prefix, model, inputs);
         }
         let mut inputs: TVec<OutletId> = inputs.into();
         if self.is_complex && fact.shape.last() == Some(&1.to_dim()) {
@@ -73,7 +57,7 @@ impl Expansion for Finer {
         }
         let name = format!("{prefix}.finer");
         inputs[0] = model.wire_node(name, cast(self.to), &inputs[..1])?[0];
-        let outputs = self.inner.as_ref().wire(&format!("{prefix}.inner"), model, &inputs)?;
+        let outputs = inner.wire(&format!("{prefix}.inner"), model, &inputs)?;
         model.wire_node(prefix, cast(self.from), &outputs)
     }
 }

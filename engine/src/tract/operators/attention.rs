@@ -9,8 +9,8 @@ use tract_onnx::tract_core::ops::{cast::cast, logic::Iff, math::add};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::logic::wire_with_rank_broadcast;
 
-use super::attend;
 use super::kernel::{Built, Form, Kernel, typed};
+use super::{attend, theirs};
 
 /// The attributes that tract reads or refuses, and those of windows, where there are none.
 const KNOWN: [&str; 9] = [
@@ -39,21 +39,17 @@ fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
         bail!("Attention's attribute {} is not served", other.name);
     }
-    let theirs = tract_onnx::onnx().op_register.0.get("Attention").copied();
-    let theirs = theirs.context("the engine lacks Attention")?;
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
     let is_causal = node.get_attr_opt::<i64>("is_causal")?.unwrap_or(0) != 0;
     if !is_causal && !given(3) {
-        return theirs(context, node);
+        return theirs::built(context, node);
     }
     ensure!(given(4) == given(5), "past_key and past_value go together");
     let mut masked = node.clone();
     masked.attribute.retain(|attribute| attribute.name != "is_causal");
     masked.input.resize(masked.input.len().max(4), String::new());
     masked.input[3] = "mask".to_owned();
-    let (inner, _) = theirs(context, &masked)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's Attention is not what it was")?.clone();
+    let inner = theirs::expansion(context, &masked)?;
     let query_heads = usize::try_from(node.get_attr_opt::<i64>("q_num_heads")?.unwrap_or(1))?;
     let (has_mask, has_past) = (given(3), given(4));
     let masked = Masked { inner, is_causal, has_mask, has_past, query_heads };

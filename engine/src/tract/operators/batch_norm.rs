@@ -6,18 +6,14 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::Built;
+use super::theirs;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BatchNormalization", batch_normalization);
 }
 
 fn batch_normalization(context: &ParsingContext, node: &NodeProto) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
-    let (inner, names) = theirs.context("the engine lacks it")?(context, node)?;
-    let Some(inner) = inner.as_op().downcast_ref::<Box<dyn Expansion>>() else {
-        return Ok((inner, names));
-    };
-    Ok((expand(WithChannels(inner.clone())), names))
+    Ok((expand(WithChannels(theirs::expansion(context, node)?)), Vec::new()))
 }
 
 #[derive(Debug, Clone)]

@@ -6,30 +6,27 @@ use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::Built;
+use super::theirs;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Einsum", einsum);
 }
 
 fn einsum(context: &ParsingContext, node: &NodeProto) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get("Einsum").copied();
-    let theirs = theirs.context("the engine lacks Einsum")?;
     let equation = node.get_attr::<&str>("equation")?.trim_end();
     if !equation.ends_with("->") {
-        return theirs(context, node);
+        return theirs::built(context, node);
     }
     ensure!(!equation.contains('.'), "a sum over an ellipsis is not served");
     // One of scalars has nothing to sum.
     let Some(kept_axis) = equation.chars().find(char::is_ascii_alphabetic) else {
-        return theirs(context, node);
+        return theirs::built(context, node);
     };
     let equation = format!("{equation}{kept_axis}");
     let mut kept = node.clone();
     let attribute = kept.attribute.iter_mut().find(|attribute| attribute.name == "equation");
     attribute.context("no equation")?.s = equation.into_bytes();
-    let (inner, _) = theirs(context, &kept)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's Einsum is not what it was")?.clone();
+    let inner = theirs::expansion(context, &kept)?;
     Ok((expand(Summed { inner }), Vec::new()))
 }
 

@@ -12,6 +12,7 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::array::{GatherNd, StridedSlice};
 
 use super::kernel::{Built, Form, Kernel, Unknown, checked_axis, integers_of, typed};
+use super::theirs;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Cast", cast_node);
@@ -21,24 +22,19 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Slice", slice);
 }
 
-fn theirs(context: &ParsingContext, node: &NodeProto) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
-    theirs.context("the engine lacks it")?(context, node)
-}
-
 fn grid_sample(context: &ParsingContext, node: &NodeProto) -> Built {
     let is = |name: &str, values: &[&str]| -> TractResult<bool> {
         Ok(node.get_attr_opt::<&str>(name)?.is_some_and(|value| values.contains(&value)))
     };
     let is_wrong = is("mode", &["cubic", "bicubic"])? && is("padding_mode", &["border"])?;
     ensure!(!is_wrong, "cubic samples beyond a border are not served");
-    theirs(context, node)
+    theirs::built(context, node)
 }
 
 fn cast_node(context: &ParsingContext, node: &NodeProto) -> Built {
     match node.get_attr::<DatumType>("to")? {
         DatumType::I64 => Ok((expand(ToWhole), Vec::new())),
-        _ => theirs(context, node),
+        _ => theirs::built(context, node),
     }
 }
 
@@ -91,7 +87,7 @@ fn gather_nd(_context: &ParsingContext, node: &NodeProto) -> Built {
 }
 
 fn scatter_nd(context: &ParsingContext, node: &NodeProto) -> Built {
-    let (inner, _) = theirs(context, node)?;
+    let (inner, _) = theirs::built(context, node)?;
     let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
     let inner = inner.context("the engine's ScatterND is not what it was")?.clone();
     Ok((expand(Counted { inner: Inner::Scatter(inner), batch_axes: 0 }), Vec::new()))
@@ -187,7 +183,7 @@ impl Kernel for FromStart {
 }
 
 fn slice(context: &ParsingContext, node: &NodeProto) -> Built {
-    let (theirs, captured) = theirs(context, node)?;
+    let (theirs, captured) = theirs::built(context, node)?;
     // Before opset 10 all was known.
     let Some(inner) = theirs.as_op().downcast_ref::<StridedSlice>() else {
         return Ok((theirs, captured));

@@ -9,6 +9,7 @@ use tract_onnx::tract_hir::ops::array::ConstantOfShape;
 use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, integers_of, one, sizes_of,
 };
+use super::theirs;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BitCast", bit_cast);
@@ -178,10 +179,7 @@ fn space_to_depth(context: &ParsingContext, node: &NodeProto) -> Built {
     let block = usize::try_from(block).ok().filter(|block| (1..1 << 16).contains(block));
     let block = block.context("blocksize out of range")?;
     match node.get_attr_opt::<&str>("mode")?.unwrap_or("DCR") {
-        "DCR" => {
-            let theirs = tract_onnx::onnx().op_register.0.get("SpaceToDepth").copied();
-            theirs.context("the engine lacks SpaceToDepth")?(context, node)
-        }
+        "DCR" => theirs::built(context, node),
         "CRD" => built(node, SpaceToDepth { block }),
         other => bail!("unknown mode {other:?}"),
     }

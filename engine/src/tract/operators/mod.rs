@@ -27,6 +27,7 @@ mod selection;
 mod stable;
 mod svm;
 mod text;
+mod theirs;
 mod trees;
 
 use tract_onnx::model::OnnxOpRegister;

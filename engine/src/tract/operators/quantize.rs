@@ -6,6 +6,7 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
+use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -33,36 +34,14 @@ fn quantize_linear(context: &ParsingContext, node: &NodeProto) -> Built {
     if block > 0 || datum.is_some() {
         return built(node, scaled);
     }
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
-    let (inner, _) = theirs.context("the engine lacks it")?(context, node)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's operator is not what it was")?.clone();
-    Ok((expand(Either { inner, scaled }), Vec::new()))
+    rewired(context, node, scaled)
 }
 
 /// tract's, or ours where that does not do.
-#[derive(Debug, Clone)]
-struct Either {
-    inner: Box<dyn Expansion>,
-    scaled: Scaled,
-}
-
-impl Expansion for Either {
-    fn name(&self) -> StaticName {
-        self.inner.as_ref().name()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        self.inner.as_ref().rules(solver, inputs, outputs)
-    }
-
+impl Wiring for Scaled {
     fn wire(
         &self,
+        inner: &dyn Expansion,
         prefix: &str,
         model: &mut TypedModel,
         inputs: &[OutletId],
@@ -70,15 +49,15 @@ impl Expansion for Either {
         let is_theirs = {
             let facts = inputs.iter().map(|&input| model.outlet_fact(input));
             let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
-            let narrow = if self.scaled.is_quantizing { facts.get(2) } else { facts.first() };
+            let narrow = if self.is_quantizing { facts.get(2) } else { facts.first() };
             let narrow = narrow.is_none_or(|fact| fact.datum_type.size_of() == 1);
             let are_constants = facts[1..].iter().all(|fact| fact.konst.is_some());
             are_constants && (narrow || facts[0].datum_type == DatumType::I32)
         };
         if is_theirs {
-            return self.inner.as_ref().wire(prefix, model, inputs);
+            return inner.wire(prefix, model, inputs);
         }
-        model.wire_node(prefix, typed(self.scaled.clone()), inputs)
+        model.wire_node(prefix, typed(self.clone()), inputs)
     }
 }
 

@@ -14,6 +14,7 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::attributes::integers;
 use super::kernel::{Built, checked_axis, integers_of};
+use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("GlobalLpPool", global_lp_pool);
@@ -23,21 +24,12 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Softplus", softplus);
 }
 
-/// tract's operator, for what it says of types and shapes, and ours to compute it.
-fn instead(context: &ParsingContext, node: &NodeProto, formula: Formula) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
-    let (inner, _) = theirs.context("the engine lacks it")?(context, node)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's operator is not what it was")?.clone();
-    Ok((expand(Stable { inner, formula }), Vec::new()))
-}
-
 fn reduce_log_sum_exp(context: &ParsingContext, node: &NodeProto) -> Built {
     let flag = |name: &str| node.get_attr_opt::<i64>(name);
     let keeps_axes = flag("keepdims")?.unwrap_or(1) == 1;
     let none_is_none = flag("noop_with_empty_axes")?.unwrap_or(0) == 1;
     let axes = integers(node, "axes")?.to_vec();
-    instead(context, node, Formula::LogSumExp { axes, keeps_axes, none_is_none })
+    rewired(context, node, Formula::LogSumExp { axes, keeps_axes, none_is_none })
 }
 
 fn log_softmax(context: &ParsingContext, node: &NodeProto) -> Built {
@@ -45,17 +37,17 @@ fn log_softmax(context: &ParsingContext, node: &NodeProto) -> Built {
     // An axis and all after it were one before opset 13.
     let is_one_axis = context.onnx_operator_set_version >= 13;
     let axis = axis.unwrap_or(if is_one_axis { -1 } else { 1 });
-    instead(context, node, Formula::LogSoftmax { axis, is_one_axis })
+    rewired(context, node, Formula::LogSoftmax { axis, is_one_axis })
 }
 
 fn global_lp_pool(context: &ParsingContext, node: &NodeProto) -> Built {
     let power = node.get_attr_opt::<i64>("p")?.unwrap_or(2);
     ensure!(power > 0, "p is {power}");
-    instead(context, node, Formula::Norm { power })
+    rewired(context, node, Formula::Norm { power })
 }
 
 fn softplus(context: &ParsingContext, node: &NodeProto) -> Built {
-    instead(context, node, Formula::Softplus)
+    rewired(context, node, Formula::Softplus)
 }
 
 fn normalized(context: &ParsingContext, node: &NodeProto) -> Built {
@@ -63,13 +55,7 @@ fn normalized(context: &ParsingContext, node: &NodeProto) -> Built {
         [] => vec![0, 2, 3],
         axes => axes.to_vec(),
     };
-    instead(context, node, Formula::Normalized { axes })
-}
-
-#[derive(Debug, Clone)]
-struct Stable {
-    inner: Box<dyn Expansion>,
-    formula: Formula,
+    rewired(context, node, Formula::Normalized { axes })
 }
 
 #[derive(Debug, Clone)]
@@ -94,22 +80,10 @@ enum Formula {
     },
 }
 
-impl Expansion for Stable {
-    fn name(&self) -> StaticName {
-        self.inner.as_ref().name()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        self.inner.as_ref().rules(solver, inputs, outputs)
-    }
-
+impl Wiring for Formula {
     fn wire(
         &self,
+        _inner: &dyn Expansion,
         prefix: &str,
         model: &mut TypedModel,
         inputs: &[OutletId],
@@ -121,7 +95,7 @@ impl Expansion for Stable {
         // Halves are too coarse for sums.
         let finer = if datum == DatumType::F16 { DatumType::F32 } else { datum };
         let x = wires.op("x", cast(finer), &[inputs[0]])?;
-        let y = match &self.formula {
+        let y = match self {
             Formula::LogSumExp { axes, keeps_axes, none_is_none } => {
                 let given = match inputs.get(1) {
                     None => axes.clone(),

@@ -1,0 +1,74 @@
+//! tract's own operators, for those of ours that stand before them.
+
+use std::fmt::Debug;
+
+use tract_onnx::model::ParsingContext;
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_hir::internal::*;
+
+use super::kernel::Built;
+
+/// tract's operator of a node.
+pub(super) fn built(context: &ParsingContext, node: &NodeProto) -> Built {
+    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
+    theirs.with_context(|| format!("the engine lacks {}", node.op_type))?(context, node)
+}
+
+/// The same, where it is one that is wired of others.
+pub(super) fn expansion(
+    context: &ParsingContext,
+    node: &NodeProto,
+) -> TractResult<Box<dyn Expansion>> {
+    let (inner, _) = built(context, node)?;
+    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>().cloned();
+    inner.with_context(|| format!("the engine's {} is not what it was", node.op_type))
+}
+
+/// tract's operator for what it says of types and shapes, and `wiring` to compute it.
+pub(super) fn rewired(context: &ParsingContext, node: &NodeProto, wiring: impl Wiring) -> Built {
+    let inner = expansion(context, node)?;
+    Ok((expand(Rewired { inner, wiring }), Vec::new()))
+}
+
+/// What an operator is computed by instead of tract's `inner`, or with it.
+pub(super) trait Wiring: Debug + Clone + Send + Sync + 'static {
+    /// # Errors
+    /// Types or shapes that it does not take.
+    fn wire(
+        &self,
+        inner: &dyn Expansion,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>>;
+}
+
+#[derive(Debug, Clone)]
+struct Rewired<W> {
+    inner: Box<dyn Expansion>,
+    wiring: W,
+}
+
+impl<W: Wiring> Expansion for Rewired<W> {
+    fn name(&self) -> StaticName {
+        self.inner.as_ref().name()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        self.inner.as_ref().rules(solver, inputs, outputs)
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        self.wiring.wire(self.inner.as_ref(), prefix, model, inputs)
+    }
+}
