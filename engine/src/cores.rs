@@ -18,6 +18,7 @@ pub struct Busy<'a> {
 }
 
 impl Cores {
+    /// So many, none of them busy.
     pub fn new(count: usize) -> Arc<Self> {
         Arc::new(Self { count, busy: AtomicUsize::new(0) })
     }
@@ -57,6 +58,8 @@ impl Drop for Busy<'_> {
 /// What a run may compute on beside its caller's thread.
 #[derive(Debug, Clone)]
 pub struct Helpers {
+    /// Which of them are free is asked at each operator.
     pub cores: Arc<Cores>,
+    /// Threads beside the caller's; never more than there are other cores.
     pub most: usize,
 }

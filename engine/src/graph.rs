@@ -45,7 +45,8 @@ pub trait Watch: Sync {
         usize::MAX
     }
 
-    /// Threads that may help the caller's. The engine tract asks for them.
+    /// Threads that may help the caller's, if any. Only tract asks for them, and only for runs on the
+    /// caller's own thread: a worker's can stop amid an operator, while helpers still write.
     fn helpers(&self) -> Option<Helpers> {
         None
     }

@@ -45,7 +45,45 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), Load
     graph.initializer.iter().try_for_each(check_tensor)?;
     graph.sparse_initializer.iter().try_for_each(check_sparse)?;
     graph.node.iter().try_for_each(|node| check_node(node, known))?;
+    check_shapes(graph)?;
     check_order(graph)
+}
+
+/// Shapes of as many axes as weights or an input have elements.
+fn check_shapes(graph: &pb::GraphProto) -> Result<(), LoadError> {
+    use pb::tensor_shape_proto::dimension::Value;
+    use pb::type_proto::Value::TensorType;
+    let length = |dim: &pb::tensor_shape_proto::Dimension| match dim.value {
+        Some(Value::DimValue(length)) => length,
+        _ => 0,
+    };
+    let given = graph.input.iter().filter_map(|input| {
+        let TensorType(tensor) = input.r#type.as_ref()?.value.as_ref()?;
+        Some((&input.name, length(tensor.shape.as_ref()?.dim.first()?)))
+    });
+    // What stands for large weights are strings, which no shape is made of.
+    let is_text =
+        |tensor: &pb::TensorProto| tensor.data_type == pb::tensor_proto::DataType::String as i32;
+    let weights = graph.initializer.iter().filter_map(|tensor| match is_text(tensor) {
+        true => Some((&tensor.name, i64::MAX)),
+        false => Some((&tensor.name, *tensor.dims.first()?)),
+    });
+    let long: HashSet<&String> = given
+        .chain(weights)
+        .filter(|(_, length)| *length > MAX_AXIS)
+        .map(|(name, _)| name)
+        .collect();
+    for node in &graph.node {
+        let shape = match node.op_type.as_str() {
+            "ConstantOfShape" => node.input.first(),
+            "Expand" | "Reshape" | "Tile" | "Unsqueeze" => node.input.get(1),
+            _ => None,
+        };
+        if let Some(name) = shape.filter(|name| long.contains(name)) {
+            return Err(LoadError(format!("`{name}` asks for more than {MAX_AXIS} axes")));
+        }
+    }
+    Ok(())
 }
 
 fn check_node(node: &pb::NodeProto, known: &Constants<'_>) -> Result<(), LoadError> {

@@ -227,6 +227,20 @@ fn what_rten_does_wrongly_is_refused() {
     let is_trusted = |loaded: Result<(), String>| {
         !loaded.is_err_and(|reason| reason.starts_with("rten is not trusted with"))
     };
+    for op in ["NonMaxSuppression", "ScatterElements", "Sign", "Softplus", "ArgMax"] {
+        assert!(!is_trusted(model(op, &["x", "x", "x"], vec![], b"")), "{op}");
+    }
+    let lengths = ["x", "w", "w", "", "lengths"];
+    assert!(is_trusted(model("LSTM", &lengths[..3], vec![], b"")));
+    assert!(!is_trusted(model("LSTM", &lengths, vec![], b"")));
+    let vector = |dims: &[i64]| tensor("w", DataType::Float, vec![0; 8], dims);
+    assert!(is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2, 1])], b"")));
+    assert!(!is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2])], b"")));
+    let added = |number: i64| {
+        let number = tensor("w", DataType::Int64, number.to_le_bytes().to_vec(), &[]);
+        model("Add", &["x", "w"], vec![number], b"")
+    };
+    assert!(is_trusted(added(1 << 30)) && !is_trusted(added(1 << 31)));
     let inserted = |place: i64| {
         let place = tensor("p", DataType::Int64, place.to_le_bytes().to_vec(), &[]);
         model("SequenceInsert", &["x", "x", "p"], vec![place], b"")

@@ -45,7 +45,7 @@ fn rows_part(
     epilogue: &Epilogue<'_>,
     panels: &mut Buffer,
 ) {
-    let Offsets::Table(table) = seen.offsets else { return };
+    let Offsets::Table(table) = seen.offsets else { unreachable!("rows are gathered by a table") };
     let left = Left::weights(w);
     let plane = seen.height * seen.width;
     for block in Blocks::new(w.k()) {

@@ -52,7 +52,7 @@ pub(crate) fn load(
             "a branch or body of {depth} nodes in a line, expected at most {DEEPEST_BODY}"
         )));
     }
-    proto.graph.as_ref().map_or(Ok(()), trust::check)?;
+    trust::check(proto)?;
     let has = |datatype| values::element_of(datatype).is_some();
     contract::check(contract, EngineKind::Rten, has)?;
     let model = with_stack(|| {

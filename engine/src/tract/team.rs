@@ -102,11 +102,12 @@ impl Members {
         while helpers.len() < spare.threads() {
             let waiting = idle().pop();
             // Where no thread is to be had, the caller does it all.
-            let Some(helper) = waiting.or_else(Helper::start) else { break };
+            let start = || Helper::start(may.cores.count() - 1);
+            let Some(helper) = waiting.or_else(start) else { break };
             helper.keep_off(sched_getcpu());
             helpers.push(helper);
         }
-        // For others: there are never more of them than cores.
+        // For others: there are never more of them than cores beside one caller's.
         if helpers.len() > spare.threads() {
             idle().extend(helpers.drain(spare.threads()..));
         }
@@ -197,6 +198,9 @@ struct Helper {
     id: Pid,
 }
 
+/// How many there are; they stay.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
+
 /// Helpers without a run; the one used last is on top.
 static IDLE: Mutex<Vec<Helper>> = Mutex::new(Vec::new());
 
@@ -205,7 +209,18 @@ fn idle() -> MutexGuard<'static, Vec<Helper>> {
 }
 
 impl Helper {
-    fn start() -> Option<Self> {
+    /// One more, unless there are so many already.
+    fn start(most: usize) -> Option<Self> {
+        let count = |started| (started < most).then_some(started + 1);
+        STARTED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).ok()?;
+        let helper = Self::try_start();
+        if helper.is_none() {
+            STARTED.fetch_sub(1, Ordering::Relaxed);
+        }
+        helper
+    }
+
+    fn try_start() -> Option<Self> {
         let job: Arc<AtomicPtr<Job<'static>>> = Arc::default();
         let theirs = job.clone();
         let (sender, receiver) = mpsc::channel();
@@ -253,7 +268,8 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
             job.has_panicked.store(true, Ordering::Relaxed);
         }
-        // What it spent looking for the job is its run's, too.
+        // What it spent looking for the job is its run's, too; so is what it looked around for after
+        // the last run's, a tenth of a millisecond at most.
         job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
         since = clock::Since::now();
         let caller = job.caller.clone();

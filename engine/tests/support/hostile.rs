@@ -105,6 +105,17 @@ fn structure() -> Vec<Named> {
         model.encode_to_vec()
     };
     let named = "n".repeat(8 << 20);
+    let normalised = |operator: &str, axis: i64| {
+        let node = node(operator, &["x", "w"], &["y"], &[int("axis", axis)]);
+        file(&[1], std::slice::from_ref(&one), vec![node])
+    };
+    let scalars = |operator: &str| {
+        let node = node(operator, &["x", "x"], &["y"], &[]);
+        model(body(&[value("x", FLOAT, &[])], &[value("y", FLOAT, &[])], &[], vec![node]))
+            .encode_to_vec()
+    };
+    let none = singles("w", &[0], &[]);
+    let empty_exponent = file(&[1], &[none], vec![node("Pow", &["x", "w"], &["y"], &[])]);
     let cases = [
         (
             "an initializer that is not there",
@@ -157,6 +168,13 @@ fn structure() -> Vec<Named> {
                 vec![node("BatchNormalization", &["x", "w", "w", "w", "w"], &["y"], &[])],
             ),
         ),
+        ("a normalisation of an axis before the first", normalised("LayerNormalization", -7)),
+        ("a normalisation of an axis after the last", normalised("LayerNormalization", 7)),
+        ("one by squares of an axis before the first", normalised("RMSNormalization", -7)),
+        ("one by squares of an axis after the last", normalised("RMSNormalization", 7)),
+        ("a gather of what has no axes", scalars("GatherND")),
+        ("a transform of what has no axes", scalars("DFT")),
+        ("a power of nothing", empty_exponent),
         ("no opset", opset(&[])),
         ("opset 0", opset(&[0])),
         ("opset -1", opset(&[-1])),

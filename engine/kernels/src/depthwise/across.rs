@@ -53,7 +53,7 @@ impl Sizes {
     }
 }
 
-/// All planes of one call; the first scratch pointer is to [`Sizes::vectors`] zeroed vectors, the second is not used.
+/// The planes of one part; the first scratch pointer is to [`Sizes::vectors`] zeroed vectors, the second is not used.
 pub(super) struct Across<'a>(pub Planes<'a>, pub Sizes);
 
 impl Kernel for Across<'_> {

@@ -208,11 +208,12 @@ pub(super) fn by_channel(konst: &Tensor, axis: usize, channels: usize) -> Option
     if konst.datum_type() != DatumType::F32 || channels == 0 {
         return None;
     }
-    let values = konst.try_as_plain_ram().ok()?.as_slice::<f32>().ok()?.to_vec();
-    match values[..] {
-        [value] => Some(vec![value; channels]),
-        _ if values.len() == channels && konst.shape().get(axis) == Some(&channels) => Some(values),
-        _ => None,
+    let plain = konst.try_as_plain_ram().ok()?;
+    let values = plain.as_slice::<f32>().ok()?;
+    let is_per_channel = values.len() == channels && konst.shape().get(axis) == Some(&channels);
+    match values {
+        [value] => Some(vec![*value; channels]),
+        _ => is_per_channel.then(|| values.to_vec()),
     }
 }
 

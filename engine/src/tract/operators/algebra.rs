@@ -1,5 +1,5 @@
-//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, BitShift, DFT,
-//! Celu.
+//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, BitShift, Mod, Celu;
+//! and DFT, sums and the like, which it does in finer types here.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -10,8 +10,9 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of, one,
-    sizes_of,
+    sizes_of, typed,
 };
+use super::ranks::{self, Need};
 use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -19,19 +20,60 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BitShift", bit_shift);
     operators.insert("Celu", celu);
     operators.insert("CumProd", cum_prod);
-    operators.insert("DFT", |context, node| finer(context, node, DatumType::F32, DatumType::F64));
+    operators.insert("DFT", dft);
     operators.insert("Det", |_, node| built(node, Det));
+    operators.insert("Mod", |context, node| {
+        let keeps_sign = node.get_attr_opt::<i64>("fmod")?.unwrap_or(0) != 0;
+        rewired(context, node, Mod { keeps_sign })
+    });
+    for name in ["ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"] {
+        operators.insert(name, |context, node| finer(context, node, &SUMS));
+    }
+    for name in ["ReduceMax", "ReduceMin"] {
+        operators.insert(name, |context, node| finer(context, node, &EXTREMES));
+    }
+    for name in ["AveragePool", "GlobalAveragePool", "InstanceNormalization"] {
+        operators.insert(name, |context, node| finer(context, node, &HALVES));
+    }
 }
 
-/// tract's operator in a finer type than its input has.
-fn finer(context: &ParsingContext, node: &NodeProto, from: DatumType, to: DatumType) -> Built {
-    rewired(context, node, Finer { from, to, is_complex: node.op_type == "DFT" })
+/// Sums of halves come to more than halves can be.
+const HALVES: [(DatumType, DatumType); 1] = [(DatumType::F16, DatumType::F32)];
+
+/// tract adds integers up in 32 bits. So they are exact up to 53.
+const SUMS: [(DatumType, DatumType); 2] =
+    [(DatumType::F16, DatumType::F32), (DatumType::I64, DatumType::F64)];
+
+/// tract begins with the largest finite number, of which a coarser type makes an infinity: which is
+/// right where all are infinite, or there are none.
+const EXTREMES: [(DatumType, DatumType); 2] =
+    [(DatumType::F16, DatumType::F32), (DatumType::F32, DatumType::F64)];
+
+/// tract's operator in a finer type than its input has, where `types` name one.
+fn finer(
+    context: &ParsingContext,
+    node: &NodeProto,
+    types: &'static [(DatumType, DatumType)],
+) -> Built {
+    rewired(context, node, Finer { types, is_complex: false })
+}
+
+fn dft(context: &ParsingContext, node: &NodeProto) -> Built {
+    const TYPES: [(DatumType, DatumType); 1] = [(DatumType::F32, DatumType::F64)];
+    // Since opset 20 the axis is an input, and where there is none it is the one before the number's
+    // parts: tract takes the second.
+    let has_axis = node.input.get(2).is_some_and(|name| !name.is_empty());
+    let need = match context.onnx_operator_set_version {
+        ..20 => Need::Axis(node.get_attr_opt::<i64>("axis")?.unwrap_or(1)),
+        _ if has_axis => Need::Axis(-2),
+        _ => Need::Rank(3),
+    };
+    ranks::checked(rewired(context, node, Finer { types: &TYPES, is_complex: true })?, need)
 }
 
 #[derive(Debug, Clone)]
 struct Finer {
-    from: DatumType,
-    to: DatumType,
+    types: &'static [(DatumType, DatumType)],
     /// The last axis is a number's parts, or its real one only.
     is_complex: bool,
 }
@@ -45,9 +87,10 @@ impl Wiring for Finer {
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
         let fact = model.outlet_fact(inputs[0])?.clone();
-        if fact.datum_type != self.from {
+        let types = self.types.iter().find(|(from, _)| *from == fact.datum_type);
+        let Some(&(from, to)) = types else {
             return inner.wire(prefix, model, inputs);
-        }
+        };
         let mut inputs: TVec<OutletId> = inputs.into();
         if self.is_complex && fact.shape.last() == Some(&1.to_dim()) {
             let mut pads = vec![(0, 0); fact.rank()];
@@ -56,9 +99,9 @@ impl Wiring for Finer {
             inputs[0] = model.wire_node(format!("{prefix}.complex"), pad, &inputs[..1])?[0];
         }
         let name = format!("{prefix}.finer");
-        inputs[0] = model.wire_node(name, cast(self.to), &inputs[..1])?[0];
+        inputs[0] = model.wire_node(name, cast(to), &inputs[..1])?[0];
         let outputs = inner.wire(&format!("{prefix}.inner"), model, &inputs)?;
-        model.wire_node(prefix, cast(self.from), &outputs)
+        model.wire_node(prefix, cast(from), &outputs)
     }
 }
 
@@ -268,15 +311,7 @@ impl Kernel for BitShift {
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         fn shift<T: Shift>(left: &Tensor, right: &Tensor, is_left: bool) -> TractResult<Tensor> {
-            let shape: TVec<usize> = multi_broadcast(&[left.shape(), right.shape()])?;
-            checked_len(&shape)?;
-            let (left, right) =
-                (left.to_plain_array_view::<T>()?, right.to_plain_array_view::<T>()?);
-            let left = left.broadcast(&*shape).context("shapes do not broadcast")?;
-            let right = right.broadcast(&*shape).context("shapes do not broadcast")?;
-            let pairs = left.iter().zip(right.iter());
-            let shifted = pairs.map(|(left, &by)| left.shift(by, is_left)).collect();
-            Ok(tract_ndarray::ArrayD::from_shape_vec(&*shape, shifted)?.into_tensor())
+            broadcast(left, right, |left: T, by| Ok(left.shift(by, is_left)))
         }
         let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
         let is_left = self.is_left;
@@ -292,6 +327,126 @@ impl Kernel for BitShift {
             other => bail!("a shift of {other:?}"),
         }])
     }
+}
+
+/// tract's takes one operand for the other where the first one is the smaller.
+#[derive(Debug, Clone)]
+struct Mod {
+    /// Of the first operand; else the second one's.
+    keeps_sign: bool,
+}
+
+impl Wiring for Mod {
+    fn wire(
+        &self,
+        inner: &dyn Expansion,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let datum = model.outlet_fact(inputs[0])?.datum_type;
+        // Of sizes, which have symbols.
+        if datum == DatumType::TDim || model.outlet_fact(inputs[1])?.datum_type != datum {
+            return inner.wire(prefix, model, inputs);
+        }
+        model.wire_node(prefix, typed(self.clone()), inputs)
+    }
+}
+
+trait Remainder: Datum + Copy {
+    /// `None` where there is none.
+    fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self>;
+}
+
+macro_rules! remainders {
+    ($($integer:ty),*) => {
+        $(impl Remainder for $integer {
+            fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self> {
+                let rest = if by == 0 { None } else { Some(self.checked_rem(by).unwrap_or(0)) }?;
+                // Unsigned numbers are never below zero.
+                #[allow(unused_comparisons)]
+                let is_other = rest != 0 && (rest < 0) != (by < 0);
+                Some(if is_other && !keeps_sign { rest + by } else { rest })
+            }
+        })*
+    };
+}
+
+remainders!(u8, u16, u32, u64, i8, i16, i32, i64);
+
+macro_rules! float_remainders {
+    ($($float:ty),*) => {
+        $(impl Remainder for $float {
+            fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self> {
+                let rest = self % by;
+                let is_other = rest != 0.0 && (rest < 0.0) != (by < 0.0);
+                Some(if is_other && !keeps_sign { rest + by } else { rest })
+            }
+        })*
+    };
+}
+
+float_remainders!(f32, f64);
+
+impl Kernel for Mod {
+    fn name(&self) -> &'static str {
+        "Mod"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        ensure!(
+            left.datum.is_number() && left.datum == right.datum,
+            "expected numbers of one type"
+        );
+        Ok(tvec![Form::new(left.datum, multi_broadcast(&[&left.shape, &right.shape])?)])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        fn rest<T: Remainder>(
+            left: &Tensor,
+            right: &Tensor,
+            keeps_sign: bool,
+        ) -> TractResult<Tensor> {
+            let rest = |left: T, right: T| {
+                left.remainder(right, keeps_sign).context("a number is divided by zero")
+            };
+            broadcast(left, right, rest)
+        }
+        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let sign = self.keeps_sign;
+        Ok(tvec![match left.datum_type() {
+            DatumType::U8 => rest::<u8>(left, right, sign)?,
+            DatumType::U16 => rest::<u16>(left, right, sign)?,
+            DatumType::U32 => rest::<u32>(left, right, sign)?,
+            DatumType::U64 => rest::<u64>(left, right, sign)?,
+            DatumType::I8 => rest::<i8>(left, right, sign)?,
+            DatumType::I16 => rest::<i16>(left, right, sign)?,
+            DatumType::I32 => rest::<i32>(left, right, sign)?,
+            DatumType::I64 => rest::<i64>(left, right, sign)?,
+            DatumType::F64 => rest::<f64>(left, right, sign)?,
+            datum => {
+                let (left, right) = (left.cast_to::<f32>()?, right.cast_to::<f32>()?);
+                rest::<f32>(&left, &right, sign)?.cast_to_dt(datum)?.into_owned()
+            }
+        }])
+    }
+}
+
+/// The elements of two tensors, each with its counterpart.
+fn broadcast<T: Datum + Copy>(
+    left: &Tensor,
+    right: &Tensor,
+    with: impl Fn(T, T) -> TractResult<T>,
+) -> TractResult<Tensor> {
+    let shape: TVec<usize> = multi_broadcast(&[left.shape(), right.shape()])?;
+    checked_len(&shape)?;
+    let (left, right) = (left.to_plain_array_view::<T>()?, right.to_plain_array_view::<T>()?);
+    let left = left.broadcast(&*shape).context("shapes do not broadcast")?;
+    let right = right.broadcast(&*shape).context("shapes do not broadcast")?;
+    let pairs = left.iter().zip(right.iter()).map(|(&left, &right)| with(left, right));
+    let values = pairs.collect::<TractResult<Vec<T>>>()?;
+    Ok(tract_ndarray::ArrayD::from_shape_vec(&*shape, values)?.into_tensor())
 }
 
 /// Where each pixel of an output lies in the input, for GridSample.

@@ -229,7 +229,8 @@ impl Attend {
         });
         show(Scores::Masked, row);
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if largest == f32::NEG_INFINITY {
+        // By all and not by the largest, which is found among numbers only.
+        if row.iter().all(|&score| score == f32::NEG_INFINITY) {
             row.fill(0.0);
         } else {
             let mut sum = 0.0;

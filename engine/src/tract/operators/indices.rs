@@ -87,10 +87,8 @@ fn gather_nd(_context: &ParsingContext, node: &NodeProto) -> Built {
 }
 
 fn scatter_nd(context: &ParsingContext, node: &NodeProto) -> Built {
-    let (inner, _) = theirs::built(context, node)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let inner = inner.context("the engine's ScatterND is not what it was")?.clone();
-    Ok((expand(Counted { inner: Inner::Scatter(inner), batch_axes: 0 }), Vec::new()))
+    let inner = Inner::Scatter(theirs::expansion(context, node)?);
+    Ok((expand(Counted { inner, batch_axes: 0 }), Vec::new()))
 }
 
 /// tract's operator on indices that count from the start.
@@ -120,10 +118,15 @@ impl Expansion for Counted {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        match &self.inner {
-            Inner::Gather(inner) => inner.rules(solver, inputs, outputs),
-            Inner::Scatter(inner) => inner.as_ref().rules(solver, inputs, outputs),
-        }
+        // tract counts to the last axis, also where there is none.
+        check_input_arity(inputs, if matches!(self.inner, Inner::Gather(_)) { 2 } else { 3 })?;
+        solver.given_2(&inputs[0].rank, &inputs[1].rank, move |solver, data, indices| {
+            ensure!(data > 0 && indices > 0, "ranks {data} and {indices}, expected 1 or more");
+            match &self.inner {
+                Inner::Gather(inner) => inner.rules(solver, inputs, outputs),
+                Inner::Scatter(inner) => inner.as_ref().rules(solver, inputs, outputs),
+            }
+        })
     }
 
     fn wire(

@@ -1,16 +1,21 @@
 //! tract's own operators, for those of ours that stand before them.
 
 use std::fmt::Debug;
+use std::sync::LazyLock;
 
+use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::Built;
 
+/// Some two hundred, which take a while to be made.
+static THEIRS: LazyLock<Onnx> = LazyLock::new(tract_onnx::onnx);
+
 /// tract's operator of a node.
 pub(super) fn built(context: &ParsingContext, node: &NodeProto) -> Built {
-    let theirs = tract_onnx::onnx().op_register.0.get(&*node.op_type).copied();
+    let theirs = THEIRS.op_register.0.get(&*node.op_type);
     theirs.with_context(|| format!("the engine lacks {}", node.op_type))?(context, node)
 }
 
@@ -19,9 +24,14 @@ pub(super) fn expansion(
     context: &ParsingContext,
     node: &NodeProto,
 ) -> TractResult<Box<dyn Expansion>> {
-    let (inner, _) = built(context, node)?;
-    let inner = inner.as_op().downcast_ref::<Box<dyn Expansion>>().cloned();
-    inner.with_context(|| format!("the engine's {} is not what it was", node.op_type))
+    wired(&*built(context, node)?.0)
+}
+
+/// # Errors
+/// It is not wired of others.
+pub(super) fn wired(operator: &dyn InferenceOp) -> TractResult<Box<dyn Expansion>> {
+    let inner = operator.as_op().downcast_ref::<Box<dyn Expansion>>().cloned();
+    inner.with_context(|| format!("the engine's {} is not what it was", operator.name()))
 }
 
 /// tract's operator for what it says of types and shapes, and `wiring` to compute it.
