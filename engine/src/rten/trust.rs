@@ -27,7 +27,7 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>, opset: i64) -> Res
         }
         match node.op_type.as_str() {
             // It takes the axis alone, and all after it are one.
-            "Softmax" | "LogSoftmax" if opset < 13 && integer("axis") != Some(-1) => {
+            "Softmax" | "LogSoftmax" if opset < 13 && !is_last(graph, node, integer("axis")) => {
                 return refused(node, "an axis and all after it, before opset 13");
             }
             // It gives the last of equal ones.
@@ -98,6 +98,18 @@ fn is_too_large(graph: &pb::GraphProto, node: &pb::NodeProto, name: &str) -> boo
     let raw = tensor.raw_data.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
     let mut numbers = raw.chain(tensor.int64_data.iter().copied());
     node.op_type != "Slice" && numbers.any(|number| i32::try_from(number).is_err())
+}
+
+/// Whether an axis, the second where none is given, is known to be the last one of a node's output.
+fn is_last(graph: &pb::GraphProto, node: &pb::NodeProto, axis: Option<i64>) -> bool {
+    use pb::type_proto::Value::TensorType;
+    let values = graph.output.iter().chain(&graph.value_info);
+    let named = values.clone().find(|value| node.output.first() == Some(&value.name));
+    let rank = named.and_then(|value| {
+        let TensorType(tensor) = value.r#type.as_ref()?.value.as_ref()?;
+        Some(tensor.shape.as_ref()?.dim.len() as i64)
+    });
+    axis == Some(-1) || rank.is_some_and(|rank| axis.unwrap_or(1) == rank - 1)
 }
 
 /// Whether it is a constant of one axis.
