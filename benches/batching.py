@@ -34,12 +34,15 @@ def main():
     need("wrk", "taskset")
     server_core, client_core = two_cores()
     print(f"{machine()}, {load_average()}; server on one core, {options.in_flight} in flight; times in ms")
-    print(f"{'model':24}{'alone/s':>10}{'batched/s':>11}{'ratio':>8}{'p50':>9}{'p50':>9}{'p99':>9}{'p99':>9}{'rows':>7}")
+    print(f"{'model':24}{'alone/s':>10}{'batched/s':>11}{'ratio':>8}{'p50 alone':>11}{'batched':>9}{'p99 alone':>11}{'batched':>9}{'rows':>7}")
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as scratch:
         folder = Path(scratch)
         for name, source, body, headers in asked(options.models):
             with Wisp("--state", folder / name, "--cache", folder / "cache", cores={server_core}) as server:
-                ask_of = {kind: deploy(server, source, folder / f"{name}-{kind}", kind) for kind in KINDS}
+                deployed = {kind: deploy(server, source, folder / f"{name}-{kind}", kind) for kind in KINDS}
+                ask_of = {kind: path for kind, (path, _) in deployed.items()}
+                if len({engine for _, engine in deployed.values()}) > 1:
+                    sys.exit(f"{name}: measured for two engines: {deployed}")
                 measure(name, server, ask_of, body, headers, client_core, options)
 
 
@@ -66,7 +69,7 @@ def asked(substring):
 
 
 def deploy(server, source, bundle, kind):
-    """The path to ask."""
+    """The path to ask, and the engine that was measured to be the fastest."""
     if source.is_dir():
         shutil.copytree(source, bundle)
     else:
@@ -81,7 +84,7 @@ def deploy(server, source, bundle, kind):
     (graph,) = json.loads(report)["report"]["graphs"]
     if kind == "batched":
         print(f"  {graph['engine']['batches']['reason']}")
-    return f"/v2/models/{kind}/infer"
+    return f"/v2/models/{kind}/infer", graph["engine"]["engine"]
 
 
 def measure(name, server, ask_of, body, headers, core, options):
@@ -103,7 +106,7 @@ def measure(name, server, ask_of, body, headers, core, options):
     p99s = [middle(kind, lambda report: report.p99) for kind in KINDS]
     (counts,) = json.loads(ask(server.url, "/v2/models/batched/stats")[1])["model_stats"]
     rows = counts["inference_count"] / counts["execution_count"]
-    times = "".join(f"{value:>9.2f}" for value in [*p50s, *p99s])
+    times = "".join(f"{alone:>11.2f}{batched:>9.2f}" for alone, batched in (p50s, p99s))
     print(f"{name:24}{rates[0]:>10,.0f}{rates[1]:>11,.0f}{rates[1] / rates[0]:>8.2f}{times}{rows:>7.1f}", flush=True)
 
 

@@ -1,5 +1,6 @@
 //! Requests over HTTP/1.1 at rates that Python cannot reach, from one thread, which never sleeps: over
-//! loopback, to wake it would be the server's work, some 10 µs an answer, which a network card does.
+//! loopback a server's own thread wakes a client that does, for some 10 µs an answer, which over a
+//! network is not its work.
 //!
 //! ```text
 //! flood ADDRESS REQUEST_FILE CONNECTIONS SECONDS [RATE]

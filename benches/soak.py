@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import statistics
 import sys
@@ -124,9 +125,10 @@ def sample(server, folder):
 
 def size(folder):
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it went just now
-            total += path.stat().st_size
+    for parent, _, names in os.walk(folder):  # which passes over folders that went just now
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
     return total
 
 

@@ -195,7 +195,7 @@ def markdown(tables, options, load):
         "Runtime's default of a thread for each core of the machine, which spin for each other on one;",
         "`1 thread` is what its user would set there, and what MLServer has. `Both cores` frees all, and",
         "MLServer has the default: one photo or sentence then runs on two cores in ONNX Runtime where it",
-        "has two threads, on one in wisp.",
+        "has two threads; in wisp a photo does, as models/imagenet asks for it, and a sentence on one.",
         "`Start` is from the process's start to its first answer. compare.py says how it is measured.",
     ]
     for name, rows in tables.items():

@@ -23,7 +23,8 @@ impl Cores {
         Arc::new(Self { count, busy: AtomicUsize::new(0) })
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// How many there are.
+    pub fn count(&self) -> usize {
         self.count
     }
 

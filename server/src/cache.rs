@@ -61,8 +61,8 @@ pub struct Entry {
 /// What lies beside the compiled code.
 #[derive(Serialize, Deserialize)]
 struct Meta {
-    /// What a disk has made of the code is seen by it, sooner than by SHA-256 at each wake; it is no
-    /// defence, and need not be: who can write here could change it, too.
+    /// Finds what a disk has damaged, faster than SHA-256 would at each wake. It is no defence: who
+    /// can write here could change it, too.
     rapidhash: u64,
     contract: ContractForm,
 }
@@ -106,7 +106,7 @@ impl Cache {
     /// Takes over the entry of that key from another folder, where it is not here already.
     ///
     /// # Errors
-    /// As [`Cache::put`].
+    /// It is damaged; or as [`Cache::put`].
     pub fn adopt(&self, key: &CacheKey, from: &Path) -> io::Result<()> {
         if entry(&self.folder, key).is_some() {
             return Ok(());
@@ -114,12 +114,14 @@ impl Cache {
         let Some((path, meta)) = named(from, key) else { return Ok(()) };
         // Read and not mapped: who writes there may cut it short at any time.
         let compiled = fs::read(&path)?;
-        match meta.contract.read() {
-            Ok(contract) if is_whole(&path, &compiled, meta.rapidhash) => {
-                self.put(key, &Snapshot { compiled, contract })
-            }
-            _ => Ok(()),
+        if rapidhash_v3(&compiled) != meta.rapidhash {
+            let reason = format!("{}: the compiled code is damaged", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
+        let contract = meta.contract.read();
+        let contract =
+            contract.map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
+        self.put(key, &Snapshot { compiled, contract })
     }
 
     /// Keeps a snapshot. The file of compiled code is whole before the other names it.
@@ -141,10 +143,7 @@ impl Cache {
     pub fn plan(&self, graph: &BlobDigest) -> Option<Bytes> {
         let file = fs::File::open(self.plan_path(graph)).ok()?;
         mark_used(&file);
-        // SAFETY: a plan is written under another name and never changed once it has its own; the
-        // folder is this user's. Removing it leaves the mapping whole.
-        let mapped = unsafe { Mmap::map(&file) }.ok()?;
-        Some(Bytes::from_owner(mapped))
+        Some(Bytes::from_owner(map(&file, &MmapOptions::new()).ok()?))
     }
 
     /// Keeps the compiled plan of the graph of that digest, which `content` writes. It is on disk
@@ -237,10 +236,11 @@ impl Cache {
 fn entry(folder: &Path, key: &CacheKey) -> Option<Entry> {
     let (compiled, meta) = named(folder, key)?;
     let file = fs::File::open(&compiled).ok()?;
-    // SAFETY: as a plan's. Copied into memory, to be looked at once, it would cost a wake a
-    // millisecond and a half.
-    let mapped = unsafe { MmapOptions::new().populate().map(&file) }.ok()?;
-    if !is_whole(&compiled, &mapped, meta.rapidhash) {
+    // Copied into memory, to be looked at once, it would cost a wake a millisecond and a half.
+    let mapped = map(&file, MmapOptions::new().populate()).ok()?;
+    // A torn or damaged file would be run as it is.
+    if rapidhash_v3(&mapped) != meta.rapidhash {
+        tracing::warn!(path = %compiled.display(), "the cached code is damaged, it is compiled again");
         return None;
     }
     mark_used(&file);
@@ -258,13 +258,11 @@ fn named(folder: &Path, key: &CacheKey) -> Option<(PathBuf, Meta)> {
     Some((compiled, serde_json::from_slice(&fs::read(meta).ok()?).ok()?))
 }
 
-/// A torn or damaged file would be run as it is.
-fn is_whole(path: &Path, compiled: &[u8], rapidhash: u64) -> bool {
-    let is_whole = rapidhash_v3(compiled) == rapidhash;
-    if !is_whole {
-        tracing::warn!(path = %path.display(), "the cached code is damaged, it is compiled again");
-    }
-    is_whole
+/// Maps a file of a folder of this user's.
+fn map(file: &fs::File, options: &MmapOptions) -> io::Result<Mmap> {
+    // SAFETY: what lies here was written under another name and never changes once it has its own; no
+    // other user can write here. Removing it leaves the mapping whole.
+    unsafe { options.map(file) }
 }
 
 fn compiled_path(folder: &Path, key: &CacheKey) -> PathBuf {
@@ -284,6 +282,24 @@ fn mark_used(file: &fs::File) {
 mod tests {
     use super::*;
     use crate::tensor::Contract;
+
+    #[test]
+    fn damaged_code_is_neither_served_nor_adopted() {
+        let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [cache, examined] = [&other, &folder].map(|it| Cache::open(it.path()).unwrap());
+        let (key, contract) = (CacheKey::of([]), Contract { inputs: vec![], outputs: vec![] });
+        examined.put(&key, &Snapshot { compiled: vec![7; 1000], contract }).unwrap();
+        cache.adopt(&key, folder.path()).unwrap();
+        assert!(cache.get(&key).is_some());
+        fs::write(compiled_path(folder.path(), &key), [8; 1000]).unwrap();
+        assert!(examined.get(&key).is_none());
+        // What is here already is not asked for again.
+        cache.adopt(&key, folder.path()).unwrap();
+        cache.trim(0).unwrap();
+        let refused = cache.adopt(&key, folder.path()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert!(cache.get(&key).is_none());
+    }
 
     #[test]
     fn what_was_not_used_for_longest_goes_first() {

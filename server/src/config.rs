@@ -13,6 +13,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use serde::Deserialize;
 
+use crate::bundle::MAX_THREADS;
 use crate::examine::ExamineLimits;
 use crate::memory;
 use crate::repository::{EngineSettings, ResidencyOptions};
@@ -257,7 +258,7 @@ impl Config {
         check("body-timeout-ms", body_timeout_ms as usize, 1, 3_600_000)?;
         check("deadline-ms", deadline_ms as usize, 1, 3_600_000)?;
         check("memory-mib", memory_mib, 1, 4096)?;
-        check("threads", threads, 1, 1024)?;
+        check("threads", threads, 1, MAX_THREADS)?;
         check("sandboxes", sandboxes, 1, 10_000)?;
         check("concurrency", concurrency, 1, 10_000)?;
         check("queue", queue, 0, 1_000_000)?;

@@ -193,7 +193,7 @@ impl Inference {
         let patience =
             [timeout, urgency.timeout].into_iter().flatten().fold(revision.deadline, Duration::min);
         let deadline = Instant::now() + patience;
-        let helpers = Helpers { cores: self.scheduler.cores(), most: revision.threads - 1 };
+        let helpers = Helpers { cores: self.scheduler.cores(), most: revision.helpers };
         let graph_bytes = revision.guest.limits().graph_bytes;
         let run = Run::limited(deadline, revision.cpu_limit, graph_bytes, Some(helpers));
         let _cancel = CancelOnDrop(run.clone());

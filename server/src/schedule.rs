@@ -34,7 +34,6 @@ pub struct Scheduler {
     /// `None` only while it is being dropped.
     long: Option<Runtime>,
     cores: Arc<Cores>,
-    count: usize,
     inline: Semaphore,
     live: Arc<Semaphore>,
     long_tasks: Arc<Crowd>,
@@ -75,7 +74,6 @@ impl Scheduler {
         Ok(Self {
             long: Some(long),
             cores: Cores::new(cores),
-            count: cores,
             inline: Semaphore::new(cores),
             live: Arc::new(Semaphore::new(live)),
             long_tasks,
@@ -175,7 +173,7 @@ impl<F> Drop for Timed<F> {
 impl Scheduler {
     /// Whether a request runs on the thread that read it.
     pub fn runs_inline(&self) -> bool {
-        self.inline.available_permits() < self.count
+        self.inline.available_permits() < self.cores.count()
     }
 
     /// The cores that requests compute on, and how many do.

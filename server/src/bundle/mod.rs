@@ -12,6 +12,7 @@ pub use artifact::{ARTIFACT_TYPE, Artifact, Blob, Documents, Head, Layer, MAX_DO
 pub use content::Content;
 pub use folder::{BundleError, Source, SourceFiles};
 pub use manifest::{ContractForm, FileKind, Manifest, SpecForm, check_name, check_version};
+pub(crate) use settings::MAX_THREADS;
 pub use settings::{
     BatchingSetting, EngineSetting, Loading, ManifestLimits, ResponseCacheSetting, Setting, Task,
 };

@@ -152,8 +152,8 @@ pub struct ManifestLimits {
     pub body_kib: Option<usize>,
 }
 
-/// As of a server's own.
-const MAX_THREADS: usize = 1024;
+/// Threads that a manifest or a server's own setting may ask for.
+pub(crate) const MAX_THREADS: usize = 1024;
 
 impl ManifestLimits {
     pub(super) fn check(&self) -> Result<(), String> {

@@ -31,8 +31,8 @@ pub struct Revision {
     pub deadline: Duration,
     /// Of CPU time; `None`: what fits before the deadline.
     pub cpu_limit: Option<Duration>,
-    /// That one of its graphs may run on, 1 or more.
-    pub threads: usize,
+    /// Threads that may help the one that runs one of its graphs.
+    pub helpers: usize,
     /// Of a request's body, bytes.
     pub body_limit: usize,
     pub gate: Arc<Gate>,
@@ -180,7 +180,7 @@ pub fn load(
         passthrough: bundle.passthrough,
         deadline: asked.min(options.deadline),
         cpu_limit: limits.cpu_ms.map(Duration::from_millis),
-        threads: limits.threads.unwrap_or(1).max(1),
+        helpers: limits.threads.map_or(0, |threads| threads.saturating_sub(1)),
         body_limit: body_limit.min(options.body_limit),
         gate: Arc::new(Gate::new(concurrency, queue)),
         response_cache,

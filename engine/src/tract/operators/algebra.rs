@@ -1,31 +1,25 @@
-//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, BitShift, Mod, Celu;
-//! and DFT, sums and the like, which it does in finer types here.
+//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, Celu; and DFT, sums and
+//! the like, which it does in finer types here.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_core::broadcast::multi_broadcast;
 use tract_onnx::tract_core::ops::array::{Pad, PadMode};
 use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, expect_datum, integers_of, one,
-    sizes_of, typed,
+    sizes_of,
 };
 use super::ranks::{self, Need};
 use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("AffineGrid", affine_grid);
-    operators.insert("BitShift", bit_shift);
     operators.insert("Celu", celu);
     operators.insert("CumProd", cum_prod);
     operators.insert("DFT", dft);
     operators.insert("Det", |_, node| built(node, Det));
-    operators.insert("Mod", |context, node| {
-        let keeps_sign = node.get_attr_opt::<i64>("fmod")?.unwrap_or(0) != 0;
-        rewired(context, node, Mod { keeps_sign })
-    });
     for name in ["ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"] {
         operators.insert(name, |context, node| finer(context, node, &SUMS));
     }
@@ -256,197 +250,6 @@ impl Kernel for CumProd {
             _ => self.multiply(input, axis, 1, u64::wrapping_mul)?,
         }])
     }
-}
-
-#[derive(Debug)]
-struct BitShift {
-    is_left: bool,
-}
-
-fn bit_shift(_context: &ParsingContext, node: &NodeProto) -> Built {
-    let is_left = match node.get_attr::<&str>("direction")? {
-        "LEFT" => true,
-        "RIGHT" => false,
-        other => bail!("unknown direction {other:?}"),
-    };
-    built(node, BitShift { is_left })
-}
-
-/// Nothing is left of bits that are shifted by their width, or by less than nothing.
-trait Shift: Datum + Copy {
-    fn shift(self, by: Self, is_left: bool) -> Self;
-}
-
-macro_rules! shifts {
-    ($($integer:ty),*) => {
-        $(impl Shift for $integer {
-            fn shift(self, by: Self, is_left: bool) -> Self {
-                let by = u32::try_from(by).ok();
-                match is_left {
-                    true => by.and_then(|by| self.checked_shl(by)).unwrap_or(0),
-                    // A signed type's sign is what is left.
-                    false => {
-                        let rest = (self >> (Self::BITS - 1)) >> 1;
-                        by.and_then(|by| self.checked_shr(by)).unwrap_or(rest)
-                    }
-                }
-            }
-        })*
-    };
-}
-
-shifts!(u8, u16, u32, u64, i8, i16, i32, i64);
-
-impl Kernel for BitShift {
-    fn name(&self) -> &'static str {
-        "BitShift"
-    }
-
-    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
-        let (datum, shape) = (left.datum, multi_broadcast(&[&left.shape, &right.shape])?);
-        ensure!(datum.is_integer() && datum == right.datum, "expected integers of one type");
-        Ok(tvec![Form::new(datum, shape)])
-    }
-
-    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        fn shift<T: Shift>(left: &Tensor, right: &Tensor, is_left: bool) -> TractResult<Tensor> {
-            broadcast(left, right, |left: T, by| Ok(left.shift(by, is_left)))
-        }
-        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
-        let is_left = self.is_left;
-        Ok(tvec![match left.datum_type() {
-            DatumType::U8 => shift::<u8>(left, right, is_left)?,
-            DatumType::U16 => shift::<u16>(left, right, is_left)?,
-            DatumType::U32 => shift::<u32>(left, right, is_left)?,
-            DatumType::U64 => shift::<u64>(left, right, is_left)?,
-            DatumType::I8 => shift::<i8>(left, right, is_left)?,
-            DatumType::I16 => shift::<i16>(left, right, is_left)?,
-            DatumType::I32 => shift::<i32>(left, right, is_left)?,
-            DatumType::I64 => shift::<i64>(left, right, is_left)?,
-            other => bail!("a shift of {other:?}"),
-        }])
-    }
-}
-
-/// tract's takes one operand for the other where the first one is the smaller.
-#[derive(Debug, Clone)]
-struct Mod {
-    /// Of the first operand; else the second one's.
-    keeps_sign: bool,
-}
-
-impl Wiring for Mod {
-    fn wire(
-        &self,
-        inner: &dyn Expansion,
-        prefix: &str,
-        model: &mut TypedModel,
-        inputs: &[OutletId],
-    ) -> TractResult<TVec<OutletId>> {
-        let datum = model.outlet_fact(inputs[0])?.datum_type;
-        // Of sizes, which have symbols.
-        if datum == DatumType::TDim || model.outlet_fact(inputs[1])?.datum_type != datum {
-            return inner.wire(prefix, model, inputs);
-        }
-        model.wire_node(prefix, typed(self.clone()), inputs)
-    }
-}
-
-trait Remainder: Datum + Copy {
-    /// `None` where there is none.
-    fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self>;
-}
-
-macro_rules! remainders {
-    ($($integer:ty),*) => {
-        $(impl Remainder for $integer {
-            fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self> {
-                let rest = if by == 0 { None } else { Some(self.checked_rem(by).unwrap_or(0)) }?;
-                // Unsigned numbers are never below zero.
-                #[allow(unused_comparisons)]
-                let is_other = rest != 0 && (rest < 0) != (by < 0);
-                Some(if is_other && !keeps_sign { rest + by } else { rest })
-            }
-        })*
-    };
-}
-
-remainders!(u8, u16, u32, u64, i8, i16, i32, i64);
-
-macro_rules! float_remainders {
-    ($($float:ty),*) => {
-        $(impl Remainder for $float {
-            fn remainder(self, by: Self, keeps_sign: bool) -> Option<Self> {
-                let rest = self % by;
-                let is_other = rest != 0.0 && (rest < 0.0) != (by < 0.0);
-                Some(if is_other && !keeps_sign { rest + by } else { rest })
-            }
-        })*
-    };
-}
-
-float_remainders!(f32, f64);
-
-impl Kernel for Mod {
-    fn name(&self) -> &'static str {
-        "Mod"
-    }
-
-    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
-        ensure!(
-            left.datum.is_number() && left.datum == right.datum,
-            "expected numbers of one type"
-        );
-        Ok(tvec![Form::new(left.datum, multi_broadcast(&[&left.shape, &right.shape])?)])
-    }
-
-    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        fn rest<T: Remainder>(
-            left: &Tensor,
-            right: &Tensor,
-            keeps_sign: bool,
-        ) -> TractResult<Tensor> {
-            let rest = |left: T, right: T| {
-                left.remainder(right, keeps_sign).context("a number is divided by zero")
-            };
-            broadcast(left, right, rest)
-        }
-        let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
-        let sign = self.keeps_sign;
-        Ok(tvec![match left.datum_type() {
-            DatumType::U8 => rest::<u8>(left, right, sign)?,
-            DatumType::U16 => rest::<u16>(left, right, sign)?,
-            DatumType::U32 => rest::<u32>(left, right, sign)?,
-            DatumType::U64 => rest::<u64>(left, right, sign)?,
-            DatumType::I8 => rest::<i8>(left, right, sign)?,
-            DatumType::I16 => rest::<i16>(left, right, sign)?,
-            DatumType::I32 => rest::<i32>(left, right, sign)?,
-            DatumType::I64 => rest::<i64>(left, right, sign)?,
-            DatumType::F64 => rest::<f64>(left, right, sign)?,
-            datum => {
-                let (left, right) = (left.cast_to::<f32>()?, right.cast_to::<f32>()?);
-                rest::<f32>(&left, &right, sign)?.cast_to_dt(datum)?.into_owned()
-            }
-        }])
-    }
-}
-
-/// The elements of two tensors, each with its counterpart.
-fn broadcast<T: Datum + Copy>(
-    left: &Tensor,
-    right: &Tensor,
-    with: impl Fn(T, T) -> TractResult<T>,
-) -> TractResult<Tensor> {
-    let shape: TVec<usize> = multi_broadcast(&[left.shape(), right.shape()])?;
-    checked_len(&shape)?;
-    let (left, right) = (left.to_plain_array_view::<T>()?, right.to_plain_array_view::<T>()?);
-    let left = left.broadcast(&*shape).context("shapes do not broadcast")?;
-    let right = right.broadcast(&*shape).context("shapes do not broadcast")?;
-    let pairs = left.iter().zip(right.iter()).map(|(&left, &right)| with(left, right));
-    let values = pairs.collect::<TractResult<Vec<T>>>()?;
-    Ok(tract_ndarray::ArrayD::from_shape_vec(&*shape, values)?.into_tensor())
 }
 
 /// Where each pixel of an output lies in the input, for GridSample.

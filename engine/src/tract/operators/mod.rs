@@ -17,6 +17,7 @@ mod mapping;
 mod ngrams;
 mod numeric;
 mod optional;
+mod pairs;
 mod pooling;
 mod quantize;
 mod ranks;
@@ -48,6 +49,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     ngrams::register(operators);
     numeric::register(operators);
     optional::register(operators);
+    pairs::register(operators);
     pooling::register(operators);
     quantize::register(operators);
     ranks::register(operators);
