@@ -4,7 +4,8 @@
 
 Each model is run by ONNX Runtime and by tract, on one thread and on several, in turn, round by
 round. A figure is the median over the rounds of a round's mean, by the clock; `CPU` is the CPU time
-on several threads over that on one. What does not run on tract is left out.
+on several threads over that on one. What takes less than half a millisecond is left out, and what
+one of the two does not run, with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import models
 
 sys.path[:0] = [str(models.REPOSITORY / folder) for folder in ("benches", "tests/onnx")]
 from support import load_average, machine  # noqa: E402
-from probe import REFERENCE, Probe  # noqa: E402
+from probe import REFERENCE, Crashed, Hung, Probe  # noqa: E402
 
 ROUND_US = 50_000
 LIMIT_S = 120.0
@@ -45,17 +46,21 @@ def main():
 
 
 def measure(entry, options):
-    path = entry.prepare()
-    runners = [Runner(engine, threads, path, entry.inputs_folder) for engine in ("tract", REFERENCE) for threads in (1, options.threads)]
+    runners = []
     try:
-        if not all(runner.is_loaded for runner in runners):
-            return None
+        path = entry.prepare()
+        for engine in ("tract", REFERENCE):
+            for threads in (1, options.threads):
+                runners.append(Runner(engine, threads, path, entry.inputs_folder))
         times = runners[0].times()
         if not times:
             return None
         for turn in range(options.rounds + 1):  # the first warms up
             for runner in runners:
                 runner.measure(times, kept=turn > 0)
+    except (Crashed, Hung, Refused, models.fetch.Failure) as failure:
+        print(f"{entry.name:27} left out: {failure}", flush=True)
+        return None
     finally:
         for runner in runners:
             runner.probe.end()
@@ -69,19 +74,18 @@ def measure(entry, options):
     return ratio
 
 
+class Refused(Exception):
+    """An engine does not load the model, or does not run it."""
+
+
 class Runner:
     """One engine's process, with one model, on so many threads."""
 
     def __init__(self, engine, threads, path, inputs):
         self.probe = Probe(engine, LIMIT_S)
         self.threads, self.inputs = threads, inputs
-        loaded = self.probe.load(path, threads)
-        self.graph = loaded.get("loaded")
-        self.took, self.cpu = [], []
-
-    @property
-    def is_loaded(self):
-        return self.graph is not None
+        self.engine, self.took, self.cpu = engine, [], []
+        self.graph = self.answer(self.probe.load(path, threads), "loaded")["loaded"]
 
     @property
     def took_ms(self):
@@ -103,7 +107,12 @@ class Runner:
             self.cpu.append(statistics.fmean(ran["cpu_us"]))
 
     def run(self, times):
-        return self.probe.run(self.graph, self.inputs, times, threads=self.threads)
+        return self.answer(self.probe.run(self.graph, self.inputs, times, threads=self.threads), "took_us")
+
+    def answer(self, answer, wanted):
+        if wanted not in answer:
+            raise Refused(f"{self.engine}: {next(iter(answer.values()))}")
+        return answer
 
 
 if __name__ == "__main__":

@@ -277,3 +277,54 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         caller.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cores::Cores;
+
+    struct Helped(Helpers);
+
+    impl Watch for Helped {
+        fn is_over(&self) -> bool {
+            false
+        }
+
+        fn helpers(&self) -> Option<Helpers> {
+            Some(self.0.clone())
+        }
+    }
+
+    /// Counts itself out, also where its part panics.
+    struct Running<'a>(&'a AtomicUsize);
+
+    impl Drop for Running<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_part_that_panics_ends_its_run_and_no_other() {
+        let cores = Cores::new(2);
+        let _caller = cores.enter();
+        let watch = Helped(Helpers { cores: cores.clone(), most: 1 });
+        let running = AtomicUsize::new(0);
+        let run = |bad: Option<usize>| {
+            with(&watch, || {
+                OfThread.share(8, &|part, _| {
+                    running.fetch_add(1, Ordering::SeqCst);
+                    let _counted = Running(&running);
+                    // Long enough for a helper to wake up.
+                    thread::sleep(Duration::from_millis(1));
+                    assert!(bad != Some(part), "it was told to");
+                });
+            });
+        };
+        for bad in [0, 1, 7] {
+            assert!(catch_unwind(AssertUnwindSafe(|| run(Some(bad)))).is_err(), "part {bad}");
+            assert_eq!(running.load(Ordering::SeqCst), 0, "parts outlive their run");
+            run(None);
+        }
+    }
+}

@@ -40,7 +40,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;
-    one_hot::fuse(&mut model)?;
+    one_hot::fuse(&mut model, packed)?;
     product::fuse(&mut model, packed)?;
     rows::fuse(&mut model)?;
     table::fuse(&mut model)?;

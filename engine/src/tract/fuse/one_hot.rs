@@ -12,41 +12,36 @@ use wisp_kernels::elementwise::{Function, apply};
 use super::chain::{Chain, apply_post};
 use super::product::axes;
 use super::table::FusedTable;
+use super::weights::PackedWeights;
 
 /// Replaces such products.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
     for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id)? {
+        if let Some(patch) = fuse_one(model, id, packed)? {
             patch.apply(model)?;
         }
     }
     model.compact()
 }
 
-fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+fn fuse_one(
+    model: &TypedModel,
+    id: usize,
+    packed: &PackedWeights,
+) -> TractResult<Option<TypedModelPatch>> {
     let Some((numbers, matrix)) = one_hot(model, id)? else { return Ok(None) };
     let rank = model.outlet_fact(numbers)?.rank();
     let [rows, columns] = matrix.shape()[..] else { return Ok(None) };
     let chain = Chain::follow(model, id, rank - 1, vec![0.0; columns])?;
-    // One row more: what all other numbers come to.
-    let mut table = Tensor::zero::<f32>(&[rows + 1, columns])?;
-    {
-        let mut plain = table.try_as_plain_ram_mut()?;
-        let values = plain.as_slice_mut::<f32>()?;
-        values[..rows * columns].copy_from_slice(matrix.try_as_plain_ram()?.as_slice::<f32>()?);
-        // A value that is no number would spread to all rows.
-        if chain.residual.is_some() || !values.iter().all(|value| value.is_finite()) {
-            return Ok(None);
-        }
-        for row in values.chunks_exact_mut(columns) {
-            for (column, value) in row.iter_mut().enumerate() {
-                let scale = chain.scale.as_ref().map_or(1.0, |scale| scale[column]);
-                *value = *value * scale + chain.bias[column];
-            }
-        }
-        apply(Function::Activation(chain.activation), values);
-        apply_post(chain.post, values);
+    let plain = matrix.try_as_plain_ram()?;
+    let given = plain.as_slice::<f32>()?;
+    // A value that is no number would spread to all rows.
+    if chain.residual.is_some() || !given.iter().all(|value| value.is_finite()) {
+        return Ok(None);
     }
+    let how = (columns, &chain.scale, &chain.bias, chain.activation, chain.post);
+    let table = packed.get(&how, given, || table_of(given, [rows, columns], &chain).ok());
+    let Some(table) = table else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
     let name = &model.node(id).name;
     let mut wire = patch.tap_model(model, numbers)?;
@@ -54,9 +49,26 @@ fn fuse_one(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch
     if model.outlet_fact(numbers)?.datum_type != DatumType::I64 {
         wire = patch.wire_node(format!("{name}.wide"), cast(DatumType::I64), &[wire])?[0];
     }
-    wire = patch.wire_node(name, FusedTable::new(table.into_arc_tensor(), true), &[wire])?[0];
+    wire = patch.wire_node(name, FusedTable::new(table, true), &[wire])?[0];
     patch.shunt_outside(model, chain.last.into(), wire)?;
     Ok(Some(patch))
+}
+
+/// The matrix's rows with what follows them, and one more: what all other numbers come to.
+fn table_of(matrix: &[f32], [rows, columns]: [usize; 2], chain: &Chain) -> TractResult<Tensor> {
+    let mut table = Tensor::zero::<f32>(&[rows + 1, columns])?;
+    let mut plain = table.try_as_plain_ram_mut()?;
+    let values = plain.as_slice_mut::<f32>()?;
+    values[..matrix.len()].copy_from_slice(matrix);
+    for row in values.chunks_exact_mut(columns) {
+        for (column, value) in row.iter_mut().enumerate() {
+            let scale = chain.scale.as_ref().map_or(1.0, |scale| scale[column]);
+            *value = *value * scale + chain.bias[column];
+        }
+    }
+    apply(Function::Activation(chain.activation), values);
+    apply_post(chain.post, values);
+    Ok(table)
 }
 
 /// The numbers, \[…, 1\], and the matrix, \[rows, columns\], where node `id` is such a product.
