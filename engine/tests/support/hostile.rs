@@ -245,6 +245,17 @@ fn sizes() -> Vec<Named> {
             ),
         ]);
     }
+    // As few as no placeholder stands for, and so many that one does.
+    for axes in [65, 1 << 20] {
+        let shape = longs("s", &[axes as i64], &vec![1; axes]);
+        for operator in ["Reshape", "Expand", "Tile", "Unsqueeze"] {
+            let node = node(operator, &["x", "s"], &["y"], &[]);
+            let onnx = file(&[1], std::slice::from_ref(&shape), vec![node]);
+            cases.push((format!("{operator} of {axes} axes"), onnx));
+        }
+        let onnx = file(&[1], std::slice::from_ref(&shape), vec![fill("s")]);
+        cases.push((format!("ConstantOfShape of {axes} axes"), onnx));
+    }
     cases.push(("Range without end".into(), endless_range()));
     cases.into_iter().map(|(name, onnx)| (format!("sizes: {name}"), onnx)).collect()
 }
