@@ -55,7 +55,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps --quiet
 
 bench: models guests
-	cargo bench $(CARGO_FLAGS) --bench wisp
+	cargo bench --workspace --locked --bench wisp
 
 bench-start: models guests build
 	@python3 benches/start.py
