@@ -132,3 +132,31 @@ fn runs_that_want_the_same_cores_end() {
         }
     });
 }
+
+/// As on a server of two cores: who has a helper is often another.
+#[test]
+fn runs_that_come_and_go_end() {
+    let graph = Graph::load(&products(), EngineKind::Tract).expect("a graph");
+    let data: Vec<u8> = (0..ROWS * SIDE).flat_map(|i| ((i % 13) as f32).to_le_bytes()).collect();
+    let input = Value { datatype: Datatype::Fp32, shape: vec![ROWS, SIDE], data: data.into() };
+    let alone = graph.run(&mut [input.clone()], &|| false).expect("an answer")[0].data.to_vec();
+    let cores = Cores::new(2);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (cores, graph, input, alone) = (&cores, &graph, &input, &alone);
+            scope.spawn(move || {
+                for turn in 0..1000u64 {
+                    {
+                        let _caller = cores.enter();
+                        let asked = Asked::new(cores, 1);
+                        let outputs = graph.run(&mut [input.clone()], &asked).expect("an answer");
+                        assert!(*outputs[0].data == **alone, "another answer");
+                    }
+                    if (turn + thread) % 3 == 0 {
+                        std::thread::sleep(Duration::from_micros(300 + 37 * (turn % 11)));
+                    }
+                }
+            });
+        }
+    });
+}

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -115,7 +115,6 @@ impl Members {
             work,
             parts,
             next: AtomicUsize::new(0),
-            left: AtomicUsize::new(helpers.len()),
             has_panicked: AtomicBool::new(false),
             spent_ns: AtomicU64::new(0),
             caller: thread::current(),
@@ -137,8 +136,6 @@ struct Job<'a> {
     work: &'a (dyn Fn(usize, &mut Room) + Sync),
     parts: usize,
     next: AtomicUsize,
-    /// Helpers that have it.
-    left: AtomicUsize,
     has_panicked: AtomicBool,
     spent_ns: AtomicU64,
     caller: Thread,
@@ -167,16 +164,16 @@ impl Drop for WaitForHelpers<'_> {
         // Nobody begins a part any more if this thread's own panicked.
         self.job.next.fetch_max(self.job.parts, Ordering::Relaxed);
         // Whoever has not woken up yet is not waited for.
-        let late = self.helpers.iter().filter(|helper| helper.take_back()).count();
-        self.job.left.fetch_sub(late, Ordering::Relaxed);
-        wait_until(|| self.job.left.load(Ordering::Acquire) == 0);
+        for helper in self.helpers {
+            wait_until(|| !helper.has(self.job), || thread::park_timeout(PATIENCE));
+        }
         *self.untold_ns += self.job.spent_ns.load(Ordering::Relaxed);
     }
 }
 
 /// Looks for a while, then sleeps until it is unparked, and so on: a helper that woke up too late for
 /// one operator is there for the next.
-fn wait_until(holds: impl Fn() -> bool) {
+fn wait_until(holds: impl Fn() -> bool, sleep: impl Fn()) {
     loop {
         let until = Instant::now() + SPIN;
         while Instant::now() < until {
@@ -187,12 +184,23 @@ fn wait_until(holds: impl Fn() -> bool) {
                 spin_loop();
             }
         }
-        thread::park();
+        sleep();
     }
+}
+
+/// How long a caller sleeps without looking: no run hangs on a wake-up alone.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// In a helper's place for jobs while it works on the one that lay there.
+static TAKEN: AtomicU8 = AtomicU8::new(0);
+
+fn taken() -> *mut Job<'static> {
+    ptr::from_ref(&TAKEN).cast_mut().cast()
 }
 
 /// A thread that waits for a job.
 struct Helper {
+    /// Null where it has none; one that was given; or [`taken`].
     job: Arc<AtomicPtr<Job<'static>>>,
     thread: Thread,
     id: Pid,
@@ -250,9 +258,13 @@ impl Helper {
         self.thread.unpark();
     }
 
-    /// Whether it had not begun.
-    fn take_back(&self) -> bool {
-        !self.job.swap(ptr::null_mut(), Ordering::Relaxed).is_null()
+    /// Whether it works on that job, which is taken back where it has not begun.
+    fn has(&self, job: &Job<'_>) -> bool {
+        let given = ptr::from_ref(job).cast_mut().cast();
+        let place = &self.job;
+        let found =
+            place.compare_exchange(given, ptr::null_mut(), Ordering::Acquire, Ordering::Acquire);
+        found == Err(taken())
     }
 }
 
@@ -260,10 +272,12 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
     let mut room = Room::default();
     let mut since = clock::Since::now();
     loop {
-        wait_until(|| !slot.load(Ordering::Relaxed).is_null());
-        let job = slot.swap(ptr::null_mut(), Ordering::Acquire);
+        wait_until(|| !slot.load(Ordering::Relaxed).is_null(), thread::park);
+        let take = |given: *mut Job<'static>| (!given.is_null()).then(taken);
+        let given = slot.fetch_update(Ordering::Acquire, Ordering::Relaxed, take);
+        let Ok(job) = given else { continue };
         // SAFETY: whoever gave the job keeps it until it has taken it back, which leaves null here, or
-        // this helper has counted itself out, which is the last that it does with it.
+        // this helper has emptied the place, which is after the last that it does with it.
         let Some(job) = (unsafe { job.as_ref() }) else { continue };
         if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
             job.has_panicked.store(true, Ordering::Relaxed);
@@ -273,7 +287,7 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
         since = clock::Since::now();
         let caller = job.caller.clone();
-        job.left.fetch_sub(1, Ordering::Release);
+        slot.store(ptr::null_mut(), Ordering::Release);
         caller.unpark();
     }
 }
