@@ -254,8 +254,13 @@ impl Helper {
     }
 
     fn give(&self, job: &Job<'_>) {
-        self.job.store(ptr::from_ref(job).cast_mut().cast(), Ordering::Release);
-        self.thread.unpark();
+        let given = ptr::from_ref(job).cast_mut().cast();
+        let free = ptr::null_mut();
+        // Never in the place of another: its giver would take it for done.
+        let place = &self.job;
+        if place.compare_exchange(free, given, Ordering::Release, Ordering::Relaxed).is_ok() {
+            self.thread.unpark();
+        }
     }
 
     /// Whether it works on that job, which is taken back where it has not begun.
