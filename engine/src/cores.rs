@@ -61,6 +61,6 @@ impl Drop for Busy<'_> {
 pub struct Helpers {
     /// Which of them are free is asked at each operator.
     pub cores: Arc<Cores>,
-    /// Threads beside the caller's; never more than there are other cores.
+    /// Threads beside the caller's; those beyond the other cores never come.
     pub most: usize,
 }

@@ -158,10 +158,11 @@ impl TractSession {
             let run = || run_plan(plan, inputs, &is_over, None);
             // The first one mostly waits for memory: helped, EfficientNet-Lite0's took as long, and
             // half as much CPU time again.
-            return match self.has_run.swap(true, Ordering::Relaxed) {
-                true => team::with(watch, run),
-                false => run(),
-            };
+            if self.has_run.load(Ordering::Relaxed) {
+                return team::with(watch, run);
+            }
+            self.has_run.store(true, Ordering::Relaxed);
+            return run();
         }
         let (plan, inputs) = (plan.clone(), inputs.to_vec());
         worker::run(&self.given, (watch, 0), move |bounds| {

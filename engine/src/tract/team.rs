@@ -104,13 +104,14 @@ impl Members {
             // Where no thread is to be had, the caller does it all.
             let start = || Helper::start(may.cores.count() - 1);
             let Some(helper) = waiting.or_else(start) else { break };
-            helper.keep_off(sched_getcpu());
             helpers.push(helper);
         }
         // For others: there are never more of them than cores beside one caller's.
         if helpers.len() > spare.threads() {
             idle().extend(helpers.drain(spare.threads()..));
         }
+        let core = sched_getcpu();
+        helpers.iter_mut().for_each(|helper| helper.keep_off(core));
         let job = Job {
             work,
             parts,
@@ -165,7 +166,7 @@ impl Drop for WaitForHelpers<'_> {
         self.job.next.fetch_max(self.job.parts, Ordering::Relaxed);
         // Whoever has not woken up yet is not waited for.
         for helper in self.helpers {
-            wait_until(|| !helper.has(self.job), || thread::park_timeout(PATIENCE));
+            wait_until(SPIN, || !helper.has(self.job), thread::park);
         }
         *self.untold_ns += self.job.spent_ns.load(Ordering::Relaxed);
     }
@@ -173,23 +174,25 @@ impl Drop for WaitForHelpers<'_> {
 
 /// Looks for a while, then sleeps until it is unparked, and so on: a helper that woke up too late for
 /// one operator is there for the next.
-fn wait_until(holds: impl Fn() -> bool, sleep: impl Fn()) {
+fn wait_until(spin: Duration, holds: impl Fn() -> bool, mut sleep: impl FnMut()) {
     loop {
-        let until = Instant::now() + SPIN;
-        while Instant::now() < until {
+        let until = Instant::now() + spin;
+        // After each wake-up at least once, as it may be the last one, even where the system took the
+        // core away for all of that time.
+        loop {
             for _ in 0..64 {
                 if holds() {
                     return;
                 }
                 spin_loop();
             }
+            if Instant::now() >= until {
+                break;
+            }
         }
         sleep();
     }
 }
-
-/// How long a caller sleeps without looking: no run hangs on a wake-up alone.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// In a helper's place for jobs while it works on the one that lay there.
 static TAKEN: AtomicU8 = AtomicU8::new(0);
@@ -204,6 +207,8 @@ struct Helper {
     job: Arc<AtomicPtr<Job<'static>>>,
     thread: Thread,
     id: Pid,
+    /// The core that it keeps off.
+    off: Option<usize>,
 }
 
 /// How many there are; they stay.
@@ -239,12 +244,15 @@ impl Helper {
         });
         started.ok()?;
         let (thread, id) = receiver.recv().ok()?;
-        Some(Self { job, thread, id })
+        Some(Self { job, thread, id, off: None })
     }
 
     /// Lets it run on all cores of the calling thread's but that one, which is the caller's own. After
     /// a pause the kernel often wakes it just there, and lets both wait for each other.
-    fn keep_off(&self, core: usize) {
+    fn keep_off(&mut self, core: usize) {
+        if self.off.replace(core) == Some(core) {
+            return;
+        }
         let Ok(mut cores) = sched_getaffinity(None) else { return };
         if cores.count() > 1 && core < CpuSet::MAX_CPU {
             cores.unset(core);
@@ -258,7 +266,9 @@ impl Helper {
         let free = ptr::null_mut();
         // Never in the place of another: its giver would take it for done.
         let place = &self.job;
-        if place.compare_exchange(free, given, Ordering::Release, Ordering::Relaxed).is_ok() {
+        let was = place.compare_exchange(free, given, Ordering::Release, Ordering::Relaxed);
+        debug_assert!(was.is_ok(), "a helper has one caller, who has waited for its last job");
+        if was.is_ok() {
             self.thread.unpark();
         }
     }
@@ -277,7 +287,7 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
     let mut room = Room::default();
     let mut since = clock::Since::now();
     loop {
-        wait_until(|| !slot.load(Ordering::Relaxed).is_null(), thread::park);
+        wait_until(SPIN, || !slot.load(Ordering::Relaxed).is_null(), thread::park);
         let take = |given: *mut Job<'static>| (!given.is_null()).then(taken);
         let given = slot.fetch_update(Ordering::Acquire, Ordering::Relaxed, take);
         let Ok(job) = given else { continue };
@@ -321,6 +331,21 @@ mod tests {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    #[test]
+    fn who_wakes_up_looks_before_it_sleeps_again() {
+        let is_done = Cell::new(false);
+        let mut slept = 0;
+        wait_until(
+            Duration::ZERO,
+            || is_done.get(),
+            || {
+                slept += 1;
+                is_done.set(true);
+            },
+        );
+        assert_eq!(slept, 1);
     }
 
     #[test]
