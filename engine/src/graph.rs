@@ -154,7 +154,7 @@ impl Graph {
                 fused = kept;
                 boxed((session, outputs))
             }
-            EngineKind::Rten => boxed(rten::load(onnx, &file.proto, &contract)?),
+            EngineKind::Rten => boxed(rten::load(onnx, &file, &contract)?),
             EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;

@@ -1,6 +1,6 @@
 //! Every engine through the same door: tiny graphs with equal answers, and files that are none.
 //!
-//! ONNX Runtime is asked where `WISP_ONNXRUNTIME` names its library; its tests say so and pass
+//! ONNX Runtime is asked where `WISP_TEST_ONNXRUNTIME` names its library; its tests say so and pass
 //! where it does not.
 
 use std::borrow::Cow;
@@ -23,12 +23,13 @@ fn engines() -> Vec<EngineKind> {
 }
 
 fn onnxruntime() -> bool {
-    let Some(path) = std::env::var_os("WISP_ONNXRUNTIME") else {
-        println!("WISP_ONNXRUNTIME is not set: ONNX Runtime is not tested");
+    let Some(path) = std::env::var_os("WISP_TEST_ONNXRUNTIME") else {
+        println!("WISP_TEST_ONNXRUNTIME is not set: ONNX Runtime is not tested");
         return false;
     };
     // SAFETY: whoever set it says that it is ONNX Runtime.
-    unsafe { OnnxRuntime::open(Path::new(&path)) }.expect("WISP_ONNXRUNTIME: a library that opens");
+    unsafe { OnnxRuntime::open(Path::new(&path)) }
+        .expect("WISP_TEST_ONNXRUNTIME: a library that opens");
     true
 }
 
@@ -236,17 +237,55 @@ fn what_rten_does_wrongly_is_refused() {
     let vector = |dims: &[i64]| tensor("w", DataType::Float, vec![0; 8], dims);
     assert!(is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2, 1])], b"")));
     assert!(!is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2])], b"")));
-    let added = |number: i64| {
-        let number = tensor("w", DataType::Int64, number.to_le_bytes().to_vec(), &[]);
-        model("Add", &["x", "w"], vec![number], b"")
+    // So large that it is left in the file.
+    let long = tensor("w", DataType::Float, vec![0; 4096], &[1024]);
+    assert!(!is_trusted(model("MatMul", &["x", "w"], vec![long], b"")));
+    let table = |number: i64, count: usize| {
+        let numbers = (0..count).flat_map(|_| number.to_le_bytes()).collect();
+        tensor("w", DataType::Int64, numbers, &[count as i64])
     };
-    assert!(is_trusted(added(1 << 30)) && !is_trusted(added(1 << 31)));
+    for count in [1, 512] {
+        let added = |number| model("Add", &["x", "w"], vec![table(number, count)], b"");
+        assert!(is_trusted(added(1 << 30)) && !is_trusted(added(1 << 31)), "{count}");
+    }
+    let sliced = |names: &[&str]| is_trusted(model("Slice", names, vec![table(1 << 40, 1)], b""));
+    assert!(
+        sliced(&["x", "w", "w"]) && !sliced(&["w", "x", "x"]) && !sliced(&["x", "x", "x", "w"])
+    );
+    let made = |number: i64| {
+        let mut model = pb::ModelProto::decode(&identity(1, &[1])[..]).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        // 2 is INT.
+        let value = pb::AttributeProto {
+            name: "value_int".into(),
+            r#type: 2,
+            i: number,
+            ..Default::default()
+        };
+        let constant = pb::NodeProto {
+            op_type: "Constant".into(),
+            output: vec!["w".into()],
+            attribute: vec![value],
+            ..Default::default()
+        };
+        graph.node[0].op_type = "Add".into();
+        graph.node[0].input.push("w".into());
+        graph.node.insert(0, constant);
+        let loaded = Graph::load(&model.encode_to_vec(), EngineKind::Rten);
+        is_trusted(loaded.map(drop).map_err(|error| error.to_string()))
+    };
+    assert!(made(1 << 30) && !made(1 << 40));
     let inserted = |place: i64| {
         let place = tensor("p", DataType::Int64, place.to_le_bytes().to_vec(), &[]);
         model("SequenceInsert", &["x", "x", "p"], vec![place], b"")
     };
     assert!(is_trusted(resized(b"linear")) && is_trusted(product(0)) && is_trusted(inserted(0)));
     assert!(!is_trusted(resized(b"cubic")) && !is_trusted(product(3)) && !is_trusted(inserted(-1)));
+    let large = vec![
+        tensor("w", DataType::Int8, vec![1; 4096], &[64, 64]),
+        tensor("z", DataType::Int8, vec![3], &[]),
+    ];
+    assert!(!is_trusted(model("MatMulInteger", &["x", "w", "", "z"], large, b"")));
     // Of weights that a node makes nothing is known: rten may find them constant.
     assert!(is_trusted(product_of(DataType::Uint8, 3, &["x", "w", "", "z"])));
     assert!(is_trusted(product_of(DataType::Int8, 3, &["x", "made"])));

@@ -1,8 +1,8 @@
 //! rten: a graph that needs no plan for each shape. Only this room names rten's types.
 //!
 //! Its tensors are f32, i32, i8 and u8. A graph's INT64 and BOOL are i32 in it: an input outside
-//! i32 is refused, but a constant outside is clamped and a sum wraps, silently. Inside a graph
-//! its doubles and halves are f32.
+//! i32 is refused, and so is a graph with a constant outside, but a sum wraps, silently. Inside a
+//! graph its doubles and halves are f32.
 //!
 //! A run cannot be stopped: there is neither a callback between operators nor a timeout. So each
 //! has a worker, whose caller stops waiting when the run is over.
@@ -19,8 +19,6 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tract_onnx::pb;
-
 use rten::{
     Dimension, Model, ModelOptions, NodeId, RunError, RunErrorKind, RunOptions, ThreadPool,
     ValueType,
@@ -32,6 +30,7 @@ use crate::kind::EngineKind;
 use crate::sound;
 use crate::stack::with_stack;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
+use crate::tract::File;
 use crate::worker::{self, Bounds, Entered, Given};
 
 /// Nodes in a line, in the body of a loop or a branch: those are planned by recursion too, on a
@@ -44,15 +43,15 @@ const DEEPEST_BODY: usize = 1000;
 /// An operator, a type or a combination that rten lacks.
 pub(crate) fn load(
     onnx: &[u8],
-    proto: &pb::ModelProto,
+    file: &File<'_>,
     contract: &Contract,
 ) -> Result<(RtenSession, Vec<Inferred>), LoadError> {
-    if let Some(depth) = sound::deepest_body(proto).filter(|&depth| depth > DEEPEST_BODY) {
+    if let Some(depth) = sound::deepest_body(&file.proto).filter(|&depth| depth > DEEPEST_BODY) {
         return Err(LoadError(format!(
             "a branch or body of {depth} nodes in a line, expected at most {DEEPEST_BODY}"
         )));
     }
-    trust::check(proto)?;
+    trust::check(file)?;
     let has = |datatype| values::element_of(datatype).is_some();
     contract::check(contract, EngineKind::Rten, has)?;
     let model = with_stack(|| {

@@ -1,73 +1,30 @@
 //! What rten answers wrongly, without a word.
 
+use std::collections::HashMap;
+
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 
 use crate::LoadError;
-use crate::sizes::{Constants, constants};
+use crate::tract::File;
 
 /// # Errors
 /// A node of which rten's answer is known to be wrong.
-pub(super) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
-    let Some(graph) = &proto.graph else { return Ok(()) };
+pub(super) fn check(file: &File<'_>) -> Result<(), LoadError> {
+    let Some(graph) = &file.proto.graph else { return Ok(()) };
     let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
-    let opset = proto.opset_import.iter().find(|opset| is_standard(&opset.domain));
-    check_graph(graph, &constants(graph), opset.map_or(0, |opset| opset.version))
+    let opset = file.proto.opset_import.iter().find(|opset| is_standard(&opset.domain));
+    let mut known = Known::default();
+    known.learn(graph, file);
+    check_graph(graph, &known, opset.map_or(0, |opset| opset.version))
 }
 
-fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>, opset: i64) -> Result<(), LoadError> {
-    let refused = |node: &pb::NodeProto, what: &str| {
-        Err(LoadError(format!("rten is not trusted with {what}, as of node `{}`", node.name)))
-    };
+fn check_graph(graph: &pb::GraphProto, known: &Known<'_>, opset: i64) -> Result<(), LoadError> {
     for node in &graph.node {
-        let attribute = |name: &str| node.attribute.iter().find(|it| it.name == name);
-        let integer = |name: &str| attribute(name).map(|it| it.i);
-        let has_input = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
-        if let Some(name) = node.input.iter().find(|name| is_too_large(graph, node, name)) {
-            return refused(node, &format!("numbers of more than 32 bits as `{name}` has"));
-        }
-        match node.op_type.as_str() {
-            // It takes the axis alone, and all after it are one.
-            "Softmax" | "LogSoftmax" if opset < 13 && !is_last(graph, node, integer("axis")) => {
-                return refused(node, "an axis and all after it, before opset 13");
-            }
-            // It gives the last of equal ones.
-            "ArgMax" | "ArgMin" if integer("select_last_index").unwrap_or(0) == 0 => {
-                return refused(node, "the first of the largest or smallest");
-            }
-            // Which is 1 or -1 to it.
-            "Sign" => return refused(node, "the sign of zero"),
-            // It passes over it.
-            "LSTM" | "GRU" | "RNN" if has_input(4) => {
-                return refused(node, "sequences of their own lengths");
-            }
-            "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool"
-                if attribute("auto_pad").is_some_and(|it| it.s == b"SAME_LOWER") =>
-            {
-                return refused(node, "padding by SAME_LOWER");
-            }
-            // Of several classes or images it takes one's boxes for another's.
-            "NonMaxSuppression" => return refused(node, "boxes of several classes"),
-            "Softplus" => return refused(node, "large numbers"),
-            "Scatter" | "ScatterElements" => {
-                return refused(node, "indices that are fewer than elements along other axes");
-            }
-            "MatMul" if is_vector(graph, node.input.get(1)) => {
-                return refused(node, "the product of many matrices and one vector");
-            }
-            // Its weights of the pixels around a place are not ONNX's.
-            "Resize" if attribute("mode").is_some_and(|mode| mode.s == b"cubic") => {
-                return refused(node, "cubic samples");
-            }
-            // It takes constant weights of INT8 for ones without a zero point, and much of what
-            // leads to weights for constant.
-            "MatMulInteger" if may_have_zero_point(graph, node) => {
-                return refused(node, "weights, of INT8 perhaps, that have a zero point");
-            }
-            // It counts those from the place after the last.
-            "SequenceInsert" if !is_from_start(node.input.get(2), known) => {
-                return refused(node, "places of a sequence that count from its end");
-            }
-            _ => {}
+        if let Some(why) = flaw(node, known, opset) {
+            let (op, name) = (&node.op_type, &node.name);
+            return Err(LoadError(format!(
+                "rten is not trusted with the {op} node `{name}`: {why}"
+            )));
         }
         let bodies = node.attribute.iter().flat_map(|it| it.g.iter().chain(&it.graphs));
         bodies.into_iter().try_for_each(|body| check_graph(body, known, opset))?;
@@ -75,51 +32,183 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>, opset: i64) -> Res
     Ok(())
 }
 
-/// Whether the second operand has a zero point that is not known to be zero, and is not known to be
-/// of another type than INT8.
-fn may_have_zero_point(graph: &pb::GraphProto, node: &pb::NodeProto) -> bool {
-    let Some(name) = node.input.get(3).filter(|name| !name.is_empty()) else { return false };
-    let constant = |name: &String| graph.initializer.iter().find(|tensor| tensor.name == *name);
-    let is_i8 = |tensor: &TensorProto| tensor.data_type == DataType::Int8 as i32;
-    let is_zero = |tensor: &TensorProto| {
-        let raw = tensor.raw_data.iter().all(|&byte| byte == 0);
-        raw && tensor.int32_data.iter().all(|&number| number == 0)
-    };
-    !constant(name).is_some_and(is_zero) && node.input.get(1).and_then(constant).is_none_or(is_i8)
+/// What is wrong with rten's answer to a node.
+fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static str> {
+    let attribute = |name: &str| node.attribute.iter().find(|it| it.name == name);
+    let is_text =
+        |name: &str, text: &str| attribute(name).is_some_and(|it| it.s == text.as_bytes());
+    let has_input = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
+    // As a place to slice from or to, a large number means the end, cut off or not.
+    let matters = |index: usize| node.op_type != "Slice" || !matches!(index, 1 | 2);
+    let is_large = |name: &String| known.constant(name).is_some_and(Constant::is_large);
+    if node.input.iter().enumerate().any(|(index, name)| matters(index) && is_large(name)) {
+        return Some("it cuts numbers off to 32 bits");
+    }
+    match node.op_type.as_str() {
+        "Softmax" | "LogSoftmax" if opset < 13 => {
+            let axis = attribute("axis").map_or(1, |it| it.i);
+            let is_last = axis == -1 || known.is_last(node.output.first(), axis);
+            (!is_last)
+                .then_some("it takes the axis alone, and all after it are one before opset 13")
+        }
+        "ArgMax" | "ArgMin" => Some("of equal elements it gives the last"),
+        "Sign" => Some("the sign of zero is 1 or -1 to it"),
+        "LSTM" | "GRU" | "RNN" if has_input(4) => Some("it takes all sequences for equally long"),
+        "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool"
+            if is_text("auto_pad", "SAME_LOWER") =>
+        {
+            Some("it pads by SAME_LOWER as by SAME_UPPER")
+        }
+        "NonMaxSuppression" => Some("it takes boxes of several classes or images for one's"),
+        "Softplus" => Some("of large numbers it gives infinities"),
+        "Scatter" | "ScatterElements" => {
+            Some("it wants as many indices as elements along the other axes")
+        }
+        "MatMul" | "MatMulInteger" if known.is_of_many_by_vector(&node.input) => {
+            Some("it gives a product with a vector an axis too many")
+        }
+        // What it does not read as constant itself may become so, as it folds constants.
+        "MatMulInteger" if has_input(3) && known.may_be_i8(node.input.get(1)) => {
+            let is_zero = |name| known.constant(name).is_some_and(Constant::is_zero);
+            (!is_zero(&node.input[3]))
+                .then_some("it takes constant weights of INT8 for ones without a zero point")
+        }
+        "Resize" if is_text("mode", "cubic") => {
+            Some("it weighs pixels otherwise for cubic samples")
+        }
+        "SequenceInsert" if has_input(2) => {
+            let place = known.constant(&node.input[2]);
+            let is_from_start = place.is_some_and(Constant::is_from_start);
+            (!is_from_start).then_some("it counts places from after the end, not from the end")
+        }
+        _ => None,
+    }
 }
 
-/// Whether a node takes constant INT64 numbers that rten, which has 32 bits for them, cuts off. As an
-/// end to slice to they do no harm.
-fn is_too_large(graph: &pb::GraphProto, node: &pb::NodeProto, name: &str) -> bool {
-    let constant = graph.initializer.iter().find(|tensor| tensor.name == name);
-    let Some(tensor) = constant.filter(|it| it.data_type == DataType::Int64 as i32) else {
-        return false;
-    };
-    let raw = tensor.raw_data.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
-    let mut numbers = raw.chain(tensor.int64_data.iter().copied());
-    node.op_type != "Slice" && numbers.any(|number| i32::try_from(number).is_err())
+/// What a file says of its values. ONNX has no two of a name where one can be seen from the other.
+#[derive(Default)]
+struct Known<'a> {
+    constants: HashMap<&'a str, Constant<'a>>,
+    /// Of what is declared; -1 is a size that is not.
+    shapes: HashMap<&'a str, Vec<i64>>,
 }
 
-/// Whether an axis, the second where none is given, is known to be the last one of a node's output.
-fn is_last(graph: &pb::GraphProto, node: &pb::NodeProto, axis: Option<i64>) -> bool {
+/// A value that is in the file.
+struct Constant<'a> {
+    datatype: DataType,
+    rank: usize,
+    /// Elements of integers: where a tensor has their bytes, else as numbers.
+    raw: &'a [u8],
+    narrow: &'a [i32],
+    wide: &'a [i64],
+}
+
+impl<'a> Known<'a> {
+    fn learn(&mut self, graph: &'a pb::GraphProto, file: &'a File<'_>) {
+        let weights = graph.initializer.iter().filter_map(|tensor| {
+            let large = file.large(tensor);
+            let constant = large.map_or_else(
+                || Constant::of(tensor),
+                |(datatype, shape, raw)| {
+                    Some(Constant { datatype, rank: shape.len(), raw, narrow: &[], wide: &[] })
+                },
+            );
+            Some((tensor.name.as_str(), constant?))
+        });
+        self.constants.extend(weights);
+        let declared = graph.input.iter().chain(&graph.value_info).chain(&graph.output);
+        self.shapes
+            .extend(declared.filter_map(|value| Some((value.name.as_str(), shape_of(value)?))));
+        for node in &graph.node {
+            for attribute in &node.attribute {
+                if let Some(name) = node.output.first().filter(|_| node.op_type == "Constant") {
+                    self.constants
+                        .extend(Constant::in_node(attribute).map(|it| (name.as_str(), it)));
+                }
+                let bodies = attribute.g.iter().chain(&attribute.graphs);
+                bodies.for_each(|body| self.learn(body, file));
+            }
+        }
+    }
+
+    fn constant(&self, name: &str) -> Option<&Constant<'a>> {
+        self.constants.get(name)
+    }
+
+    fn rank(&self, name: &str) -> Option<usize> {
+        let constant = self.constant(name).map(|constant| constant.rank);
+        constant.or_else(|| self.shapes.get(name).map(Vec::len))
+    }
+
+    /// Whether all sizes after the axis are known to be one.
+    fn is_last(&self, name: Option<&String>, axis: i64) -> bool {
+        let shape = name.and_then(|name| self.shapes.get(name.as_str()));
+        shape.is_some_and(|shape| {
+            let axis = if axis < 0 { axis + shape.len() as i64 } else { axis };
+            let after = usize::try_from(axis + 1).ok().and_then(|after| shape.get(after..));
+            after.is_some_and(|after| after.iter().all(|&size| size == 1))
+        })
+    }
+
+    fn is_of_many_by_vector(&self, inputs: &[String]) -> bool {
+        let [many, vector, ..] = inputs else { return false };
+        self.rank(vector) == Some(1) && self.rank(many).is_none_or(|rank| rank > 2)
+    }
+
+    fn may_be_i8(&self, name: Option<&String>) -> bool {
+        let constant = name.and_then(|name| self.constant(name));
+        constant.is_none_or(|constant| constant.datatype == DataType::Int8)
+    }
+}
+
+/// The declared shape of a tensor.
+fn shape_of(value: &pb::ValueInfoProto) -> Option<Vec<i64>> {
+    use pb::tensor_shape_proto::dimension::Value::DimValue;
     use pb::type_proto::Value::TensorType;
-    let values = graph.output.iter().chain(&graph.value_info);
-    let named = values.clone().find(|value| node.output.first() == Some(&value.name));
-    let rank = named.and_then(|value| {
-        let TensorType(tensor) = value.r#type.as_ref()?.value.as_ref()?;
-        Some(tensor.shape.as_ref()?.dim.len() as i64)
+    let TensorType(tensor) = value.r#type.as_ref()?.value.as_ref()?;
+    let sizes = tensor.shape.as_ref()?.dim.iter().map(|dim| match dim.value {
+        Some(DimValue(size)) => size,
+        _ => -1,
     });
-    axis == Some(-1) || rank.is_some_and(|rank| axis.unwrap_or(1) == rank - 1)
+    Some(sizes.collect())
 }
 
-/// Whether it is a constant of one axis.
-fn is_vector(graph: &pb::GraphProto, name: Option<&String>) -> bool {
-    let constant = graph.initializer.iter().find(|tensor| Some(&tensor.name) == name);
-    constant.is_some_and(|tensor| tensor.dims.len() == 1)
-}
+impl<'a> Constant<'a> {
+    fn of(tensor: &'a TensorProto) -> Option<Self> {
+        let datatype = DataType::try_from(tensor.data_type).ok()?;
+        let (raw, narrow, wide) = (&tensor.raw_data, &tensor.int32_data, &tensor.int64_data);
+        Some(Self { datatype, rank: tensor.dims.len(), raw, narrow, wide })
+    }
 
-/// Whether a place is not given, or known to count from the start.
-fn is_from_start(place: Option<&String>, known: &Constants<'_>) -> bool {
-    let Some(name) = place.filter(|name| !name.is_empty()) else { return true };
-    known.get(name.as_str()).is_some_and(|place| place.iter().all(|&place| place >= 0.0))
+    /// The value of a Constant node.
+    fn in_node(attribute: &'a pb::AttributeProto) -> Option<Self> {
+        let (rank, wide) = match attribute.name.as_str() {
+            "value" => return Self::of(attribute.t.as_ref()?),
+            "value_int" => (0, std::slice::from_ref(&attribute.i)),
+            "value_ints" => (1, &*attribute.ints),
+            _ => return None,
+        };
+        Some(Self { datatype: DataType::Int64, rank, raw: &[], narrow: &[], wide })
+    }
+
+    /// Of INT64.
+    fn integers(&self) -> impl Iterator<Item = i64> {
+        let raw = self.raw.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+        raw.chain(self.wide.iter().copied())
+    }
+
+    /// Whether some are of more than 32 bits.
+    fn is_large(&self) -> bool {
+        self.datatype == DataType::Int64
+            && self.integers().any(|number| i32::try_from(number).is_err())
+    }
+
+    /// Whether it is known to be no place that counts from the end.
+    fn is_from_start(&self) -> bool {
+        self.datatype == DataType::Int64 && self.integers().all(|place| place >= 0)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.raw.iter().all(|&byte| byte == 0) && self.narrow.iter().all(|&number| number == 0)
+    }
 }

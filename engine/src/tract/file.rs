@@ -35,6 +35,7 @@ pub(crate) struct File<'a> {
 /// A tensor whose elements are its bytes.
 #[derive(Debug, PartialEq)]
 struct Weights<'a> {
+    datatype: DataType,
     datum: DatumType,
     shape: Vec<usize>,
     bytes: &'a [u8],
@@ -65,6 +66,13 @@ impl<'a> File<'a> {
         Ok(Self { proto, weights, bytes: onnx.len() })
     }
 
+    /// The weights that an initializer stands for: their type, shape and bytes.
+    pub(crate) fn large(&self, tensor: &TensorProto) -> Option<(DataType, &[usize], &'a [u8])> {
+        let [text] = &*tensor.string_data else { return None };
+        let weights = self.weights.get(number(str::from_utf8(text).ok()?)?)?;
+        Some((weights.datatype, &weights.shape, weights.bytes))
+    }
+
     /// Puts the weights where they belong in the model that was built from the messages.
     ///
     /// # Errors
@@ -73,7 +81,7 @@ impl<'a> File<'a> {
         let cannot = |error: TractError| LoadError(format!("cannot be read: {}", chain(&error)));
         let mut tensors: Vec<Option<Arc<Tensor>>> = vec![None; self.weights.len()];
         for node in &mut model.nodes {
-            let Some(index) = node.op_as::<Const>().and_then(|op| number(op.val())) else {
+            let Some(index) = node.op_as::<Const>().and_then(|op| number_in(op.val())) else {
                 continue;
             };
             let Some(weights) = self.weights.get(index) else { continue };
@@ -96,7 +104,8 @@ impl<'a> File<'a> {
 impl<'a> Weights<'a> {
     /// `None` where the bytes are not the elements, one after the other.
     fn of(tensor: &TensorProto, bytes: &'a [u8]) -> Option<Self> {
-        let datum = match DataType::try_from(tensor.data_type).ok()? {
+        let datatype = DataType::try_from(tensor.data_type).ok()?;
+        let datum = match datatype {
             DataType::Uint8 => DatumType::U8,
             DataType::Uint16 => DatumType::U16,
             DataType::Uint32 => DatumType::U32,
@@ -113,7 +122,7 @@ impl<'a> Weights<'a> {
         let shape = tensor.dims.iter().map(|&size| usize::try_from(size).ok());
         let shape: Vec<usize> = shape.collect::<Option<_>>()?;
         let size = shape.iter().try_fold(datum.size_of(), |size, &next| size.checked_mul(next));
-        (size == Some(bytes.len())).then_some(Self { datum, shape, bytes })
+        (size == Some(bytes.len())).then_some(Self { datatype, datum, shape, bytes })
     }
 
     fn copy(&self) -> TractResult<Tensor> {
@@ -128,12 +137,17 @@ fn stand_in(tensor: &mut TensorProto, index: usize) {
     tensor.string_data = vec![format!("{PLACEHOLDER}{index}").into_bytes()];
 }
 
-fn number(tensor: &Tensor) -> Option<usize> {
+fn number_in(tensor: &Tensor) -> Option<usize> {
     if tensor.datum_type() != DatumType::String || tensor.rank() != 0 {
         return None;
     }
     let text = tensor.try_as_plain_ram().ok()?.to_scalar::<String>().ok()?;
-    text.strip_prefix(PLACEHOLDER)?.parse().ok()
+    number(text)
+}
+
+/// Of the weights that a placeholder stands for.
+fn number(placeholder: &str) -> Option<usize> {
+    placeholder.strip_prefix(PLACEHOLDER)?.parse().ok()
 }
 
 /// Large weights, by initializer of the graph.
