@@ -33,11 +33,23 @@ pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
         let name = function.name.as_deref().unwrap_or_default();
         return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
     }
-    let known = proto.graph.as_ref().map(constants).unwrap_or_default();
+    let mut known = Known::default();
+    if let Some(graph) = &proto.graph {
+        known.constants = constants(graph);
+        collect_long(graph, &mut known.long);
+    }
     proto.graph.iter().try_for_each(|graph| check_graph(graph, &known))
 }
 
-fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), LoadError> {
+/// What a file says of its values, wherever they are.
+#[derive(Default)]
+struct Known<'a> {
+    constants: Constants<'a>,
+    /// Of more elements than a shape may have axes.
+    long: HashSet<&'a str>,
+}
+
+fn check_graph(graph: &pb::GraphProto, known: &Known<'_>) -> Result<(), LoadError> {
     if graph.node.len() > MAX_NODES {
         return Err(LoadError(format!("a graph of more than {MAX_NODES} nodes is not served")));
     }
@@ -45,12 +57,12 @@ fn check_graph(graph: &pb::GraphProto, known: &Constants<'_>) -> Result<(), Load
     graph.initializer.iter().try_for_each(check_tensor)?;
     graph.sparse_initializer.iter().try_for_each(check_sparse)?;
     graph.node.iter().try_for_each(|node| check_node(node, known))?;
-    check_shapes(graph)?;
     check_order(graph)
 }
 
-/// Shapes of as many axes as weights or an input have elements.
-fn check_shapes(graph: &pb::GraphProto) -> Result<(), LoadError> {
+/// Names of what is longer than a shape may be: inputs, weights and constants of a graph and those
+/// in it.
+fn collect_long<'a>(graph: &'a pb::GraphProto, long: &mut HashSet<&'a str>) {
     use pb::tensor_shape_proto::dimension::Value;
     use pb::type_proto::Value::TensorType;
     let length = |dim: &pb::tensor_shape_proto::Dimension| match dim.value {
@@ -68,26 +80,42 @@ fn check_shapes(graph: &pb::GraphProto) -> Result<(), LoadError> {
         true => Some((&tensor.name, i64::MAX)),
         false => Some((&tensor.name, *tensor.dims.first()?)),
     });
-    let long: HashSet<&String> = given
-        .chain(weights)
-        .filter(|(_, length)| *length > MAX_AXIS)
-        .map(|(name, _)| name)
-        .collect();
+    let is_long = |(_, length): &(&String, i64)| *length > MAX_AXIS;
+    long.extend(given.chain(weights).filter(is_long).map(|(name, _)| name.as_str()));
     for node in &graph.node {
-        let shape = match node.op_type.as_str() {
-            "ConstantOfShape" => node.input.first(),
-            "Expand" | "Reshape" | "Tile" | "Unsqueeze" => node.input.get(1),
-            _ => None,
-        };
-        if let Some(name) = shape.filter(|name| long.contains(name)) {
-            return Err(LoadError(format!("`{name}` asks for more than {MAX_AXIS} axes")));
+        for attribute in &node.attribute {
+            let length = match (node.op_type.as_str(), attribute.name.as_str()) {
+                ("Constant", "value") => {
+                    attribute.t.as_ref().and_then(|it| it.dims.first().copied())
+                }
+                ("Constant", "value_ints") => i64::try_from(attribute.ints.len()).ok(),
+                _ => None,
+            };
+            if length.is_some_and(|length| length > MAX_AXIS) {
+                long.extend(node.output.first().map(String::as_str));
+            }
+            let bodies = attribute.g.iter().chain(&attribute.graphs);
+            bodies.for_each(|body| collect_long(body, long));
         }
     }
-    Ok(())
 }
 
-fn check_node(node: &pb::NodeProto, known: &Constants<'_>) -> Result<(), LoadError> {
-    sizes::check_node(node, known).map_err(LoadError)?;
+/// Refuses a node that makes a shape of what is that long: engines take minutes for an axis each.
+fn check_shape(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
+    let shape = match node.op_type.as_str() {
+        "ConstantOfShape" => node.input.first(),
+        "Expand" | "Reshape" | "Tile" | "Unsqueeze" => node.input.get(1),
+        _ => None,
+    };
+    match shape.filter(|name| known.long.contains(name.as_str())) {
+        Some(name) => Err(LoadError(format!("`{name}` asks for more than {MAX_AXIS} axes"))),
+        None => Ok(()),
+    }
+}
+
+fn check_node(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
+    sizes::check_node(node, &known.constants).map_err(LoadError)?;
+    check_shape(node, known)?;
     node.attribute.iter().try_for_each(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
         let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);

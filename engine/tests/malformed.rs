@@ -118,6 +118,32 @@ fn what_must_be_refused_is() {
     }
 }
 
+/// Of what does no harm, the cases that no engine may answer either.
+#[test]
+fn what_makes_no_sense_is_refused() {
+    const CASES: [&str; 12] = [
+        "weights: raw [3]",
+        "weights: raw [5]",
+        "weights: none [1099511627776]",
+        "weights: raw [4611686018427387904, 4]",
+        "weights: seventeen bytes",
+        "structure: an initializer that is not there",
+        "structure: its own input",
+        "structure: two in a circle",
+        "structure: weights named as the output",
+        "structure: an unknown operator",
+        "sizes: Expand 1099511627776",
+        "sizes: Reshape of 1048576 axes by a node",
+    ];
+    let cases = hostile::cases();
+    for wanted in CASES {
+        let (_, onnx) = cases.iter().find(|(name, _)| name == wanted).expect(wanted);
+        for engine in [EngineKind::Tract, EngineKind::Rten] {
+            assert!(Graph::load(onnx, engine).is_err(), "{wanted}, {engine}");
+        }
+    }
+}
+
 #[test]
 fn what_is_sound_is_not_refused() {
     for (name, onnx) in kinds() {

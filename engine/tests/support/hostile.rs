@@ -255,6 +255,9 @@ fn sizes() -> Vec<Named> {
         }
         let onnx = file(&[1], std::slice::from_ref(&shape), vec![fill("s")]);
         cases.push((format!("ConstantOfShape of {axes} axes"), onnx));
+        let made = node("Constant", &[], &["s"], &[tensor("value", shape)]);
+        let nodes = vec![made, node("Reshape", &["x", "s"], &["y"], &[])];
+        cases.push((format!("Reshape of {axes} axes by a node"), file(&[1], &[], nodes)));
     }
     cases.push(("Range without end".into(), endless_range()));
     cases.into_iter().map(|(name, onnx)| (format!("sizes: {name}"), onnx)).collect()
