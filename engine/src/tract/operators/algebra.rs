@@ -39,7 +39,7 @@ const SUMS: [(DatumType, DatumType); 2] =
     [(DatumType::F16, DatumType::F32), (DatumType::I64, DatumType::F64)];
 
 /// tract begins with the largest finite number, of which a coarser type makes an infinity: which is
-/// right where all are infinite, or there are none.
+/// right where all are infinite, or there are none. Of doubles it stays the finite one.
 const EXTREMES: [(DatumType, DatumType); 2] =
     [(DatumType::F16, DatumType::F32), (DatumType::F32, DatumType::F64)];
 
@@ -53,6 +53,13 @@ fn finer(
 }
 
 fn dft(context: &ParsingContext, node: &NodeProto) -> Built {
+    // tract looks at it for these only.
+    let is_on = |name: &str| TractResult::Ok(node.get_attr_opt::<i64>(name)?.unwrap_or(0) != 0);
+    let has_length = node.input.get(1).is_some_and(|name| !name.is_empty());
+    ensure!(
+        !has_length || is_on("inverse")? && is_on("onesided")?,
+        "dft_length is given: pad or slice the signal instead"
+    );
     const TYPES: [(DatumType, DatumType); 1] = [(DatumType::F32, DatumType::F64)];
     // Since opset 20 the axis is an input, and where there is none it is the one before the number's
     // parts: tract takes the second.

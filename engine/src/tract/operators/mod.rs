@@ -30,6 +30,7 @@ mod stable;
 mod svm;
 mod text;
 mod theirs;
+mod transposed;
 mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
@@ -60,5 +61,6 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     stable::register(operators);
     svm::register(operators);
     text::register(operators);
+    transposed::register(operators);
     trees::register(operators);
 }

@@ -2,6 +2,7 @@
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_core::ops::cnn::{PaddingSpec, PoolSpec};
 use tract_onnx::tract_core::ops::math::{abs, pow};
 use tract_onnx::tract_core::ops::nn::DataFormat;
@@ -78,16 +79,23 @@ impl Expansion for LpPool {
     ) -> TractResult<TVec<OutletId>> {
         let fact = model.outlet_fact(inputs[0])?.clone();
         ensure!(fact.datum_type.is_float(), "LpPool of {:?}", fact.datum_type);
+        // Powers of halves come to more than halves can be.
+        let datum = match fact.datum_type {
+            DatumType::F16 => DatumType::F32,
+            datum => datum,
+        };
+        let input = model.wire_node(format!("{prefix}.finer"), cast(datum), inputs)?;
         let mut constant = |name: &str, value: f32| {
-            let value = tensor0(value).cast_to_dt(fact.datum_type)?.into_owned();
+            let value = tensor0(value).cast_to_dt(datum)?.into_owned();
             model.add_const(format!("{prefix}.{name}"), value.broadcast_into_rank(fact.rank())?)
         };
         let power = constant("power", self.power as f32)?;
         let root = constant("root", 1.0 / self.power as f32)?;
-        let size = model.wire_node(format!("{prefix}.abs"), abs(), inputs)?[0];
+        let size = model.wire_node(format!("{prefix}.abs"), abs(), &input)?[0];
         let raised = model.wire_node(format!("{prefix}.raised"), pow(), &[size, power])?;
         let sum = self.sum.wire(&format!("{prefix}.sum"), model, &raised)?[0];
-        model.wire_node(prefix, pow(), &[sum, root])
+        let root = model.wire_node(format!("{prefix}.root_of"), pow(), &[sum, root])?;
+        model.wire_node(prefix, cast(fact.datum_type), &root)
     }
 }
 

@@ -24,7 +24,9 @@ pub(super) fn expansion(
     context: &ParsingContext,
     node: &NodeProto,
 ) -> TractResult<Box<dyn Expansion>> {
-    wired(&*built(context, node)?.0)
+    let (operator, captured) = built(context, node)?;
+    ensure!(captured.is_empty(), "{} takes values that are not its inputs", node.op_type);
+    wired(&*operator)
 }
 
 /// # Errors
