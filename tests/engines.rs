@@ -83,6 +83,71 @@ fn a_graph_that_one_engine_refuses_runs_on_the_other() {
     assert_eq!(server.infer("loop", &json!({"inputs": inputs})).floats("y"), [8.0, -4.0]);
 }
 
+/// Whatever the golden tests hold to be right: here that sums are of 32 bits, as rten has them.
+#[test]
+fn golden_tests_decide_against_an_engine() {
+    let scratch = scratch();
+    let golden = "[[tests]]\ninput = \"x.json\"\nexpect = \"y.json\"\n";
+    let bundle = |name: &str, engine: &str| {
+        let path = bundle(scratch.path(), name, "int64", engine);
+        let manifest = path.join("wisp.toml");
+        let text = fs::read_to_string(&manifest).expect("a manifest");
+        fs::write(manifest, text + golden).expect("a manifest");
+        let tensor = |name: &str, data: [i64; 2]| json!([{"name": name, "datatype": "INT64", "shape": [2], "data": data}]);
+        let x = json!({"inputs": tensor("x", [i64::from(i32::MAX), -1])});
+        let y = json!({"outputs": tensor("y", [i64::from(i32::MIN), 0])});
+        for (name, request) in [("x.json", x), ("y.json", y)] {
+            fs::write(path.join(name), request.to_string()).expect("a file");
+        }
+        path
+    };
+    let report = check(&bundle("open", ""));
+    let engine = &report["graphs"][0]["engine"];
+    assert_eq!(engine["engine"], "rten", "{engine}");
+    assert_eq!(engine["candidates"][1]["engine"], "tract", "{engine}");
+    assert_eq!(engine["candidates"][1]["problem"], "its INT64 elements differ", "{engine}");
+    // Where the manifest names one, it has no other to turn to.
+    let output = wisp().arg("check").arg(bundle("named", "engine = \"tract\"")).output();
+    let said = refused(&output.expect("wisp runs"));
+    assert!(said.contains("golden test x.json"), "{said}");
+}
+
+/// The third engine, which is not in the binary: from PyPI's wheel.
+#[test]
+fn onnxruntime_serves_where_it_is_named() {
+    let Some(library) = std::env::var_os("WISP_TEST_ONNXRUNTIME") else {
+        println!("WISP_TEST_ONNXRUNTIME is not set: ONNX Runtime is not tested");
+        return;
+    };
+    let library = library.to_str().expect("UTF-8");
+    let scratch = scratch();
+    let native = bundle(scratch.path(), "native", "scale", "engine = \"onnxruntime\"");
+    let open = bundle(scratch.path(), "open", "int64", "");
+    let output = wisp().arg("check").arg(&open).args(["--onnxruntime", library, "--json"]).output();
+    let report: Value =
+        serde_json::from_str(&succeeded(&output.expect("wisp runs"))).expect("a report");
+    let candidates = report["graphs"][0]["engine"]["candidates"].as_array().expect("a list");
+    let names: Vec<&Value> = candidates.iter().map(|candidate| &candidate["engine"]).collect();
+    assert_eq!(names, ["tract", "rten", "onnxruntime"]);
+
+    let flags = ["--onnxruntime", library];
+    let server =
+        Server::start_admin(&scratch.path().join("state"), std::slice::from_ref(&native), &flags);
+    let inputs = json!([{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]);
+    let answered = server.infer("native", &json!({"inputs": inputs}));
+    assert_eq!(answered.floats("y"), [2.0, 4.0, 6.0, 8.0]);
+    // Examined in a child, which has it, too.
+    fs::rename(&native, scratch.path().join("deployed")).expect("a folder");
+    server.wisp_ok(&["deploy", scratch.path().join("deployed").to_str().expect("UTF-8")]);
+    assert_eq!(
+        server.infer("deployed", &json!({"inputs": inputs})).floats("y"),
+        [2.0, 4.0, 6.0, 8.0]
+    );
+    let usage = server.get("/usage").json();
+    assert!(usage.to_string().contains("\"model\":\"deployed\""), "{usage}");
+    assert!(server.stop().0);
+}
+
 #[test]
 fn a_deployed_version_keeps_what_was_measured() {
     let (state, scratch) = (scratch(), scratch());

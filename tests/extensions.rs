@@ -114,6 +114,16 @@ fn a_client_shortens_its_deadline() {
 }
 
 #[test]
+fn a_client_cannot_lengthen_its_deadline() {
+    let flags = ["--deadline-ms", "2"];
+    let server = Server::start_with(&[fixture("models/matmul_slow.onnx")], &flags);
+    let x = json!({"name": "x", "datatype": "FP32", "shape": [1], "data": [3]});
+    let parameters = json!({"timeout": 60_000_000});
+    let late = server.infer("matmul_slow", &json!({"inputs": [x], "parameters": parameters}));
+    insta::assert_snapshot!(late.error(504, "deadline"), @"model `matmul_slow` did not answer within 2ms");
+}
+
+#[test]
 fn the_first_priority_goes_first() {
     let flags = ["--concurrency", "1"];
     let server = Server::start_with(&[fixture("models/matmul_slow.onnx")], &flags);
@@ -233,6 +243,7 @@ fn traces_and_levels_are_in_the_log() {
         .error(400, "invalid-input");
     let (_, log) = server.stop();
     assert!(log.contains("id=\"traced\""), "{log}");
+    assert!(log.contains(" bytes_in=32 bytes_out=16") && log.contains(" guest_cpu_us="), "{log}");
     assert!(!log.contains("before") && !log.contains("silent"), "{log}");
 }
 

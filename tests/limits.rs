@@ -155,6 +155,30 @@ fn as_many_run_and_wait_as_the_model_may() {
     }
 }
 
+/// Nobody waits for its answer any more: it does not run.
+#[test]
+fn what_waits_past_its_deadline_does_not_run() {
+    let scratch = scratch();
+    let limits = "concurrency = 1\nqueue = 4\ndeadline_ms = 3000";
+    let server = serve(&[limited(scratch.path(), "narrow", limits)]);
+    thread::scope(|scope| {
+        let ahead = scope.spawn(|| server.infer_raw("narrow", "text/plain", b"loop"));
+        let requests = || server.get("/usage").json()["usage"][0]["requests"].clone();
+        while requests() != json!(1) {
+            assert!(!ahead.is_finished(), "it does not run");
+        }
+        let inputs =
+            json!([{"name": "do", "datatype": "BYTES", "shape": [1], "data": ["nothing"]}]);
+        let body = json!({"inputs": inputs, "parameters": {"timeout": 20_000}});
+        let late = server.infer("narrow", &body);
+        insta::assert_snapshot!(late.error(504, "deadline"), @"model `narrow` did not answer within 20ms");
+        assert!(!ahead.is_finished(), "it was told too late");
+        ahead.join().expect("answered").error(504, "deadline");
+        assert_eq!(requests(), json!(1));
+    });
+    assert_eq!(server.infer_raw("narrow", "text/plain", b"nothing").status, 200);
+}
+
 #[test]
 fn a_longer_body_than_the_model_takes_is_refused() {
     let scratch = scratch();

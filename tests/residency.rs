@@ -63,6 +63,11 @@ fn a_model_that_nobody_asks_for_goes_cold_and_is_woken_once() {
     await_state(&server, "digits", "cold");
     assert_eq!(metric(&server, "wisp_model_memory_bytes{model=\"digits\",version=\"1\"}"), 0.0);
     assert_eq!(metric(&server, "wisp_models_memory_bytes"), 0.0);
+    let is_in = |state: &str| {
+        let labels = format!("model=\"digits\",version=\"1\",state=\"{state}\"");
+        metric(&server, &format!("wisp_model_state{{{labels}}}"))
+    };
+    assert_eq!(["cold", "waking", "prepared", "idle"].map(is_in), [1.0, 0.0, 0.0, 0.0]);
     assert_eq!(server.get("/v2/models/digits/ready").json()["ready"], true);
 
     let woken = metric(&server, "wisp_model_loads_total{model=\"digits\",version=\"1\"}");
@@ -73,6 +78,7 @@ fn a_model_that_nobody_asks_for_goes_cold_and_is_woken_once() {
     assert!(answers.iter().all(|answer| answer == "7"), "{answers:?}");
     let loads = metric(&server, "wisp_model_loads_total{model=\"digits\",version=\"1\"}");
     assert_eq!(loads, woken + 1.0);
+    assert_eq!(["cold", "idle"].map(is_in), [0.0, 1.0]);
     await_state(&server, "digits", "cold");
     let line = "wisp_model_evictions_total{model=\"digits\",version=\"1\",reason=\"idle\"}";
     assert_eq!(metric(&server, line), 2.0);
@@ -108,6 +114,30 @@ fn what_is_needed_least_makes_room_and_what_is_used_stays() {
     assert_eq!(seven(&server), "7");
     let log = server.stop().1;
     assert!(log.contains("of the memory budget of 22 MiB others use"), "{log}");
+}
+
+/// Whoever waits for a model to be loaded is one of as many as may wait for their turn.
+#[test]
+fn no_more_wait_for_a_model_to_wake_than_may() {
+    let scratch = scratch();
+    let flags = ["--idle-seconds", "1", "--queue", "2"];
+    let server = Server::start_admin(&scratch.path().join("state"), &[], &flags);
+    let large = large_bundle(scratch.path(), "large", "engine = \"rten\"\n");
+    server.wisp_ok(&["deploy", text(&large)]);
+    await_state(&server, "large", "cold");
+    let replies: Vec<_> = thread::scope(|scope| {
+        let ask = || server.infer_raw("large", "text/plain", b"nothing");
+        let asked: Vec<_> = (0..24).map(|_| scope.spawn(ask)).collect();
+        asked.into_iter().map(|asked| asked.join().expect("answered")).collect()
+    });
+    let (answered, refused): (Vec<_>, Vec<_>) =
+        replies.iter().partition(|reply| reply.status == 200);
+    assert!(!answered.is_empty() && !refused.is_empty(), "{replies:?}");
+    for reply in refused {
+        assert!(reply.error(503, "overloaded").starts_with("model `large` is overloaded: "));
+        assert_eq!(reply.header("retry-after"), Some("1"));
+    }
+    assert_eq!(metric(&server, "wisp_model_waiting_requests{model=\"large\",version=\"1\"}"), 0.0);
 }
 
 #[test]

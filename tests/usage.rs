@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::grpc::{Grpc, proto};
 use crate::support::{
-    Server, add_request, fixture, hostile_bundle, model, read, refused, scratch, wisp,
+    Reply, Server, add_request, fixture, hostile_bundle, model, read, refused, scratch, wisp,
 };
 
 const SHOP: &str = "shop-0123456789abcdef";
@@ -37,14 +37,28 @@ fn what_a_request_uses_is_what_the_system_says_and_survives_a_restart() {
     };
     let before = server.get("/usage").json();
     let (cpu_before, used_before) = (server.cpu_us(), cpu(of(&before, "imagenet", None)));
+    // What each answer says of itself.
+    let mut said = [0; 5];
     for _ in 0..40 {
-        assert_eq!(ask(&server).status, 200);
+        let reply = ask(&server);
+        assert_eq!(reply.status, 200);
+        for (sum, said) in said.iter_mut().zip(said_usage(&reply)) {
+            *sum += said;
+        }
     }
     let (cpu_after, after) = (server.cpu_us(), server.get("/usage").json());
     let record = of(&after, "imagenet", None);
     let (used, all) = (cpu(record) - used_before, cpu_after - cpu_before);
     // `make bench-account` has it within 2 %; the system counts in ticks of 10 ms.
     assert!(used * 100 > all * 95 && used * 100 < all * 102 + 2_000_000, "{used} of {all} µs");
+    let fields = ["guest_cpu_us", "compute_cpu_us", "bytes_in", "bytes_out"];
+    let counted =
+        fields.map(|field| number(record, field) - number(of(&before, "imagenet", None), field));
+    let [guest, compute, _, bytes @ ..] = said;
+    assert_eq!(bytes, counted[2..]);
+    for (said, counted) in [guest, compute].into_iter().zip(counted) {
+        assert!(said <= counted && said * 100 > counted * 95, "{said} of {counted} µs");
+    }
     assert_eq!(number(record, "requests"), 41);
     assert_eq!(number(record, "answered"), 41);
     assert_eq!(number(record, "bytes_in"), 41 * (cat.len() as u64 + 4));
@@ -69,6 +83,20 @@ fn what_a_request_uses_is_what_the_system_says_and_survives_a_restart() {
     let table = server.wisp_ok(&["usage"]);
     assert!(table.starts_with("MODEL     VERSION  KEY  REQUESTS  ANSWERED"), "{table}");
     assert!(table.contains("imagenet  1        -    42        42"), "{table}");
+}
+
+/// An answer's own account: CPU time of guest and graphs, µs, memory, bytes in and out.
+fn said_usage(reply: &Reply) -> [u64; 5] {
+    let text = reply.header("wisp-usage").expect("a usage");
+    let fields = ["guest-cpu-us", "compute-cpu-us", "peak-memory-bytes", "bytes-in", "bytes-out"];
+    let mut said = text.split(", ").map(|field| field.split_once('=').expect("a pair"));
+    let said = fields.map(|field| {
+        let (name, value) = said.next().expect("a field");
+        assert_eq!(name, field, "{text}");
+        value.parse().expect("a number")
+    });
+    assert!((1 << 20..256 << 20).contains(&said[2]), "{text}");
+    said
 }
 
 fn cpu(record: &Value) -> u64 {

@@ -236,7 +236,8 @@ impl Cache {
 fn entry(folder: &Path, key: &CacheKey) -> Option<Entry> {
     let (compiled, meta) = named(folder, key)?;
     let file = fs::File::open(&compiled).ok()?;
-    // Copied into memory, to be looked at once, it would cost a wake a millisecond and a half.
+    // Copied into memory, to be looked at once, it would cost a wake a millisecond and a half. A disk
+    // that fails ends the process here as it does where the code runs, which is mapped, too.
     let mapped = map(&file, MmapOptions::new().populate()).ok()?;
     // A torn or damaged file would be run as it is.
     if rapidhash_v3(&mapped) != meta.rapidhash {

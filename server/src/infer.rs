@@ -18,7 +18,7 @@ use crate::sandbox::{Fault, Request, Response, Sandbox, Timings};
 use crate::schedule::{Refused, Scheduler};
 use crate::stats::Phases;
 use crate::tensor::{Contract, Parameter, Tensor};
-use crate::usage::{Totals, Usage};
+use crate::usage::{Totals, Usage, Used};
 
 /// What a client asks of a model.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +42,7 @@ pub struct InferResponse {
     /// How long the request waited for its turn.
     pub queue: Duration,
     pub timings: Timings,
+    pub used: Used,
 }
 
 /// The repository and the threads its models run on.
@@ -168,9 +169,9 @@ impl Inference {
         let request_key = RequestKey::of(&inputs, &outputs, &parameters);
         if let Some(answer) = cache.get(&request_key) {
             let (outputs, parameters) = (answer.outputs.clone(), answer.parameters.clone());
-            totals.answered_from_cache(bytes_of(&inputs), bytes_of(&outputs));
+            let used = totals.answered_from_cache(bytes_of(&inputs), bytes_of(&outputs));
             let (queue, timings) = Default::default();
-            let response = InferResponse { outputs, parameters, queue, timings };
+            let response = InferResponse { outputs, parameters, queue, timings, used };
             return Ok(Answered::FromCache(response));
         }
         revision.stats.cache_misses.fetch_add(1, Ordering::Relaxed);
@@ -197,32 +198,34 @@ impl Inference {
         let graph_bytes = revision.guest.limits().graph_bytes;
         let run = Run::limited(deadline, revision.cpu_limit, graph_bytes, Some(helpers));
         let _cancel = CancelOnDrop(run.clone());
+        let bytes = bytes_of(&inputs);
         let request = Request { inputs, outputs: outputs.clone(), parameters };
         let work = {
             // Held until it ends, which may be after its request: so it counts as in use.
             let (revision, run) = (revision.clone(), run.clone());
             async move {
-                let meter = totals.meter(run.clone(), bytes_of(&request.inputs));
+                let meter = totals.meter(run.clone(), bytes);
                 let (result, timings) = Sandbox::new(&revision.guest, &run).run(request).await;
-                if let Ok(response) = &result {
-                    meter.answered(bytes_of(&response.outputs));
-                }
-                (result, timings)
+                let answered = |response: Response| {
+                    let used = meter.answered(bytes_of(&response.outputs));
+                    (response, used)
+                };
+                (result.map(answered), timings)
             }
         };
         let work = {
             let run = run.clone();
             async move { run.metered(work).await }
         };
-        let ran = self.scheduler.run(&revision.gate, urgency.level, deadline, work).await;
+        let ran = self.scheduler.run(&revision.gate, urgency.level, deadline, bytes, work).await;
         let ((result, timings), queue) =
             ran.map_err(|refused| self.refusal(model, patience, refused))?;
-        let response =
+        let (response, used) =
             result.map_err(|fault| explain(model, revision, patience, fault, run.failure()))?;
         let Response { outputs: given, parameters } = response;
         let outputs = check_outputs(&revision.contract, &outputs, given)
             .map_err(|reason| Error::GuestFailed { model: model.to_owned(), reason })?;
-        Ok(InferResponse { outputs, parameters, queue, timings })
+        Ok(InferResponse { outputs, parameters, queue, timings, used })
     }
 
     fn refusal(&self, model: &str, deadline: Duration, refused: Refused) -> Error {

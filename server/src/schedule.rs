@@ -45,6 +45,7 @@ pub struct Gate {
     waiting: AtomicUsize,
     queue: usize,
     average_ns: AtomicU64,
+    average_bytes: AtomicU64,
 }
 
 /// Why a request did not run, or not to its end.
@@ -80,8 +81,8 @@ impl Scheduler {
         })
     }
 
-    /// Runs `work` when it is its turn, and returns what it gave and how long it waited. Of those
-    /// who wait for the same gate, the lowest `level` goes first.
+    /// Runs `work`, whose inputs have so many bytes, when it is its turn, and returns what it gave and
+    /// how long it waited. Of those who wait for the same gate, the lowest `level` goes first.
     ///
     /// # Errors
     /// Too many wait already, or the deadline passed while waiting or running.
@@ -90,6 +91,7 @@ impl Scheduler {
         gate: &Arc<Gate>,
         level: u32,
         deadline: Instant,
+        bytes: usize,
         work: F,
     ) -> Result<(F::Output, Duration), Refused>
     where
@@ -98,8 +100,8 @@ impl Scheduler {
         let arrived = Instant::now();
         let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
-        let mut work = Timed::new(work, gate.clone());
-        if gate.is_quick()
+        let mut work = Timed::new(work, gate.clone(), bytes);
+        if gate.is_quick(bytes)
             && let Some(_permit) = self.inline_permit().await
             && let Poll::Ready(output) =
                 poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await
@@ -136,13 +138,14 @@ fn finished<T>(
 struct Timed<F> {
     work: Pin<Box<F>>,
     gate: Arc<Gate>,
+    bytes: usize,
     began: Option<Instant>,
     spent: Duration,
 }
 
 impl<F: Future> Timed<F> {
-    fn new(work: F, gate: Arc<Gate>) -> Self {
-        Self { work: Box::pin(work), gate, began: None, spent: Duration::ZERO }
+    fn new(work: F, gate: Arc<Gate>, bytes: usize) -> Self {
+        Self { work: Box::pin(work), gate, bytes, began: None, spent: Duration::ZERO }
     }
 }
 
@@ -165,7 +168,7 @@ impl<F: Future> Future for Timed<F> {
 impl<F> Drop for Timed<F> {
     fn drop(&mut self) {
         if self.began.is_some() {
-            self.gate.record(self.spent);
+            self.gate.record(self.spent, self.bytes);
         }
     }
 }
@@ -208,6 +211,7 @@ impl Gate {
             waiting: AtomicUsize::new(0),
             queue,
             average_ns: AtomicU64::new(u64::MAX),
+            average_bytes: AtomicU64::new(0),
         }
     }
 
@@ -240,20 +244,27 @@ impl Gate {
         timeout_at(deadline.into(), self.turns.take(level)).await.map_err(|_| Refused::Deadline)
     }
 
-    /// Unknown counts as long: the first request pays the hop.
-    fn is_quick(&self) -> bool {
-        self.average_ns.load(Ordering::Relaxed) < QUICK.as_nanos() as u64
+    /// Unknown counts as long: the first request pays the hop. So does one of inputs so much larger
+    /// than the others' that it may take long.
+    fn is_quick(&self, bytes: usize) -> bool {
+        let usual = self.average_bytes.load(Ordering::Relaxed).max(1);
+        let times = (bytes as u64 / usual).max(1);
+        let expected = self.average_ns.load(Ordering::Relaxed).saturating_mul(times);
+        expected < QUICK.as_nanos() as u64
     }
 
-    fn record(&self, took: Duration) {
+    fn record(&self, took: Duration, bytes: usize) {
         let took = took.as_nanos() as u64;
-        let average = self.average_ns.load(Ordering::Relaxed);
-        let next = match average {
-            u64::MAX => took,
-            _ => average - (average >> NEWEST_SHIFT) + (took >> NEWEST_SHIFT),
-        };
-        // Two at once may lose one of them: it is an average.
-        self.average_ns.store(next, Ordering::Relaxed);
+        let is_first = self.average_ns.load(Ordering::Relaxed) == u64::MAX;
+        for (average, newest) in [(&self.average_ns, took), (&self.average_bytes, bytes as u64)] {
+            let before = average.load(Ordering::Relaxed);
+            let next = match is_first {
+                true => newest,
+                false => before - (before >> NEWEST_SHIFT) + (newest >> NEWEST_SHIFT),
+            };
+            // Two at once may lose one of them: it is an average.
+            average.store(next, Ordering::Relaxed);
+        }
     }
 }
 
@@ -273,5 +284,21 @@ struct AbortOnDrop(AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_much_larger_than_others_counts_as_long() {
+        let gate = Gate::new(1, 1);
+        assert!(!gate.is_quick(1000));
+        gate.record(QUICK / 20, 1000);
+        assert_eq!(
+            [1, 1000, 10_000, 100_000].map(|bytes| gate.is_quick(bytes)),
+            [true, true, true, false]
+        );
     }
 }

@@ -206,14 +206,15 @@ impl Totals {
     pub fn meter(self: Arc<Self>, run: Arc<Run>, bytes_in: usize) -> Meter {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.bytes_in.fetch_add(bytes_in as u64, Ordering::Relaxed);
-        Meter { totals: self, run }
+        Meter { totals: self, run, bytes_in }
     }
 
     /// Counts a request that was answered from the cache.
-    pub fn answered_from_cache(&self, bytes_in: usize, bytes_out: usize) {
+    pub fn answered_from_cache(&self, bytes_in: usize, bytes_out: usize) -> Used {
         self.cached.fetch_add(1, Ordering::Relaxed);
         self.bytes_in.fetch_add(bytes_in as u64, Ordering::Relaxed);
         self.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
+        Used { bytes_in, bytes_out, ..Used::default() }
     }
 
     /// Counts CPU time that the server spent on their requests beside sandboxes.
@@ -273,29 +274,55 @@ impl Totals {
     }
 }
 
+/// What one request used, until its sandbox answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    pub guest_cpu: Duration,
+    /// Of its graphs; of those run with others' its part.
+    pub compute_cpu: Duration,
+    /// The most it held, in its sandbox and in tensors.
+    pub peak_memory_bytes: u64,
+    /// Of input tensors.
+    pub bytes_in: usize,
+    /// Of output tensors.
+    pub bytes_out: usize,
+}
+
 /// A request that runs. What it used is counted when this goes, however it ended: a run may
 /// outlive its request.
 pub struct Meter {
     totals: Arc<Totals>,
     run: Arc<Run>,
+    bytes_in: usize,
 }
 
 impl Meter {
-    pub fn answered(&self, bytes_out: usize) {
+    pub fn answered(&self, bytes_out: usize) -> Used {
         self.totals.answered.fetch_add(1, Ordering::Relaxed);
         self.totals.bytes_out.fetch_add(bytes_out as u64, Ordering::Relaxed);
+        Used { bytes_out, ..self.used() }
+    }
+
+    fn used(&self) -> Used {
+        let (cpu, compute_cpu) = (self.run.cpu(), self.run.compute_cpu());
+        Used {
+            guest_cpu: cpu.saturating_sub(compute_cpu),
+            compute_cpu,
+            peak_memory_bytes: self.run.peak_memory(),
+            bytes_in: self.bytes_in,
+            bytes_out: 0,
+        }
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let (cpu, compute) = (self.run.cpu(), self.run.compute_cpu());
-        let (guest_ns, compute_ns) = (cpu.saturating_sub(compute).as_nanos(), compute.as_nanos());
-        let totals = &self.totals;
+        let (used, totals) = (self.used(), &self.totals);
+        let (guest_ns, compute_ns) = (used.guest_cpu.as_nanos(), used.compute_cpu.as_nanos());
         totals.guest_cpu_ns.fetch_add(guest_ns as u64, Ordering::Relaxed);
         totals.compute_cpu_ns.fetch_add(compute_ns as u64, Ordering::Relaxed);
         totals.served(self.run.cpu_around().as_nanos() as u64);
-        totals.peak_memory_bytes.fetch_max(self.run.peak_memory(), Ordering::Relaxed);
+        totals.peak_memory_bytes.fetch_max(used.peak_memory_bytes, Ordering::Relaxed);
     }
 }
 

@@ -66,8 +66,8 @@ fn graphs_that_are_not_the_guests() {
             says(11, "graph ", unknown),
             // Shown in part.
             says(11, "long-name", "ErrorCode::NotFound, 2"),
-            // wasi-nn has `invalid-encoding` for what is no graph; here none can be brought.
-            says(11, "load", "ErrorCode::UnsupportedOperation"),
+            // None can be brought, in whatever encoding.
+            says(11, "load", "ErrorCode::InvalidEncoding"),
             fails(11, "read-asset", 500, "guest-failed", "can be read in `prepare` only"),
         ],
     );
@@ -122,11 +122,13 @@ fn what_a_guest_prints_is_capped_and_cannot_forge_lines() {
 #[test]
 fn host_calls_where_none_may_be_made() {
     const CALL: &str = "(drop (call $now))";
+    const DEEP: &str = "(func $deep (drop (call $now)) (call $deep))";
     let folder = scratch();
     let limits = "[limits]\nmemory_mib = 16\n";
     let bundle = |name: &str, parts: Guest| parts.bundle(folder.path(), name, limits);
     let bundles = [
         bundle("infer", Guest { infer: CALL, ..Guest::GOOD }),
+        bundle("deep", Guest { fields: DEEP, infer: "(call $deep)", ..Guest::GOOD }),
         bundle("realloc", Guest { realloc: CALL, ..Guest::GOOD }),
         bundle("post-return", Guest { post_return: CALL, ..Guest::GOOD }),
         bundle("realloc-traps", Guest { realloc: "unreachable", ..Guest::GOOD }),
@@ -134,6 +136,7 @@ fn host_calls_where_none_may_be_made() {
     ];
     let yard = Yard::of_bundles(&bundles, &[]);
     yard.run("infer", &[says(16, "anything", "ok")]);
+    yard.run("deep", &[fails(5, "anything", 500, "guest-trap", "call stack exhausted")]);
     for model in ["realloc", "post-return"] {
         yard.run(model, &[fails(16, "anything", 500, "guest-trap", "cannot leave component")]);
     }

@@ -58,6 +58,10 @@ class Probe:
             request["write_outputs"] = str(outputs)
         return self.ask(request)
 
+    def profile(self, graph, inputs, times):
+        """What each node took at least, in ns, by operator and node."""
+        return self.ask({"profile": graph, "inputs": str(inputs), "times": times})
+
     def choose(self, path, inputs, tolerance):
         """The engine that an examination would take, and why."""
         return self.ask({"choose": str(path), "inputs": str(inputs), "tolerance": tolerance})

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::body::{self, aside};
 use super::callers::Caller;
 use super::errors::Failed;
-use super::infer::{Received, receive, timed};
+use super::infer::{Received, accounted, receive};
 use super::json::{Elements, check_json};
 use super::metadata::ModelPath;
 use super::{Api, compression};
@@ -38,7 +38,7 @@ pub(super) async fn generate(
     let (response, answer) = run(&api, &path, &caller, &headers, body).await?;
     let accepted = compression::accepted(&headers);
     let answer = aside(answer.len(), || compression::answer(accepted, "application/json", answer));
-    Ok(timed(&response, answer))
+    Ok(accounted(&response, answer))
 }
 
 /// As a stream of events, of which there is one: a guest answers once.
@@ -53,7 +53,7 @@ pub(super) async fn generate_stream(
     let event = [b"data: ", &answer[..], b"\n\n"].concat();
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    Ok(timed(&response, (StatusCode::OK, headers, event).into_response()))
+    Ok(accounted(&response, (StatusCode::OK, headers, event).into_response()))
 }
 
 async fn run(

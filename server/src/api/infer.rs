@@ -20,11 +20,13 @@ use crate::error::Error;
 use crate::infer::{InferRequest, InferResponse, Inference};
 use crate::repository::{Model, Picked, Revision};
 use crate::tensor::{Contract, Datatype};
+use crate::usage::Used;
 
 /// The length of the JSON in front of binary tensors (the binary tensor data extension).
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const USAGE: HeaderName = HeaderName::from_static("wisp-usage");
 
 /// A request in no wire form any more, and what its answer must look like.
 pub(super) struct Parsed {
@@ -220,13 +222,25 @@ fn answer(
     if !binary.is_empty() {
         answer.headers_mut().insert(JSON_LENGTH, length);
     }
-    Ok(timed(response, answer))
+    Ok(accounted(response, answer))
 }
 
-/// Says in the answer's head where the request's time went.
-pub(super) fn timed(response: &InferResponse, mut answer: Response) -> Response {
+/// Says in the answer's head where the request's time went, and what it used.
+pub(super) fn accounted(response: &InferResponse, mut answer: Response) -> Response {
     answer.headers_mut().insert(SERVER_TIMING, server_timing(response));
+    answer.headers_mut().insert(USAGE, usage(&response.used));
     answer
+}
+
+/// A dictionary of <https://www.rfc-editor.org/rfc/rfc8941#name-dictionaries>.
+fn usage(used: &Used) -> HeaderValue {
+    let Used { guest_cpu, compute_cpu, peak_memory_bytes, bytes_in, bytes_out } = used;
+    let (guest_us, compute_us) = (guest_cpu.as_micros(), compute_cpu.as_micros());
+    let text = format!(
+        "guest-cpu-us={guest_us}, compute-cpu-us={compute_us}, peak-memory-bytes={peak_memory_bytes}, \
+         bytes-in={bytes_in}, bytes-out={bytes_out}"
+    );
+    HeaderValue::try_from(text).expect("names and numbers are ASCII")
 }
 
 /// Milliseconds, as <https://www.w3.org/TR/server-timing/> has them.

@@ -13,7 +13,7 @@ use super::Api;
 use super::callers::Caller;
 use super::statistics::executions;
 use crate::infer::Inference;
-use crate::repository::Version;
+use crate::repository::{self, Version};
 use crate::stats::{BUCKETS, Histogram, Span};
 use crate::usage::UsageRecord;
 
@@ -24,7 +24,7 @@ fn us(ns: u64) -> f64 {
     (ns / 1000) as f64
 }
 
-const METRICS: [Metric; 19] = [
+const METRICS: [Metric; 18] = [
     ("nv_inference_request_success", "counter", "Requests answered", |version| {
         version.stats.success.count() as f64
     }),
@@ -64,9 +64,6 @@ const METRICS: [Metric; 19] = [
     ("wisp_held_tensor_bytes", "gauge", "Tensors that are held for guests", |version| {
         version.held_tensor_bytes() as f64
     }),
-    ("wisp_model_loaded", "gauge", "1 while it is in memory", |version| {
-        f64::from(u8::from(version.is_loaded()))
-    }),
     ("wisp_model_memory_bytes", "gauge", "What it takes in memory now", |version| {
         if version.is_loaded() { version.memory_bytes() as f64 } else { 0.0 }
     }),
@@ -94,23 +91,33 @@ fn seconds(span: &Span) -> f64 {
     span.ns() as f64 / 1e9
 }
 
-/// What was used: a counter's name, meaning, and value for one model, version and API key.
-type Used = (&'static str, &'static str, fn(&UsageRecord) -> f64);
+/// What was used: a metric's name, type, meaning, and value for one model, version and API key.
+type Used = (&'static str, &'static str, &'static str, fn(&UsageRecord) -> f64);
 
-const USAGE: [Used; 7] = [
-    ("wisp_usage_requests_total", "Requests that ran, by API key", |used| used.requests as f64),
-    ("wisp_usage_cached_total", "Requests answered from the cache", |used| used.cached as f64),
-    ("wisp_usage_server_cpu_seconds_total", "CPU time of the server itself for them", |used| {
+const USAGE: [Used; 9] = [
+    ("wisp_usage_requests_total", "counter", "Requests that ran, by API key", |used| {
+        used.requests as f64
+    }),
+    ("wisp_usage_answered_total", "counter", "Of those, answered", |used| used.answered as f64),
+    ("wisp_usage_cached_total", "counter", "Requests answered from the cache", |used| {
+        used.cached as f64
+    }),
+    ("wisp_usage_server_cpu_seconds_total", "counter", "CPU time of the server itself", |used| {
         used.server_cpu_us as f64 / 1e6
     }),
-    ("wisp_usage_guest_cpu_seconds_total", "CPU time of guests", |used| {
+    ("wisp_usage_guest_cpu_seconds_total", "counter", "CPU time of guests", |used| {
         used.guest_cpu_us as f64 / 1e6
     }),
-    ("wisp_usage_compute_cpu_seconds_total", "CPU time of graphs", |used| {
+    ("wisp_usage_compute_cpu_seconds_total", "counter", "CPU time of graphs", |used| {
         used.compute_cpu_us as f64 / 1e6
     }),
-    ("wisp_usage_bytes_in_total", "Bytes of input tensors", |used| used.bytes_in as f64),
-    ("wisp_usage_bytes_out_total", "Bytes of output tensors", |used| used.bytes_out as f64),
+    ("wisp_usage_peak_memory_bytes", "gauge", "The most that one request held", |used| {
+        used.peak_memory_bytes as f64
+    }),
+    ("wisp_usage_bytes_in_total", "counter", "Bytes of input tensors", |used| used.bytes_in as f64),
+    ("wisp_usage_bytes_out_total", "counter", "Bytes of output tensors", |used| {
+        used.bytes_out as f64
+    }),
 ];
 
 /// A histogram: its name, meaning, and where it is.
@@ -153,6 +160,17 @@ fn text(inference: &Inference, key: Option<&str>) -> String {
             line(format_args!(
                 "{name}{{model=\"{model}\",version=\"{label}\"}} {}",
                 value(version)
+            ));
+        }
+    }
+    let name = "wisp_model_state";
+    line(format_args!("# HELP {name} 1 of the state that it is in\n# TYPE {name} gauge"));
+    for version in versions {
+        let (model, label, now) = (&version.model, &version.label, version.state().name());
+        for state in repository::State::NAMES {
+            let holds = u8::from(state == now);
+            line(format_args!(
+                "{name}{{model=\"{model}\",version=\"{label}\",state=\"{state}\"}} {holds}"
             ));
         }
     }
@@ -222,8 +240,8 @@ fn text(inference: &Inference, key: Option<&str>) -> String {
         }
     }
     let usage = inference.usage.records(key);
-    for (name, help, value) in USAGE {
-        line(format_args!("# HELP {name} {help}\n# TYPE {name} counter"));
+    for (name, kind, help, value) in USAGE {
+        line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
         for record in &usage {
             let (model, label) = (&record.model, &record.version);
             // Keys' names have no white space; what would end the label is left out.

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::body::{self, aside};
 use super::callers::Caller;
 use super::errors;
-use super::infer::timed;
+use super::infer::accounted;
 use super::metadata::ModelPath;
 use super::reply::json;
 use super::{Api, compression};
@@ -180,7 +180,7 @@ pub(super) async fn embeddings(
         let answer = write(&model.name, &response, count, encoding)?;
         Ok::<_, Error>(compression::answer(accepted, "application/json", answer))
     });
-    Ok(timed(&response, answer?))
+    Ok(accounted(&response, answer?))
 }
 
 fn no_embedding(model: &Model) -> Error {

@@ -1,5 +1,5 @@
-//! The protocol's trace extension: where a request's time went, as a line in the log, for the
-//! server or for one model. Nothing is traced until a client asks for it.
+//! The protocol's trace extension: where a request's time went and what it used, as a line in the
+//! log, for the server or for one model. Nothing is traced until a client asks for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,7 +108,7 @@ impl Traces {
         Ok(settings.view(model))
     }
 
-    /// Writes down where a request's time went, if it is one of those to be traced.
+    /// Writes a request down, if it is one of those to be traced.
     pub(super) fn record(
         &self,
         model: &str,
@@ -121,7 +121,7 @@ impl Traces {
         }
         let id = one_line(&cut(id.to_owned(), MAX_ID_BYTES));
         match result {
-            Ok(InferResponse { queue, timings, .. }) => tracing::info!(
+            Ok(InferResponse { queue, timings, used, .. }) => tracing::info!(
                 target: "wisp::trace",
                 model,
                 version,
@@ -130,6 +130,11 @@ impl Traces {
                 sandbox_us = timings.start.as_micros() as u64,
                 guest_us = timings.guest.as_micros() as u64,
                 compute_us = timings.compute.as_micros() as u64,
+                guest_cpu_us = used.guest_cpu.as_micros() as u64,
+                compute_cpu_us = used.compute_cpu.as_micros() as u64,
+                peak_memory_bytes = used.peak_memory_bytes,
+                bytes_in = used.bytes_in,
+                bytes_out = used.bytes_out,
                 "answered"
             ),
             Err(error) => {

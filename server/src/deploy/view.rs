@@ -77,18 +77,17 @@ impl Deployer {
             false => self.store.model(&name).ok(),
         };
         let versions = model.versions().into_iter().map(|(version, traffic, available)| {
-            let (state, reason, idle) = match version.state() {
-                State::Cold => ("cold", None, None),
-                State::Waking => ("waking", None, None),
-                State::Prepared => ("prepared", None, None),
-                State::Idle(idle) => ("idle", None, Some(idle)),
-                State::Failed(reason) => ("failed", Some(reason), None),
-                State::Unloaded => ("unloaded", None, None),
+            let state = version.state();
+            let name = state.name().to_owned();
+            let (reason, idle) = match state {
+                State::Failed(reason) => (Some(reason), None),
+                State::Idle(idle) => (None, Some(idle)),
+                State::Cold | State::Waking | State::Prepared | State::Unloaded => (None, None),
             };
             let stored = record.as_ref().and_then(|record| record.versions.get(&version.label));
             VersionView {
                 version: version.label.clone(),
-                state: state.to_owned(),
+                state: name,
                 reason,
                 idle_ms: idle.map(|idle| idle.as_millis() as u64),
                 memory_bytes: version.memory_bytes(),

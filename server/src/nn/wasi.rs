@@ -226,7 +226,7 @@ impl graph::Host for View<'_> {
         _: ExecutionTarget,
     ) -> Answer<Resource<BoundGraph>> {
         let text = "graphs come with the bundle and are loaded by name".to_owned();
-        self.refuse(ErrorCode::UnsupportedOperation, text)
+        self.refuse(ErrorCode::InvalidEncoding, text)
     }
 
     fn load_by_name(&mut self, name: String) -> Answer<Resource<BoundGraph>> {

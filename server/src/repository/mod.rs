@@ -4,11 +4,13 @@
 mod graphs;
 mod load;
 mod residency;
+mod state;
 mod version;
 
 pub use load::{EngineSettings, LoadOptions, Revision, guest_key, load};
 pub use residency::{Charge, Eviction, ResidencyOptions};
-pub use version::{State, Version};
+pub use state::State;
+pub use version::Version;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;

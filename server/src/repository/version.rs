@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::load::{LoadOptions, Revision, load};
 use super::residency::{Charge, Eviction, Residency, discard};
+use super::state::State;
 use crate::bundle::{Bundle, Loading, SourceFiles, Task};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -82,23 +83,6 @@ enum Loaded {
     /// With the reason, and when it may be tried again, if ever.
     Failed(String, Option<Instant>),
     /// Cold, and stays so until it is loaded by name.
-    Unloaded,
-}
-
-/// What an operator sees of a version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// Costs nothing until it is asked for.
-    Cold,
-    /// On its way from cold to prepared.
-    Waking,
-    /// In memory, and in use.
-    Prepared,
-    /// In memory, and unused for so long.
-    Idle(Duration),
-    /// With the reason.
-    Failed(String),
-    /// By a client; answers nothing until it is loaded again.
     Unloaded,
 }
 
