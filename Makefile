@@ -5,14 +5,16 @@ CARGO_FLAGS := --release --workspace --locked
 PORT ?= 8000
 
 .PHONY: demo test conformance conformance-all chaos guests models registry build lint bench bench-http bench-start \
-	bench-deployments bench-engine bench-threads bench-wake bench-account bench-batching bench-scale \
+	bench-deployments bench-engine bench-profile bench-threads bench-wake bench-account bench-batching bench-scale \
 	bench-overload bench-hostile compare soak onnx-tests engine-tests test-aarch64 engine-probe fuzz reference deny
 
 demo: models guests build
 	@./demo.sh $(PORT)
 
-test: models guests registry lint
-	cargo test $(CARGO_FLAGS)
+# The engine that is not in the binary is tested as PyPI's wheel has it.
+test: models guests registry lint target/engine-venv/.tests
+	WISP_TEST_ONNXRUNTIME=$$(ls $(CURDIR)/target/engine-venv/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*) \
+	  cargo test $(CARGO_FLAGS)
 	@$(MAKE) --no-print-directory engine-tests conformance
 
 # Existing clients, as their users call them; after the tests, whose build it uses. With
@@ -73,6 +75,10 @@ bench-deployments: guests build
 # With ARGS="--models minilm --rounds 5", only those models.
 bench-engine: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/bench.py $(ARGS)
+
+# Where tract's time goes, by operator, written to benches/engine/PROFILE.md.
+bench-profile: engine-probe target/engine-venv/.complete
+	@target/engine-venv/bin/python benches/engine/profile.py $(ARGS)
 
 bench-threads: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/threads.py $(ARGS)

@@ -67,10 +67,21 @@ ORDERS = [
     order("slow", 200, 504),  # as the machine is
     order("loop", 504),
     order("copy", 504),
+    order("fill", 504),
+    order("print-for-ever", 504),
+    order("wasi-sleep", 504),
+    order("write-and-loop", 504),
     order("panic", 500),
     order("recurse", 500),
     order("grow", 500),
     order("tensors", 500),
+    order("dimensions", 500),
+    order("aliased", 500),
+    order("errors", 500),
+    order("handles tensors", 500),
+    order("handles contexts", 500),
+    order("huge-output", 500),
+    order("long-text", 500),
     order("print", 200),
     order("fail", 500),
     order("wrong-datatype", 500),
@@ -142,7 +153,7 @@ def deployments(folder):
     for deed in ("loop", "grow", "panic"):
         bundle = hostile(folder, f"prepare-{deed}", f'[settings]\nprepare = "{deed}"\n')
         yield deployment(f"prepare-{deed}", archive(bundle))
-    for graph in ("circle", "doubled", "terabytes"):
+    for graph in ("circle", "doubled", "terabytes", "endless", "elsewhere"):
         yield deployment(graph, archive(ROOT / f"tests/fixtures/hostile/{graph}.onnx"))
     yield deployment("no bundle", b"x" * 1_000_000)
 

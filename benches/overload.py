@@ -39,7 +39,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from support import ROOT, Wisp, load_average, machine, need, percentile, two_cores, verdict
-from traffic import Stream, drive, request_bytes
+from traffic import Answers, Stream, drive, request_bytes
 
 FLOOD = ROOT / "target/release/examples/flood"
 IN_FLIGHT = 16
@@ -159,13 +159,13 @@ class Bench:
             "bystander": percentile(beside_overload, 99) / percentile(beside_peak, 99),
             "late_ms": percentile(overload.late_ms, 99),
             "sent": len(overload.answers) / (len(overload.answers) + overload.unsent),
-            "unexpected": [f"status {status or 'none'}" for status in overload.statuses() - {200, 503, 504}],
+            "unexpected": [f"status {status or 'none'}" for status in overload.statuses().keys() - {200, 503, 504}],
         }
 
     def peak(self, seconds):
         """Answers a second."""
         flood = Flood(self.server.url, self.request, IN_FLIGHT, seconds)
-        if flood.statuses() != {200}:
+        if set(flood.statuses()) != {200}:
             sys.exit(f"{self.model}: answers other than 200 at its peak: {flood.statuses()}")
         return within(flood, 0, seconds)
 
@@ -190,8 +190,8 @@ def within(flood, begin, end):
 
 
 @dataclass
-class Flood:
-    """Requests of flood.rs, and what became of them: when each was sent, how long it took, in s, and its status."""
+class Flood(Answers):
+    """Requests of flood.rs."""
 
     url: str
     request: bytes
@@ -210,18 +210,6 @@ class Flood:
         self.answers = [(at / 1e6, took / 1e6, status) for at, _, took, status in found]
         self.late_ms = [late / 1e3 for _, late, _, _ in found]
         self.unsent = int(last.split()[1])
-
-    def times_ms(self, status=200):
-        return [took * 1e3 for _, took, got in self.answers if got == status]
-
-    def count(self, status=200):
-        return sum(got == status for _, _, got in self.answers)
-
-    def statuses(self):
-        return {status for _, _, status in self.answers}
-
-    def p(self, percent, status=200):
-        return percentile(self.times_ms(status), percent)
 
 
 if __name__ == "__main__":

@@ -30,24 +30,10 @@ def request_bytes(url, path, body=b"", headers=()):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-@dataclass
-class Stream:
-    """Requests of one kind, over connections of their own. Times in seconds."""
+class Answers:
+    """What became of requests: for each when it was sent, how long it took, in seconds, and its status."""
 
-    url: str
-    request: bytes
-    connections: int
-    rate: float | None = None  # a second; None is a closed loop
-    keep_bodies: bool = False
-
-    # What became of them: when it was sent, how long it took, its status.
-    answers: list[tuple[float, float, int]] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
-    begun: float = 0.0
-    seconds: float = 0.0  # from the first request to the last answer
-    lost: int = 0  # connections that ended without an answer
-    unsent: int = 0  # no connection was free until the end
+    answers: list[tuple[float, float, int]]
 
     def times_ms(self, status=200):
         return [took * 1e3 for _, took, got in self.answers if got == status]
@@ -60,6 +46,25 @@ class Stream:
 
     def p(self, percent, status=200):
         return percentile(self.times_ms(status), percent)
+
+
+@dataclass
+class Stream(Answers):
+    """Requests of one kind, over connections of their own. Times in seconds."""
+
+    url: str
+    request: bytes
+    connections: int
+    rate: float | None = None  # a second; None is a closed loop
+    keep_bodies: bool = False
+
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    begun: float = 0.0
+    seconds: float = 0.0  # from the first request to the last answer
+    lost: int = 0  # connections that ended without an answer
+    unsent: int = 0  # no connection was free until the end
 
 
 class Connection:

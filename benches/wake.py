@@ -11,8 +11,9 @@ folder. For each, servers are started anew, all their models cold, in turn for
 
 Time is from a request's first byte to its answer's last, CPU the server process's, both in ms and
 medians. `wake/load` is wake over load plus first, in CPU: 1 is a wake that adds nothing to loading.
-`engine` is the CPU of the engine's own load and first run of the graph in a process without Wasm
-or HTTP, and `wake/engine` wake over that. A warm request stands beside.
+`engine` is the CPU of the engine's own load from the file and first run of the graph in a process
+without Wasm or HTTP, and `wake/engine` wake over that. A warm request stands beside. Goals: 20 ms of
+CPU for EfficientNet-Lite0, 60 for MiniLM, and no wake above the engine's own load.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from support import ROOT, Wisp, ask, load_average, machine, pack
+from support import ROOT, Wisp, ask, load_average, machine, pack, verdict
 
 sys.path[:0] = [str(ROOT / "benches/engine"), str(ROOT / "tests/onnx")]
 import models  # noqa: E402
 from probe import Probe  # noqa: E402
 
+# CPU of a wake, ms.
+GOALS = {"imagenet": 20, "onnx-efficientnet-lite0": 20, "minilm": 60}
 # Of a server that has answered: what it still does is its wake's.
 SETTLE_S = 0.1
 LIMIT_S = 120.0
@@ -54,6 +57,14 @@ class Model:
         return f"/v2/models/{self.name}/infer"
 
 
+@dataclass(frozen=True)
+class Measured:
+    model: str
+    cpu: float  # of its wake, ms
+    engine: float | None  # of the engine's own load and first run
+    over_load: float
+
+
 def main():
     options = read_options()
     found = [model for model in [*bundles(), *graphs(options.models)] if options.models in model.name]
@@ -63,9 +74,16 @@ def main():
     with tempfile.TemporaryDirectory(prefix="wisp-bench-") as scratch:
         folder = Path(scratch)
         deployed = [(model, deploy(model, folder)) for model in found]
-        ratios = [measure(model, engine, folder, options.rounds) for model, engine in deployed if engine]
-    if ratios:
-        print(f"wake/load: median {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
+        wakes = [measure(model, engine, folder, options.rounds) for model, engine in deployed if engine]
+    if not wakes:
+        return
+    ratios = [wake.over_load for wake in wakes]
+    print(f"wake/load: median {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
+    above = [f"{wake.model} ({wake.cpu:.1f} for {wake.engine:.1f} ms)" for wake in wakes if wake.engine and wake.cpu > wake.engine]
+    print(f"above the engine's own load: {', '.join(above) or 'none'} of {sum(wake.engine is not None for wake in wakes)}")
+    for wake in wakes:
+        if goal := GOALS.get(wake.model):
+            print(f"{wake.model}: {wake.cpu:.1f} ms (goal {goal}: {verdict(wake.cpu <= goal)})")
 
 
 def read_options():
@@ -157,11 +175,11 @@ def measure(model, engine, folder, rounds):
     middle = lambda column: [statistics.median(values) for values in zip(*column)]
     (wake, wake_cpu), (load, load_cpu), (first, first_cpu) = middle(wakes), middle(loads), middle(firsts)
     alone = engine_ms(model, engine, rounds)
-    ratio = wake_cpu / (load_cpu + first_cpu)
+    measured = Measured(model.name, wake_cpu, alone, wake_cpu / (load_cpu + first_cpu))
     cells = [wake, wake_cpu, load, load_cpu, first, first_cpu, middle(warm)[0]]
     beside = [f"{alone:.1f}", f"{wake_cpu / alone:.2f}"] if alone else ["", ""]
-    print(line(model.name, *(f"{cell:.1f}" for cell in cells), f"{ratio:.2f}", *beside), flush=True)
-    return ratio
+    print(line(model.name, *(f"{cell:.1f}" for cell in cells), f"{measured.over_load:.2f}", *beside), flush=True)
+    return measured
 
 
 def infer(server, model):

@@ -9,8 +9,8 @@ whole process's. ONNX Runtime runs with its inputs bound beforehand, but for str
 Python API cannot bind: `run` is some 6 µs dearer. Loading is from file to first answer, in a
 fresh process, median of 3.
 
-What it is for an engine to agree is said in agreement.py. `auto` is what wisp would choose: the
-fastest engine that agrees.
+What it is for an engine to agree is said in agreement.py. `auto` is what wisp chooses when it
+examines a bundle of the model: tract, unless another that agrees is clearly faster.
 
 Writes RESULTS.md and results.json beside it, unless --models or --no-write is given.
 """
@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ ROUND_US = 20_000  # of ONNX Runtime's runs in a round: many, where a run is sho
 MOST_RUNS = 2_000
 LOADS = 3
 LIMIT_S = 120.0
+EXAMINED_TOLERANCE = 1e-3  # as the server's
 
 
 @dataclass
@@ -67,11 +68,7 @@ class Row:
     name: str
     reference: Result
     engines: dict[str, Result]
-    auto: str = field(init=False)
-
-    def __post_init__(self):
-        agreeing = [name for name, result in self.engines.items() if result.agrees]
-        self.auto = min(agreeing, key=lambda name: self.engines[name].run_us, default="")
+    auto: str  # empty where it would answer otherwise than ONNX Runtime, or is not measured here
 
     def ratio(self, engine):
         return self.engines[engine].run_us / self.reference.run_us
@@ -120,7 +117,20 @@ def measure(entry, options):
         for runner in runners.values():
             runner.probe.end()
     results = {name: runner.result for name, runner in runners.items()}
-    return Row(entry.name, results.pop(REFERENCE), results)
+    auto = chosen(path, inputs)
+    agrees = auto in options.engines and results[auto].agrees
+    return Row(entry.name, results.pop(REFERENCE), results, auto if agrees else "")
+
+
+def chosen(path, inputs):
+    """The engine that an examination would take."""
+    probe = Probe("auto", LIMIT_S)
+    try:
+        return probe.choose(path, inputs, EXAMINED_TOLERANCE).get("chosen", "")
+    except (Crashed, Hung):
+        return ""
+    finally:
+        probe.end()
 
 
 class Runner:
@@ -241,7 +251,7 @@ def markdown(rows, options, about):
         f"{options.rounds} rounds.",
         "",
         "CPU time a run, one thread, in alternation: below 1 is faster than ONNX Runtime, `!` gives other",
-        "values than it. `auto` is the fastest engine that agrees; `difference` is its largest from ONNX",
+        "values than it. `auto` is what an examination chooses; `difference` is its largest from ONNX",
         "Runtime, by the output's largest magnitude. `load` is CPU time from the file to the first answer.",
         "bench.py says how it is measured.",
         "",
