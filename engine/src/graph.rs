@@ -155,7 +155,14 @@ impl Graph {
                 boxed((session, outputs))
             }
             EngineKind::Rten => boxed(rten::load(onnx, &file, &contract)?),
-            EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
+            EngineKind::OnnxRuntime => {
+                if let Some(map) = &file.map {
+                    return Err(LoadError(format!(
+                        "output `{map}` is not a tensor to ONNX Runtime: convert the model with `zipmap=False`"
+                    )));
+                }
+                boxed(onnxruntime::load(onnx, &contract)?)
+            }
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
         let mixing = whole::mixing(&file.proto);

@@ -24,6 +24,7 @@ pub mod tensor;
 mod tract;
 mod whole;
 mod worker;
+mod zip_map;
 
 pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};

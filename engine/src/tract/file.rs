@@ -10,6 +10,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 
 use super::chain;
 use crate::graph::LoadError;
+use crate::zip_map;
 
 /// Weights of fewer bytes are read with the rest.
 const LARGE: usize = 4096;
@@ -30,6 +31,8 @@ pub(crate) struct File<'a> {
     weights: Vec<Weights<'a>>,
     /// Its length.
     pub(super) bytes: usize,
+    /// An output that is a list of maps in the file, and a tensor in the messages.
+    pub(crate) map: Option<String>,
 }
 
 /// A tensor whose elements are its bytes.
@@ -63,7 +66,8 @@ impl<'a> File<'a> {
                 None => tensor.raw_data = bytes.to_vec(),
             }
         }
-        Ok(Self { proto, weights, bytes: onnx.len() })
+        let map = proto.graph.as_mut().and_then(zip_map::strip);
+        Ok(Self { proto, weights, bytes: onnx.len(), map })
     }
 
     /// The weights that an initializer stands for: their type, shape and bytes.

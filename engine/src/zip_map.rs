@@ -1,0 +1,31 @@
+//! Outputs that are lists of maps, class by score, as scikit-learn's converters make them unless told
+//! otherwise. The protocol has tensors, and there was one: it is the output, the scores in the order of
+//! the classes.
+
+use std::mem;
+
+use tract_onnx::pb::{self, tensor_proto::DataType};
+
+/// Makes tensors of such outputs, and returns the first one's name.
+pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
+    let mut first = None;
+    for node in graph.node.iter_mut().filter(|node| is_zip_map(node)) {
+        let [name] = &*node.output else { continue };
+        // To other nodes it stays what it was, which none of the engines takes.
+        let Some(output) = graph.output.iter_mut().find(|output| output.name == *name) else {
+            continue;
+        };
+        let tensor = pb::type_proto::Tensor { elem_type: DataType::Float as i32, shape: None };
+        let value = Some(pb::type_proto::Value::TensorType(tensor));
+        output.r#type = Some(pb::TypeProto { value, ..pb::TypeProto::default() });
+        first.get_or_insert_with(|| name.clone());
+        let (input, output) = (mem::take(&mut node.input), mem::take(&mut node.output));
+        let (name, op_type) = (mem::take(&mut node.name), "Identity".to_owned());
+        *node = pb::NodeProto { input, output, name, op_type, ..pb::NodeProto::default() };
+    }
+    first
+}
+
+fn is_zip_map(node: &pb::NodeProto) -> bool {
+    node.op_type == "ZipMap" && node.domain == "ai.onnx.ml"
+}
