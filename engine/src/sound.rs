@@ -33,23 +33,28 @@ pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
         let name = function.name.as_deref().unwrap_or_default();
         return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
     }
-    let mut known = Known::default();
-    if let Some(graph) = &proto.graph {
-        known.constants = constants(graph);
-        collect_long(graph, &mut known.long);
-    }
-    proto.graph.iter().try_for_each(|graph| check_graph(graph, &known))
+    let Some(graph) = &proto.graph else { return Ok(()) };
+    check_graph(graph, &Known { constants: &constants(graph), long: HashSet::new(), outer: None })
 }
 
-/// What a file says of its values, wherever they are.
-#[derive(Default)]
+/// What is known of values where a graph is looked at.
 struct Known<'a> {
-    constants: Constants<'a>,
-    /// Of more elements than a shape may have axes.
+    /// The whole file's.
+    constants: &'a Constants<'a>,
+    /// The graph's, of more elements than a shape may have axes.
     long: HashSet<&'a str>,
+    /// Around it.
+    outer: Option<&'a Known<'a>>,
 }
 
-fn check_graph(graph: &pb::GraphProto, known: &Known<'_>) -> Result<(), LoadError> {
+impl Known<'_> {
+    fn is_long(&self, name: &str) -> bool {
+        self.long.contains(name) || self.outer.is_some_and(|outer| outer.is_long(name))
+    }
+}
+
+fn check_graph(graph: &pb::GraphProto, outer: &Known<'_>) -> Result<(), LoadError> {
+    let known = &Known { constants: outer.constants, long: long(graph), outer: Some(outer) };
     if graph.node.len() > MAX_NODES {
         return Err(LoadError(format!("a graph of more than {MAX_NODES} nodes is not served")));
     }
@@ -60,9 +65,8 @@ fn check_graph(graph: &pb::GraphProto, known: &Known<'_>) -> Result<(), LoadErro
     check_order(graph)
 }
 
-/// Names of what is longer than a shape may be: inputs, weights and constants of a graph and those
-/// in it.
-fn collect_long<'a>(graph: &'a pb::GraphProto, long: &mut HashSet<&'a str>) {
+/// Names of a graph's inputs, weights and constants that are longer than a shape may be.
+fn long(graph: &pb::GraphProto) -> HashSet<&str> {
     use pb::tensor_shape_proto::dimension::Value;
     use pb::type_proto::Value::TensorType;
     let length = |dim: &pb::tensor_shape_proto::Dimension| match dim.value {
@@ -80,41 +84,34 @@ fn collect_long<'a>(graph: &'a pb::GraphProto, long: &mut HashSet<&'a str>) {
         true => Some((&tensor.name, i64::MAX)),
         false => Some((&tensor.name, *tensor.dims.first()?)),
     });
+    let made = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
+        let length = node.attribute.iter().find_map(|it| match it.name.as_str() {
+            "value" => it.t.as_ref()?.dims.first().copied(),
+            "value_ints" => i64::try_from(it.ints.len()).ok(),
+            _ => None,
+        });
+        Some((node.output.first()?, length?))
+    });
     let is_long = |(_, length): &(&String, i64)| *length > MAX_AXIS;
-    long.extend(given.chain(weights).filter(is_long).map(|(name, _)| name.as_str()));
-    for node in &graph.node {
-        for attribute in &node.attribute {
-            let length = match (node.op_type.as_str(), attribute.name.as_str()) {
-                ("Constant", "value") => {
-                    attribute.t.as_ref().and_then(|it| it.dims.first().copied())
-                }
-                ("Constant", "value_ints") => i64::try_from(attribute.ints.len()).ok(),
-                _ => None,
-            };
-            if length.is_some_and(|length| length > MAX_AXIS) {
-                long.extend(node.output.first().map(String::as_str));
-            }
-            let bodies = attribute.g.iter().chain(&attribute.graphs);
-            bodies.for_each(|body| collect_long(body, long));
-        }
-    }
+    let all = given.chain(weights).chain(made);
+    all.filter(is_long).map(|(name, _)| name.as_str()).collect()
 }
 
-/// Refuses a node that makes a shape of what is that long: engines take minutes for an axis each.
+/// Refuses a node that makes a shape of what is that long: each axis costs engines more than the last.
 fn check_shape(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
     let shape = match node.op_type.as_str() {
         "ConstantOfShape" => node.input.first(),
         "Expand" | "Reshape" | "Tile" | "Unsqueeze" => node.input.get(1),
         _ => None,
     };
-    match shape.filter(|name| known.long.contains(name.as_str())) {
+    match shape.filter(|name| known.is_long(name)) {
         Some(name) => Err(LoadError(format!("`{name}` asks for more than {MAX_AXIS} axes"))),
         None => Ok(()),
     }
 }
 
 fn check_node(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
-    sizes::check_node(node, &known.constants).map_err(LoadError)?;
+    sizes::check_node(node, known.constants).map_err(LoadError)?;
     check_shape(node, known)?;
     node.attribute.iter().try_for_each(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
@@ -164,7 +161,10 @@ fn check_rank(name: &str, sizes: &[i64]) -> Result<(), LoadError> {
 fn check_bounds(node: &pb::NodeProto, attribute: &pb::AttributeProto) -> Result<(), LoadError> {
     let is_sound = match attribute.name.as_str() {
         "axis" => (-MAX_AXIS..=MAX_AXIS).contains(&attribute.i),
-        "axes" => attribute.ints.iter().all(|axis| (-MAX_AXIS..=MAX_AXIS).contains(axis)),
+        "axes" => {
+            let is_axis = |axis: &i64| (-MAX_AXIS..=MAX_AXIS).contains(axis);
+            attribute.ints.len() <= MAX_AXIS as usize && attribute.ints.iter().all(is_axis)
+        }
         "perm" => {
             let axes: HashSet<i64> = attribute.ints.iter().copied().collect();
             let all = 0..attribute.ints.len().min(MAX_AXIS as usize) as i64;

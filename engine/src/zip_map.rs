@@ -2,19 +2,24 @@
 //! otherwise. The protocol has tensors, and there was one: it is the output, the scores in the order of
 //! the classes.
 
+use std::collections::HashSet;
 use std::mem;
 
 use tract_onnx::pb::{self, tensor_proto::DataType};
 
 /// Makes tensors of such outputs, and returns the first one's name.
 pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
+    if !graph.node.iter().any(is_zip_map) {
+        return None;
+    }
+    let consumed: HashSet<String> =
+        graph.node.iter().flat_map(|node| &node.input).cloned().collect();
     let mut first = None;
     for node in graph.node.iter_mut().filter(|node| is_zip_map(node)) {
         let [name] = &*node.output else { continue };
-        // To other nodes it stays what it was, which none of the engines takes.
-        let Some(output) = graph.output.iter_mut().find(|output| output.name == *name) else {
-            continue;
-        };
+        // To another node it is a list of maps, which no engine here gives.
+        let output = graph.output.iter_mut().find(|output| output.name == *name);
+        let Some(output) = output.filter(|_| !consumed.contains(name)) else { continue };
         let tensor = pb::type_proto::Tensor { elem_type: DataType::Float as i32, shape: None };
         let value = Some(pb::type_proto::Value::TensorType(tensor));
         output.r#type = Some(pb::TypeProto { value, ..pb::TypeProto::default() });

@@ -13,12 +13,21 @@ pub(super) fn check(file: &File<'_>) -> Result<(), LoadError> {
     let Some(graph) = &file.proto.graph else { return Ok(()) };
     let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
     let opset = file.proto.opset_import.iter().find(|opset| is_standard(&opset.domain));
-    let mut known = Known::default();
-    known.learn(graph, file);
-    check_graph(graph, &known, opset.map_or(0, |opset| opset.version))
+    check_graph(graph, None, file, opset.map_or(0, |opset| opset.version))
 }
 
-fn check_graph(graph: &pb::GraphProto, known: &Known<'_>, opset: i64) -> Result<(), LoadError> {
+fn check_graph(
+    graph: &pb::GraphProto,
+    outer: Option<&Known<'_>>,
+    file: &File<'_>,
+    opset: i64,
+) -> Result<(), LoadError> {
+    let known = &Known::of(graph, outer, file);
+    let is_large = |name: &str| known.constant(name).is_some_and(|constant| constant.is_large);
+    if let Some(output) = graph.output.iter().find(|output| is_large(&output.name)) {
+        let name = &output.name;
+        return Err(LoadError(format!("rten is not trusted with the output `{name}`: {CUT_OFF}")));
+    }
     for node in &graph.node {
         if let Some(why) = flaw(node, known, opset) {
             let (op, name) = (&node.op_type, &node.name);
@@ -27,10 +36,13 @@ fn check_graph(graph: &pb::GraphProto, known: &Known<'_>, opset: i64) -> Result<
             )));
         }
         let bodies = node.attribute.iter().flat_map(|it| it.g.iter().chain(&it.graphs));
-        bodies.into_iter().try_for_each(|body| check_graph(body, known, opset))?;
+        bodies.into_iter().try_for_each(|body| check_graph(body, Some(known), file, opset))?;
     }
     Ok(())
 }
+
+/// Numbers of INT64 have 32 bits in it.
+const CUT_OFF: &str = "it cuts numbers off to 32 bits";
 
 /// What is wrong with rten's answer to a node.
 fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static str> {
@@ -40,9 +52,12 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
     let has_input = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
     // As a place to slice from or to, a large number means the end, cut off or not.
     let matters = |index: usize| node.op_type != "Slice" || !matches!(index, 1 | 2);
-    let is_large = |name: &String| known.constant(name).is_some_and(Constant::is_large);
-    if node.input.iter().enumerate().any(|(index, name)| matters(index) && is_large(name)) {
-        return Some("it cuts numbers off to 32 bits");
+    let is_large = |name: &String| known.constant(name).is_some_and(|constant| constant.is_large);
+    let made = attribute("value").and_then(Constant::in_node);
+    if node.input.iter().enumerate().any(|(index, name)| matters(index) && is_large(name))
+        || node.op_type == "ConstantOfShape" && made.is_some_and(|made| made.is_large)
+    {
+        return Some(CUT_OFF);
     }
     match node.op_type.as_str() {
         "Softmax" | "LogSoftmax" if opset < 13 => {
@@ -85,12 +100,12 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
     }
 }
 
-/// What a file says of its values. ONNX has no two of a name where one can be seen from the other.
-#[derive(Default)]
+/// What a graph says of its values, and those around it.
 struct Known<'a> {
     constants: HashMap<&'a str, Constant<'a>>,
     /// Of what is declared; -1 is a size that is not.
     shapes: HashMap<&'a str, Vec<i64>>,
+    outer: Option<&'a Known<'a>>,
 }
 
 /// A value that is in the file.
@@ -101,48 +116,47 @@ struct Constant<'a> {
     raw: &'a [u8],
     narrow: &'a [i32],
     wide: &'a [i64],
+    /// Whether some are of more than 32 bits.
+    is_large: bool,
 }
 
 impl<'a> Known<'a> {
-    fn learn(&mut self, graph: &'a pb::GraphProto, file: &'a File<'_>) {
+    fn of(graph: &'a pb::GraphProto, outer: Option<&'a Known<'a>>, file: &'a File<'_>) -> Self {
         let weights = graph.initializer.iter().filter_map(|tensor| {
-            let large = file.large(tensor);
-            let constant = large.map_or_else(
-                || Constant::of(tensor),
-                |(datatype, shape, raw)| {
-                    Some(Constant { datatype, rank: shape.len(), raw, narrow: &[], wide: &[] })
-                },
-            );
+            let constant = match file.large(tensor) {
+                Some((datatype, shape, raw)) => {
+                    Some(Constant::new(datatype, shape.len(), raw, &[], &[]))
+                }
+                None => Constant::of(tensor),
+            };
             Some((tensor.name.as_str(), constant?))
         });
-        self.constants.extend(weights);
+        let made = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
+            let constant = node.attribute.iter().find_map(Constant::in_node);
+            Some((node.output.first()?.as_str(), constant?))
+        });
         let declared = graph.input.iter().chain(&graph.value_info).chain(&graph.output);
-        self.shapes
-            .extend(declared.filter_map(|value| Some((value.name.as_str(), shape_of(value)?))));
-        for node in &graph.node {
-            for attribute in &node.attribute {
-                if let Some(name) = node.output.first().filter(|_| node.op_type == "Constant") {
-                    self.constants
-                        .extend(Constant::in_node(attribute).map(|it| (name.as_str(), it)));
-                }
-                let bodies = attribute.g.iter().chain(&attribute.graphs);
-                bodies.for_each(|body| self.learn(body, file));
-            }
-        }
+        let shapes = declared.filter_map(|value| Some((value.name.as_str(), shape_of(value)?)));
+        Self { constants: weights.chain(made).collect(), shapes: shapes.collect(), outer }
     }
 
     fn constant(&self, name: &str) -> Option<&Constant<'a>> {
-        self.constants.get(name)
+        let around = || self.outer.and_then(|outer| outer.constant(name));
+        self.constants.get(name).or_else(around)
+    }
+
+    fn shape(&self, name: &str) -> Option<&Vec<i64>> {
+        self.shapes.get(name).or_else(|| self.outer.and_then(|outer| outer.shape(name)))
     }
 
     fn rank(&self, name: &str) -> Option<usize> {
         let constant = self.constant(name).map(|constant| constant.rank);
-        constant.or_else(|| self.shapes.get(name).map(Vec::len))
+        constant.or_else(|| self.shape(name).map(Vec::len))
     }
 
     /// Whether all sizes after the axis are known to be one.
     fn is_last(&self, name: Option<&String>, axis: i64) -> bool {
-        let shape = name.and_then(|name| self.shapes.get(name.as_str()));
+        let shape = name.and_then(|name| self.shape(name));
         shape.is_some_and(|shape| {
             let axis = if axis < 0 { axis + shape.len() as i64 } else { axis };
             let after = usize::try_from(axis + 1).ok().and_then(|after| shape.get(after..));
@@ -174,33 +188,41 @@ fn shape_of(value: &pb::ValueInfoProto) -> Option<Vec<i64>> {
 }
 
 impl<'a> Constant<'a> {
+    fn new(
+        datatype: DataType,
+        rank: usize,
+        raw: &'a [u8],
+        narrow: &'a [i32],
+        wide: &'a [i64],
+    ) -> Self {
+        let mut constant = Self { datatype, rank, raw, narrow, wide, is_large: false };
+        constant.is_large = datatype == DataType::Int64
+            && constant.integers().any(|number| i32::try_from(number).is_err());
+        constant
+    }
+
     fn of(tensor: &'a TensorProto) -> Option<Self> {
         let datatype = DataType::try_from(tensor.data_type).ok()?;
         let (raw, narrow, wide) = (&tensor.raw_data, &tensor.int32_data, &tensor.int64_data);
-        Some(Self { datatype, rank: tensor.dims.len(), raw, narrow, wide })
+        Some(Self::new(datatype, tensor.dims.len(), raw, narrow, wide))
     }
 
     /// The value of a Constant node.
     fn in_node(attribute: &'a pb::AttributeProto) -> Option<Self> {
-        let (rank, wide) = match attribute.name.as_str() {
+        let (datatype, rank, wide) = match attribute.name.as_str() {
             "value" => return Self::of(attribute.t.as_ref()?),
-            "value_int" => (0, std::slice::from_ref(&attribute.i)),
-            "value_ints" => (1, &*attribute.ints),
+            "value_int" => (DataType::Int64, 0, std::slice::from_ref(&attribute.i)),
+            "value_ints" => (DataType::Int64, 1, &*attribute.ints),
+            "value_floats" => (DataType::Float, 1, &[][..]),
             _ => return None,
         };
-        Some(Self { datatype: DataType::Int64, rank, raw: &[], narrow: &[], wide })
+        Some(Self::new(datatype, rank, &[], &[], wide))
     }
 
     /// Of INT64.
     fn integers(&self) -> impl Iterator<Item = i64> {
         let raw = self.raw.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
         raw.chain(self.wide.iter().copied())
-    }
-
-    /// Whether some are of more than 32 bits.
-    fn is_large(&self) -> bool {
-        self.datatype == DataType::Int64
-            && self.integers().any(|number| i32::try_from(number).is_err())
     }
 
     /// Whether it is known to be no place that counts from the end.

@@ -287,7 +287,17 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
     let mut room = Room::default();
     let mut since = clock::Since::now();
     loop {
-        wait_until(SPIN, || !slot.load(Ordering::Relaxed).is_null(), thread::park);
+        let mut naps = 0;
+        let sleep = || {
+            thread::park();
+            naps += 1;
+            // What it looked around for after its last run is the next one's; what it was woken for in
+            // vain, as that was taken back, is nobody's.
+            if naps > 1 {
+                since = clock::Since::now();
+            }
+        };
+        wait_until(SPIN, || !slot.load(Ordering::Relaxed).is_null(), sleep);
         let take = |given: *mut Job<'static>| (!given.is_null()).then(taken);
         let given = slot.fetch_update(Ordering::Acquire, Ordering::Relaxed, take);
         let Ok(job) = given else { continue };
@@ -297,8 +307,6 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
             job.has_panicked.store(true, Ordering::Relaxed);
         }
-        // What it spent looking for the job is its run's, too; so is what it looked around for after
-        // the last run's, a tenth of a millisecond at most.
         job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
         since = clock::Since::now();
         let caller = job.caller.clone();

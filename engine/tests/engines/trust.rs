@@ -1,116 +1,149 @@
 //! What rten is not given, as it answers it wrongly.
 
+use std::iter;
+
 use prost::Message;
-use tract_onnx::pb::{self, tensor_proto::DataType};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType,
+};
 use wisp_engine::{EngineKind, Graph};
 
 use super::identity;
 
+/// The numbers of `AttributeProto.AttributeType`.
+const INT: i32 = 2;
+const STRING: i32 = 3;
+const GRAPH: i32 = 5;
+const FLOATS: i32 = 6;
+
+fn attribute(name: &str, kind: i32) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: kind, ..AttributeProto::default() }
+}
+
+fn node(op: &str, inputs: &[&str], output: &str, attributes: &[AttributeProto]) -> NodeProto {
+    NodeProto {
+        op_type: op.into(),
+        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+        output: vec![output.into()],
+        attribute: attributes.to_vec(),
+        ..NodeProto::default()
+    }
+}
+
+fn tensor(name: &str, data_type: DataType, dims: &[i64], raw_data: Vec<u8>) -> TensorProto {
+    let data_type = data_type as i32;
+    TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type,
+        raw_data,
+        ..Default::default()
+    }
+}
+
+fn longs(name: &str, dims: &[i64], number: i64) -> TensorProto {
+    let count = dims.iter().product::<i64>() as usize;
+    let numbers = iter::repeat_n(number.to_le_bytes(), count).flatten();
+    tensor(name, DataType::Int64, dims, numbers.collect())
+}
+
+/// Whether rten is trusted with these nodes, the last of which makes `y` of `x` [1, 1, 2, 2]; what
+/// else it lacks is not asked.
+fn is_trusted_with(nodes: Vec<NodeProto>, weights: Vec<TensorProto>) -> bool {
+    let mut model = ModelProto::decode(&identity(1, &[1, 1, 2, 2])[..]).expect("a file");
+    let graph = model.graph.as_mut().expect("a graph");
+    (graph.node, graph.initializer) = (nodes, weights);
+    let loaded = Graph::load(&model.encode_to_vec(), EngineKind::Rten);
+    !loaded.is_err_and(|error| error.to_string().starts_with("rten is not trusted with"))
+}
+
+fn is_trusted(op: &str, inputs: &[&str], weights: Vec<TensorProto>) -> bool {
+    is_trusted_with(vec![node(op, inputs, "y", &[])], weights)
+}
+
 #[test]
-fn what_rten_does_wrongly_is_refused() {
-    let model = |op: &str, names: &[&str], initializer: Vec<pb::TensorProto>, mode: &[u8]| {
-        let mut model = pb::ModelProto::decode(&identity(1, &[1, 1, 2, 2])[..]).unwrap();
-        let graph = model.graph.as_mut().unwrap();
-        graph.node[0].op_type = op.into();
-        graph.node[0].input = names.iter().map(|name| (*name).to_owned()).collect();
-        // 3 is STRING.
-        let mode = pb::AttributeProto {
-            name: "mode".into(),
-            r#type: 3,
-            s: mode.into(),
-            ..Default::default()
-        };
-        graph.node[0].attribute = if mode.s.is_empty() { vec![] } else { vec![mode] };
-        graph.initializer = initializer;
-        Graph::load(&model.encode_to_vec(), EngineKind::Rten)
-            .map(drop)
-            .map_err(|error| error.to_string())
-    };
-    let tensor =
-        |name: &str, data_type: DataType, raw_data: Vec<u8>, dims: &[i64]| pb::TensorProto {
-            name: name.into(),
-            dims: dims.to_vec(),
-            data_type: data_type as i32,
-            raw_data,
-            ..Default::default()
-        };
-    let scales: Vec<u8> = [1f32; 4].iter().flat_map(|scale| scale.to_le_bytes()).collect();
-    let resized = |mode: &[u8]| {
-        let scales = tensor("s", DataType::Float, scales.clone(), &[4]);
-        model("Resize", &["x", "", "s"], vec![scales], mode)
-    };
-    let product_of = |kind: DataType, zero: u8, names: &[&str]| {
-        let weights = tensor("w", kind, vec![1; 4], &[2, 2]);
-        let zero = tensor("z", kind, vec![zero], &[]);
-        model("MatMulInteger", names, vec![weights, zero], b"")
-    };
-    let product = |zero| product_of(DataType::Int8, zero, &["x", "w", "", "z"]);
-    // What else they lack is not asked here.
-    let is_trusted = |loaded: Result<(), String>| {
-        !loaded.is_err_and(|reason| reason.starts_with("rten is not trusted with"))
-    };
+fn operators_that_rten_answers_wrongly() {
     for op in ["NonMaxSuppression", "ScatterElements", "Sign", "Softplus", "ArgMax"] {
-        assert!(!is_trusted(model(op, &["x", "x", "x"], vec![], b"")), "{op}");
+        assert!(!is_trusted(op, &["x", "x", "x"], vec![]), "{op}");
     }
     let lengths = ["x", "w", "w", "", "lengths"];
-    assert!(is_trusted(model("LSTM", &lengths[..3], vec![], b"")));
-    assert!(!is_trusted(model("LSTM", &lengths, vec![], b"")));
-    let vector = |dims: &[i64]| tensor("w", DataType::Float, vec![0; 8], dims);
-    assert!(is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2, 1])], b"")));
-    assert!(!is_trusted(model("MatMul", &["x", "w"], vec![vector(&[2])], b"")));
-    // So large that it is left in the file.
-    let long = tensor("w", DataType::Float, vec![0; 4096], &[1024]);
-    assert!(!is_trusted(model("MatMul", &["x", "w"], vec![long], b"")));
-    let table = |number: i64, count: usize| {
-        let numbers = (0..count).flat_map(|_| number.to_le_bytes()).collect();
-        tensor("w", DataType::Int64, numbers, &[count as i64])
+    assert!(is_trusted("LSTM", &lengths[..3], vec![]));
+    assert!(!is_trusted("LSTM", &lengths, vec![]));
+    let resized = |mode: &str| {
+        let mode = AttributeProto { s: mode.into(), ..attribute("mode", STRING) };
+        let scales = [1f32; 4].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let scales = tensor("s", DataType::Float, &[4], scales);
+        is_trusted_with(vec![node("Resize", &["x", "", "s"], "y", &[mode])], vec![scales])
     };
-    for count in [1, 512] {
-        let added = |number| model("Add", &["x", "w"], vec![table(number, count)], b"");
-        assert!(is_trusted(added(1 << 30)) && !is_trusted(added(1 << 31)), "{count}");
+    assert!(resized("linear") && !resized("cubic"));
+    let inserted =
+        |place: i64| is_trusted("SequenceInsert", &["x", "x", "p"], vec![longs("p", &[], place)]);
+    assert!(inserted(0) && !inserted(-1));
+}
+
+#[test]
+fn products_with_a_vector() {
+    // The longest is left in the file.
+    for (dims, expected) in [(&[2, 1][..], true), (&[2], false), (&[1024], false)] {
+        let bytes = vec![0; 4 * dims.iter().product::<i64>() as usize];
+        let weights = tensor("w", DataType::Float, dims, bytes);
+        assert_eq!(is_trusted("MatMul", &["x", "w"], vec![weights]), expected, "{dims:?}");
     }
-    let sliced = |names: &[&str]| is_trusted(model("Slice", names, vec![table(1 << 40, 1)], b""));
-    assert!(
-        sliced(&["x", "w", "w"]) && !sliced(&["w", "x", "x"]) && !sliced(&["x", "x", "x", "w"])
-    );
-    let made = |number: i64| {
-        let mut model = pb::ModelProto::decode(&identity(1, &[1])[..]).unwrap();
-        let graph = model.graph.as_mut().unwrap();
-        // 2 is INT.
-        let value = pb::AttributeProto {
-            name: "value_int".into(),
-            r#type: 2,
-            i: number,
-            ..Default::default()
-        };
-        let constant = pb::NodeProto {
-            op_type: "Constant".into(),
-            output: vec!["w".into()],
-            attribute: vec![value],
-            ..Default::default()
-        };
-        graph.node[0].op_type = "Add".into();
-        graph.node[0].input.push("w".into());
-        graph.node.insert(0, constant);
-        let loaded = Graph::load(&model.encode_to_vec(), EngineKind::Rten);
-        is_trusted(loaded.map(drop).map_err(|error| error.to_string()))
+    let made = AttributeProto { floats: vec![1.0; 2], ..attribute("value_floats", FLOATS) };
+    let nodes = vec![node("Constant", &[], "w", &[made]), node("MatMul", &["x", "w"], "y", &[])];
+    assert!(!is_trusted_with(nodes, vec![]));
+}
+
+#[test]
+fn numbers_of_more_than_32_bits() {
+    for count in [1, 512] {
+        let added = |number| is_trusted("Add", &["x", "w"], vec![longs("w", &[count], number)]);
+        assert!(added(1 << 30) && !added(1 << 31), "{count}");
+    }
+    let sliced = |names: &[&str]| is_trusted("Slice", names, vec![longs("w", &[1], 1 << 40)]);
+    assert!(sliced(&["x", "w", "w"]));
+    assert!(!sliced(&["w", "x", "x"]) && !sliced(&["x", "x", "x", "w"]));
+    let made = |number: i64| AttributeProto { i: number, ..attribute("value_int", INT) };
+    let constant = |number, output: &str| node("Constant", &[], output, &[made(number)]);
+    let added = |number| {
+        let nodes = vec![constant(number, "w"), node("Add", &["x", "w"], "y", &[])];
+        is_trusted_with(nodes, vec![])
     };
-    assert!(made(1 << 30) && !made(1 << 40));
-    let inserted = |place: i64| {
-        let place = tensor("p", DataType::Int64, place.to_le_bytes().to_vec(), &[]);
-        model("SequenceInsert", &["x", "x", "p"], vec![place], b"")
+    assert!(added(1 << 30) && !added(1 << 40));
+    assert!(!is_trusted_with(vec![constant(1 << 40, "y")], vec![]));
+    // What is around a branch is seen in it; what is in another one is not.
+    let branch = |name: &str, number, takes: &str| {
+        let graph = GraphProto {
+            node: vec![constant(number, "c"), node("Add", &["x", takes], "b", &[])],
+            ..GraphProto::default()
+        };
+        AttributeProto { g: Some(graph), ..attribute(name, GRAPH) }
     };
-    assert!(is_trusted(resized(b"linear")) && is_trusted(product(0)) && is_trusted(inserted(0)));
-    assert!(!is_trusted(resized(b"cubic")) && !is_trusted(product(3)) && !is_trusted(inserted(-1)));
-    let large = vec![
-        tensor("w", DataType::Int8, vec![1; 4096], &[64, 64]),
-        tensor("z", DataType::Int8, vec![3], &[]),
-    ];
-    assert!(!is_trusted(model("MatMulInteger", &["x", "w", "", "z"], large, b"")));
+    let branches = |large_takes: &str, small_takes: &str| {
+        let both =
+            [branch("then_branch", 1 << 40, large_takes), branch("else_branch", 1, small_takes)];
+        is_trusted_with(vec![node("If", &["x"], "y", &both)], vec![longs("outer", &[], 1 << 40)])
+    };
+    assert!(branches("x", "c") && !branches("c", "x") && !branches("x", "outer"));
+}
+
+#[test]
+fn weights_of_int8_with_a_zero_point() {
+    let product = |kind: DataType, zero: u8, inputs: &[&str]| {
+        // Of as many bytes as stay in the file, and of fewer.
+        let of = |side: i64| {
+            let weights = tensor("w", kind, &[side, side], vec![1; (side * side) as usize]);
+            is_trusted("MatMulInteger", inputs, vec![weights, tensor("z", kind, &[], vec![zero])])
+        };
+        assert_eq!(of(2), of(64), "{inputs:?}");
+        of(2)
+    };
+    let given = ["x", "w", "", "z"];
+    assert!(product(DataType::Int8, 0, &given) && !product(DataType::Int8, 3, &given));
+    assert!(product(DataType::Uint8, 3, &given));
     // Of weights that a node makes nothing is known: rten may find them constant.
-    assert!(is_trusted(product_of(DataType::Uint8, 3, &["x", "w", "", "z"])));
-    assert!(is_trusted(product_of(DataType::Int8, 3, &["x", "made"])));
-    assert!(is_trusted(product_of(DataType::Int8, 0, &["x", "made", "", "z"])));
-    assert!(!is_trusted(product_of(DataType::Int8, 3, &["x", "made", "", "z"])));
-    assert!(!is_trusted(product_of(DataType::Int8, 0, &["x", "w", "", "made"])));
+    assert!(product(DataType::Int8, 3, &["x", "made"]));
+    assert!(product(DataType::Int8, 0, &["x", "made", "", "z"]));
+    assert!(!product(DataType::Int8, 3, &["x", "made", "", "z"]));
+    assert!(!product(DataType::Int8, 0, &["x", "w", "", "made"]));
 }

@@ -7,7 +7,8 @@ use tract_onnx::pb::{
 };
 
 use crate::build::{
-    BOOL, FLOAT, INT64, body, file, graph, int, longs, model, node, raw, singles, tensor, value,
+    BOOL, FLOAT, INT64, body, file, graph, int, ints, longs, model, node, raw, singles, tensor,
+    value,
 };
 use crate::encode::encode;
 
@@ -30,6 +31,8 @@ pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
         .collect();
     let nothing = model(body(&[value("x", FLOAT, &[1])], &[], &[], vec![]));
     cases.push(("no outputs".into(), nothing.encode_to_vec(), "no outputs"));
+    let added = node("Unsqueeze", &["x"], &["y"], &[ints("axes", &vec![0; 1 << 20])]);
+    cases.push(("a million new axes".into(), file(&[1], &[], vec![added]), "is out of bounds"));
     let empty = ModelProto { ir_version: 8, ..ModelProto::default() };
     cases.push(("no graph".into(), empty.encode_to_vec(), "no graph"));
     cases

@@ -8,7 +8,7 @@ use tract_onnx::tract_hir::tract_core::ops::cast::Cast;
 use tract_onnx::tract_hir::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 
-/// Gives its input back. Nothing is moved past it.
+/// Gives its input back. Nothing is moved past it. Slices by steps have one before them, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::tract) struct Barrier;
 

@@ -13,6 +13,7 @@ use tract_onnx::tract_hir::ops::array::{GatherNd, StridedSlice};
 
 use super::kernel::{Built, Form, Kernel, Unknown, checked_axis, integers_of, typed};
 use super::theirs;
+use crate::tract::fuse::Barrier;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Cast", cast_node);
@@ -235,10 +236,12 @@ impl Expansion for Slice {
         let are_ends_of_the_run = is_of_the_run(1)? || is_of_the_run(2)?;
         if !(has_steps || are_ends_of_the_run) || known.iter().all(Option::is_some) {
             let mut inputs: TVec<OutletId> = inputs.into();
-            // Sizes are computed while planning, not by a run.
             let fact = model.outlet_fact(inputs[0])?;
+            // tract takes places by steps before an operator rather than after it, also before those
+            // that compute of all places (Softmax). Sizes are computed while planning, not by a run.
             if has_steps && fact.konst.is_none() && fact.datum_type != DatumType::TDim {
-                inputs[0] = model.wire_node(format!("{prefix}.first"), First, &inputs[..1])?[0];
+                let name = format!("{prefix}.barrier");
+                inputs[0] = model.wire_node(name, Barrier, &inputs[..1])?[0];
             }
             return model.wire_node(prefix, self.inner.clone(), &inputs);
         }
@@ -251,35 +254,6 @@ impl Expansion for Slice {
         };
         model.wire_node(prefix, typed(slice), inputs)
     }
-}
-
-/// What comes in, once all before it is done: tract takes places by steps before an operator rather
-/// than after it, also before those that compute of all places (Softmax).
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct First;
-
-impl Op for First {
-    fn name(&self) -> StaticName {
-        "First".into()
-    }
-
-    op_as_typed_op!();
-}
-
-impl EvalOp for First {
-    op_out_of_plan!();
-
-    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        Ok(inputs)
-    }
-}
-
-impl TypedOp for First {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec![inputs[0].without_value()])
-    }
-
-    as_op!();
 }
 
 /// Inputs as ONNX has them: the tensor, starts, ends, and maybe axes and steps.
