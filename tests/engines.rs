@@ -109,7 +109,7 @@ fn golden_tests_decide_against_an_engine() {
     // Where the manifest names one, it has no other to turn to.
     let output = wisp().arg("check").arg(bundle("named", "engine = \"tract\"")).output();
     let said = refused(&output.expect("wisp runs"));
-    assert!(said.contains("golden test x.json"), "{said}");
+    assert!(said.contains("golden test `x.json`: output `y`: its INT64 elements differ"), "{said}");
 }
 
 /// The third engine, which is not in the binary: from PyPI's wheel.

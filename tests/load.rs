@@ -1,7 +1,8 @@
 //! Many requests at once, overload, and stopping in the middle of it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -78,4 +79,40 @@ fn requests_in_flight_finish_when_the_server_stops() {
     assert_eq!(reply.strings("did"), ["slow"]);
     let (ended_well, log) = server.stop();
     assert!(ended_well && log.contains("stopping: requests in flight finish"), "{log}");
+}
+
+/// However many wait for one long model, another's requests come in between.
+#[test]
+fn a_flood_of_one_model_does_not_starve_another() {
+    let folder = scratch();
+    let limits = "[limits]\ndeadline_ms = 50000\n";
+    let bundles = ["flooded", "other"].map(|name| hostile_bundle(folder.path(), name, limits));
+    let server = Server::start_with(&bundles, &["--deadline-ms", "50000"]);
+    let ask = |model: &str| server.infer_raw(model, "text/plain", b"slow");
+    let is_over = AtomicBool::new(false);
+    // Also where what follows fails.
+    let until = Instant::now() + Duration::from_secs(60);
+    let waiting = || {
+        let metrics = String::from_utf8(server.get("/metrics").body).expect("UTF-8");
+        let line = "wisp_waiting_requests{model=\"flooded\",version=\"1\"} ";
+        let found = metrics.lines().find_map(|found| found.strip_prefix(line)).expect("a metric");
+        found.parse::<usize>().expect("a number")
+    };
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) && Instant::now() < until {
+                    assert_eq!(ask("flooded").status, 200);
+                }
+            });
+        }
+        while waiting() == 0 {
+            thread::yield_now();
+        }
+        for _ in 0..5 {
+            assert_eq!(ask("other").status, 200);
+            assert!(waiting() > 0, "the flood has ended");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
 }

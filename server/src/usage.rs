@@ -280,7 +280,8 @@ pub struct Used {
     pub guest_cpu: Duration,
     /// Of its graphs; of those run with others' its part.
     pub compute_cpu: Duration,
-    /// The most it held, in its sandbox and in tensors.
+    /// The most that its sandbox held, and the most that it held in tensors: never less than both at
+    /// a time.
     pub peak_memory_bytes: u64,
     /// Of input tensors.
     pub bytes_in: usize,
