@@ -78,7 +78,7 @@ bench-engine: engine-probe target/engine-venv/.complete
 
 # Where tract's time goes, by operator, written to benches/engine/PROFILE.md.
 bench-profile: engine-probe target/engine-venv/.complete
-	@target/engine-venv/bin/python benches/engine/profile.py $(ARGS)
+	@target/engine-venv/bin/python benches/engine/operators.py $(ARGS)
 
 bench-threads: engine-probe target/engine-venv/.complete
 	@target/engine-venv/bin/python benches/engine/threads.py $(ARGS)

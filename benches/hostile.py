@@ -1,6 +1,6 @@
 """What a hostile guest costs its neighbour: `make bench-hostile`. Needs wrk.
 
-    hostile.py [--cases loop,panic] [--bystander scale] [--seconds 2] [--pairs 5] [--in-flight 1] [-- FLAG…]
+    hostile.py [--cases loop,panic] [--bystander scale] [--seconds 2] [--rounds 5] [--in-flight 1] [-- FLAG…]
 
 One server, on all cores. A bystander asks a model of its own, one request after the other (wrk),
 in windows by turns: alone; while somebody sends one kind of hostile request to the same server in a

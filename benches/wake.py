@@ -13,7 +13,8 @@ Time is from a request's first byte to its answer's last, CPU the server process
 medians. `wake/load` is wake over load plus first, in CPU: 1 is a wake that adds nothing to loading.
 `engine` is the CPU of the engine's own load from the file and first run of the graph in a process
 without Wasm or HTTP, and `wake/engine` wake over that. A warm request stands beside. Goals: 20 ms of
-CPU for EfficientNet-Lite0, 60 for MiniLM, and no wake above the engine's own load.
+CPU for EfficientNet-Lite0, and less than the engine's own load; 60 for MiniLM. Where a graph has no
+compiled plan, a wake is that load and a request more.
 """
 
 from __future__ import annotations
@@ -79,11 +80,13 @@ def main():
         return
     ratios = [wake.over_load for wake in wakes]
     print(f"wake/load: median {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
-    above = [f"{wake.model} ({wake.cpu:.1f} for {wake.engine:.1f} ms)" for wake in wakes if wake.engine and wake.cpu > wake.engine]
-    print(f"above the engine's own load: {', '.join(above) or 'none'} of {sum(wake.engine is not None for wake in wakes)}")
+    compared = [wake for wake in wakes if wake.engine]
+    below = [wake.model for wake in compared if wake.cpu < wake.engine]
+    print(f"below the engine's own load: {len(below)} of {len(compared)}: {', '.join(below) or 'none'}")
     for wake in wakes:
         if goal := GOALS.get(wake.model):
-            print(f"{wake.model}: {wake.cpu:.1f} ms (goal {goal}: {verdict(wake.cpu <= goal)})")
+            is_below = wake.engine is None or wake.cpu < wake.engine
+            print(f"{wake.model}: {wake.cpu:.1f} ms (goal {goal}, and below its engine's load: {verdict(wake.cpu <= goal and is_below)})")
 
 
 def read_options():

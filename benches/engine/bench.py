@@ -80,10 +80,10 @@ def main():
     library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
     os.environ.setdefault("WISP_ONNXRUNTIME", str(library))
     warnings.simplefilter("ignore")
-    chosen = [entry for entry in models.entries() if options.models in entry.name]
+    entries = [entry for entry in models.entries() if options.models in entry.name]
     rows = []
     print(heading(options.engines), flush=True)
-    for entry in chosen:
+    for entry in entries:
         rows.append(measure(entry, options))
         print(line(rows[-1], options.engines), flush=True)
     print("\n" + summary(rows, options.engines))

@@ -1,6 +1,6 @@
 """Where tract's time goes in each model, by operator: `make bench-profile`.
 
-    profile.py [--models SUBSTRING] [--times 20] [--most 5] [--no-write]
+    operators.py [--models SUBSTRING] [--times 20] [--most 5] [--no-write]
 
 Each model runs so many times with its real input, on one thread; of each node the shortest time
 counts, and those of one operator together. Writes PROFILE.md beside it, unless --models or
