@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::support::{Server, add_request, fixture, model, scratch, succeeded, wisp};
 
@@ -51,6 +53,22 @@ fn a_deployment_leaves_a_plan() {
     server.wisp_ok(&["deploy", fixture("models/add.onnx").to_str().expect("UTF-8")]);
     assert_eq!(plans(&cache).len(), 1);
     answer(&server);
+}
+
+/// An operator that a plan cannot hold would make each of their wakes as slow as the first load.
+#[test]
+fn the_example_models_have_plans() {
+    let scratch = scratch();
+    let cache = scratch.path().join("cache");
+    let flags = ["--cache", cache.to_str().expect("UTF-8"), "--log", "debug"];
+    let names = ["digits", "imagenet", "minilm"];
+    let server = Server::start_with(&names.map(model), &flags);
+    let until = Instant::now() + Duration::from_secs(60);
+    while server.get("/v2/health/ready").status != 200 {
+        assert!(Instant::now() < until, "{}", server.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(plans(&cache).len(), names.len(), "{}", server.log());
 }
 
 #[test]
