@@ -14,29 +14,16 @@ const MAX_ELEMENTS: f64 = (1u64 << 28) as f64;
 /// How often larger a resized image may be.
 const MAX_SCALE: f64 = (1u64 << 24) as f64;
 
-/// The small weights and constants of a file, by name.
+/// The small weights and constants of a graph, by name.
 pub(crate) type Constants<'a> = HashMap<&'a str, Vec<f64>>;
 
-/// Those of a graph and the graphs inside it.
+/// Those of the graph itself, not of graphs inside it.
 pub(crate) fn constants(graph: &pb::GraphProto) -> Constants<'_> {
-    let mut found = Constants::new();
-    collect(graph, &mut found);
-    found
-}
-
-fn collect<'a>(graph: &'a pb::GraphProto, found: &mut Constants<'a>) {
-    let known = |tensor: &'a TensorProto| Some((tensor.name.as_str(), numbers(tensor)?));
-    found.extend(graph.initializer.iter().filter_map(known));
-    for node in &graph.node {
-        for attribute in &node.attribute {
-            if let Some(name) = node.output.first().filter(|_| node.op_type == "Constant")
-                && let Some(numbers) = constant(attribute)
-            {
-                found.insert(name, numbers);
-            }
-            attribute.g.iter().chain(&attribute.graphs).for_each(|graph| collect(graph, found));
-        }
-    }
+    let weights = graph.initializer.iter().filter_map(|it| Some((it.name.as_str(), numbers(it)?)));
+    let made = graph.node.iter().filter(|node| node.op_type == "Constant").filter_map(|node| {
+        Some((node.output.first()?.as_str(), node.attribute.iter().find_map(constant)?))
+    });
+    weights.chain(made).collect()
 }
 
 fn constant(attribute: &pb::AttributeProto) -> Option<Vec<f64>> {
@@ -118,10 +105,13 @@ fn list_length(tensor: &TensorProto) -> usize {
 ///
 /// # Errors
 /// A text that names the node.
-pub(crate) fn check_node(node: &pb::NodeProto, constants: &Constants<'_>) -> Result<(), String> {
+pub(crate) fn check_node<'a>(
+    node: &pb::NodeProto,
+    constant: impl Fn(&str) -> Option<&'a Vec<f64>>,
+) -> Result<(), String> {
     let input = |index: usize| {
         let name = node.input.get(index).filter(|name| !name.is_empty())?;
-        constants.get(name.as_str()).cloned()
+        constant(name).cloned()
     };
     let is_sound = match node.op_type.as_str() {
         "ConstantOfShape" => at_most(input(0), MAX_ELEMENTS),

@@ -34,27 +34,30 @@ pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
         return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
     }
     let Some(graph) = &proto.graph else { return Ok(()) };
-    check_graph(graph, &Known { constants: &constants(graph), long: HashSet::new(), outer: None })
+    check_graph(graph, None)
 }
 
-/// What is known of values where a graph is looked at.
+/// What a graph says of its values, and those around it.
 struct Known<'a> {
-    /// The whole file's.
-    constants: &'a Constants<'a>,
-    /// The graph's, of more elements than a shape may have axes.
+    constants: Constants<'a>,
+    /// Of more elements than a shape may have axes.
     long: HashSet<&'a str>,
-    /// Around it.
     outer: Option<&'a Known<'a>>,
 }
 
 impl Known<'_> {
+    fn constant(&self, name: &str) -> Option<&Vec<f64>> {
+        let around = || self.outer.and_then(|outer| outer.constant(name));
+        self.constants.get(name).or_else(around)
+    }
+
     fn is_long(&self, name: &str) -> bool {
         self.long.contains(name) || self.outer.is_some_and(|outer| outer.is_long(name))
     }
 }
 
-fn check_graph(graph: &pb::GraphProto, outer: &Known<'_>) -> Result<(), LoadError> {
-    let known = &Known { constants: outer.constants, long: long(graph), outer: Some(outer) };
+fn check_graph(graph: &pb::GraphProto, outer: Option<&Known<'_>>) -> Result<(), LoadError> {
+    let known = &Known { constants: constants(graph), long: long(graph), outer };
     if graph.node.len() > MAX_NODES {
         return Err(LoadError(format!("a graph of more than {MAX_NODES} nodes is not served")));
     }
@@ -111,14 +114,14 @@ fn check_shape(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError>
 }
 
 fn check_node(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
-    sizes::check_node(node, known.constants).map_err(LoadError)?;
+    sizes::check_node(node, |name| known.constant(name)).map_err(LoadError)?;
     check_shape(node, known)?;
     node.attribute.iter().try_for_each(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
         let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
         sparse.into_iter().try_for_each(check_sparse)?;
         let mut graphs = attribute.g.iter().chain(&attribute.graphs);
-        graphs.try_for_each(|graph| check_graph(graph, known))?;
+        graphs.try_for_each(|graph| check_graph(graph, Some(known)))?;
         check_bounds(node, attribute)
     })
 }

@@ -12,8 +12,8 @@ pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
     if !graph.node.iter().any(is_zip_map) {
         return None;
     }
-    let consumed: HashSet<String> =
-        graph.node.iter().flat_map(|node| &node.input).cloned().collect();
+    let mut consumed = HashSet::new();
+    consumed_in(graph, &mut consumed);
     let mut first = None;
     for node in graph.node.iter_mut().filter(|node| is_zip_map(node)) {
         let [name] = &*node.output else { continue };
@@ -29,6 +29,17 @@ pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
         *node = pb::NodeProto { input, output, name, op_type, ..pb::NodeProto::default() };
     }
     first
+}
+
+/// Names of what nodes take, in a graph and those in it.
+fn consumed_in(graph: &pb::GraphProto, names: &mut HashSet<String>) {
+    for node in &graph.node {
+        names.extend(node.input.iter().cloned());
+        for body in node.attribute.iter().flat_map(|it| it.g.iter().chain(&it.graphs)) {
+            names.extend(body.output.iter().map(|output| output.name.clone()));
+            consumed_in(body, names);
+        }
+    }
 }
 
 fn is_zip_map(node: &pb::NodeProto) -> bool {

@@ -1,8 +1,8 @@
 //! rten: a graph that needs no plan for each shape. Only this room names rten's types.
 //!
 //! Its tensors are f32, i32, i8 and u8. A graph's INT64 and BOOL are i32 in it: an input outside
-//! i32 is refused, and so is a graph with a constant outside, unless it is an end to slice to; but a
-//! sum wraps, silently. Inside a graph its doubles and halves are f32.
+//! i32 is refused, and so is a graph with a constant outside, unless it is a place to slice from or
+//! to; but a sum wraps, silently. Inside a graph its doubles and halves are f32.
 //!
 //! A run cannot be stopped: there is neither a callback between operators nor a timeout. So each
 //! has a worker, whose caller stops waiting when the run is over.

@@ -53,9 +53,12 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
     // As a place to slice from or to, a large number means the end, cut off or not.
     let matters = |index: usize| node.op_type != "Slice" || !matches!(index, 1 | 2);
     let is_large = |name: &String| known.constant(name).is_some_and(|constant| constant.is_large);
-    let made = attribute("value").and_then(Constant::in_node);
+    let fills_large = || {
+        let made = attribute("value").and_then(Constant::in_node);
+        node.op_type == "ConstantOfShape" && made.is_some_and(|made| made.is_large)
+    };
     if node.input.iter().enumerate().any(|(index, name)| matters(index) && is_large(name))
-        || node.op_type == "ConstantOfShape" && made.is_some_and(|made| made.is_large)
+        || fills_large()
     {
         return Some(CUT_OFF);
     }

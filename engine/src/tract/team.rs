@@ -292,8 +292,9 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
             thread::park();
             naps += 1;
             // What it looked around for after its last run is the next one's; what it was woken for in
-            // vain, as that was taken back, is nobody's.
-            if naps > 1 {
+            // vain, as that was taken back, is nobody's. A job that it saw before it slept has woken it
+            // once more.
+            if naps > 2 {
                 since = clock::Since::now();
             }
         };

@@ -13,6 +13,7 @@ use super::identity;
 /// The numbers of `AttributeProto.AttributeType`.
 const INT: i32 = 2;
 const STRING: i32 = 3;
+const TENSOR: i32 = 4;
 const GRAPH: i32 = 5;
 const FLOATS: i32 = 6;
 
@@ -111,6 +112,13 @@ fn numbers_of_more_than_32_bits() {
     };
     assert!(added(1 << 30) && !added(1 << 40));
     assert!(!is_trusted_with(vec![constant(1 << 40, "y")], vec![]));
+    let filled = |number| {
+        let value =
+            AttributeProto { t: Some(longs("", &[1], number)), ..attribute("value", TENSOR) };
+        let node = node("ConstantOfShape", &["s"], "y", &[value]);
+        is_trusted_with(vec![node], vec![longs("s", &[1], 2)])
+    };
+    assert!(filled(1 << 30) && !filled(1 << 40));
     // What is around a branch is seen in it; what is in another one is not.
     let branch = |name: &str, number, takes: &str| {
         let graph = GraphProto {
