@@ -13,8 +13,8 @@ Time is from a request's first byte to its answer's last, CPU the server process
 medians. `wake/load` is wake over load plus first, in CPU: 1 is a wake that adds nothing to loading.
 `engine` is the CPU of the engine's own load from the file and first run of the graph in a process
 without Wasm or HTTP, and `wake/engine` wake over that. A warm request stands beside. Goals: 20 ms of
-CPU for EfficientNet-Lite0, and less than the engine's own load; 60 for MiniLM. Where a graph has no
-compiled plan, a wake is that load and a request more.
+CPU for EfficientNet-Lite0, 60 for MiniLM, and less than the engine's own load where that stands here.
+Where a graph has no compiled plan, a wake is that load and a request more.
 """
 
 from __future__ import annotations
