@@ -112,12 +112,18 @@ fn helpers_change_no_bit_and_come_where_cores_are_free() {
     assert_eq!(asked.told_ns.into_inner(), 0, "somebody helped, and no core was free");
 }
 
-#[test]
-fn runs_that_want_the_same_cores_end() {
+/// A graph, an input, and what it answers on one thread.
+fn asked_alone() -> (Graph, Value<'static>, Vec<u8>) {
     let graph = Graph::load(&products(), EngineKind::Tract).expect("a graph");
     let data: Vec<u8> = (0..ROWS * SIDE).flat_map(|i| ((i % 13) as f32).to_le_bytes()).collect();
     let input = Value { datatype: Datatype::Fp32, shape: vec![ROWS, SIDE], data: data.into() };
     let alone = graph.run(&mut [input.clone()], &|| false).expect("an answer")[0].data.to_vec();
+    (graph, input, alone)
+}
+
+#[test]
+fn runs_that_want_the_same_cores_end() {
+    let (graph, input, alone) = asked_alone();
     let cores = Cores::new(4);
     std::thread::scope(|scope| {
         for _ in 0..6 {
@@ -136,10 +142,7 @@ fn runs_that_want_the_same_cores_end() {
 /// As on a server of two cores: who has a helper is often another.
 #[test]
 fn runs_that_come_and_go_end() {
-    let graph = Graph::load(&products(), EngineKind::Tract).expect("a graph");
-    let data: Vec<u8> = (0..ROWS * SIDE).flat_map(|i| ((i % 13) as f32).to_le_bytes()).collect();
-    let input = Value { datatype: Datatype::Fp32, shape: vec![ROWS, SIDE], data: data.into() };
-    let alone = graph.run(&mut [input.clone()], &|| false).expect("an answer")[0].data.to_vec();
+    let (graph, input, alone) = asked_alone();
     let cores = Cores::new(2);
     std::thread::scope(|scope| {
         for thread in 0..3 {
