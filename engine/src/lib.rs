@@ -10,6 +10,7 @@ mod clock;
 pub mod compare;
 mod contract;
 mod cores;
+mod functions;
 mod graph;
 mod guard;
 mod kind;

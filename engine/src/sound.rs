@@ -13,7 +13,7 @@ use crate::sizes::{self, Constants, constants};
 const MAX_AXIS: i64 = 64;
 
 /// Nodes of a graph: engines walk along a line of them by recursion.
-const MAX_NODES: usize = 50_000;
+pub(crate) const MAX_NODES: usize = 50_000;
 
 /// Elements of a pooling or convolution window: 4096 × 4096.
 const MAX_WINDOW: i64 = 1 << 24;
@@ -22,17 +22,11 @@ const MAX_WINDOW: i64 = 1 << 24;
 const MAX_STEP: u64 = 1 << 24;
 
 /// Refuses a graph with a tensor in another file or of another length than it says, a value of
-/// two nodes, nodes in a circle, or a size or attribute out of all bounds; and one with functions
-/// of its own, whose attributes may have tensors in other files as defaults, where the messages
-/// read here do not show them.
+/// two nodes, nodes in a circle, or a size or attribute out of all bounds.
 ///
 /// # Errors
 /// The text names what is wrong.
 pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
-    if let Some(function) = proto.functions.first() {
-        let name = function.name.as_deref().unwrap_or_default();
-        return Err(LoadError(format!("functions of its own, as `{name}`, are not served")));
-    }
     let Some(graph) = &proto.graph else { return Ok(()) };
     check_graph(graph, None)
 }

@@ -7,14 +7,14 @@ use std::mem;
 
 use tract_onnx::pb::{self, tensor_proto::DataType};
 
-/// Makes tensors of such outputs, and returns the first one's name.
-pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
+/// Makes tensors of such outputs, and returns whether there were any.
+pub(crate) fn strip(graph: &mut pb::GraphProto) -> bool {
     if !graph.node.iter().any(is_zip_map) {
-        return None;
+        return false;
     }
     let mut consumed = HashSet::new();
     consumed_in(graph, &mut consumed);
-    let mut first = None;
+    let mut has_stripped = false;
     for node in graph.node.iter_mut().filter(|node| is_zip_map(node)) {
         let [name] = &*node.output else { continue };
         // To another node it is a list of maps, which no engine here gives.
@@ -23,12 +23,12 @@ pub(crate) fn strip(graph: &mut pb::GraphProto) -> Option<String> {
         let tensor = pb::type_proto::Tensor { elem_type: DataType::Float as i32, shape: None };
         let value = Some(pb::type_proto::Value::TensorType(tensor));
         output.r#type = Some(pb::TypeProto { value, ..pb::TypeProto::default() });
-        first.get_or_insert_with(|| name.clone());
+        has_stripped = true;
         let (input, output) = (mem::take(&mut node.input), mem::take(&mut node.output));
         let (name, op_type) = (mem::take(&mut node.name), "Identity".to_owned());
         *node = pb::NodeProto { input, output, name, op_type, ..pb::NodeProto::default() };
     }
-    first
+    has_stripped
 }
 
 /// Names of what nodes take, in a graph and those in it.

@@ -2,11 +2,12 @@
 //! short or changed. A graph gives the same answer or is refused; nothing panics.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use prost::Message;
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 use wisp_engine::tensor::{Datatype, Value};
-use wisp_engine::{EngineKind, Graph};
+use wisp_engine::{EngineKind, Graph, OnnxRuntime};
 
 const SIDE: usize = 48;
 
@@ -58,7 +59,11 @@ fn model(initializer: Vec<TensorProto>) -> pb::ModelProto {
 }
 
 fn answer(onnx: &[u8]) -> Result<Vec<f32>, String> {
-    let graph = Graph::load(onnx, EngineKind::Tract).map_err(|error| error.to_string())?;
+    answer_of(onnx, EngineKind::Tract)
+}
+
+fn answer_of(onnx: &[u8], engine: EngineKind) -> Result<Vec<f32>, String> {
+    let graph = Graph::load(onnx, engine).map_err(|error| error.to_string())?;
     let data = values(5).iter().flat_map(|value| value.to_le_bytes()).collect();
     let x = Value { datatype: Datatype::Fp32, shape: vec![SIDE; 2], data: Cow::Owned(data) };
     let outputs = graph.run(&mut [x], &|| false).map_err(|failure| format!("{failure:?}"))?;
@@ -105,6 +110,43 @@ fn weights_are_found_however_they_are_written() {
         model
     };
     assert_eq!(answer(&listed(whole).encode_to_vec()), Ok(expected(1, 2)), "among the inputs");
+}
+
+/// What is not written anew for an engine is refused by it, not read without the functions.
+#[test]
+fn functions_are_served_with_large_weights() {
+    let mut calling = model(vec![weights("a", 1), weights("b", 2)]);
+    let graph = calling.graph.as_mut().expect("a graph");
+    let body = std::mem::take(&mut graph.node);
+    graph.node = vec![pb::NodeProto {
+        op_type: "Linear".into(),
+        domain: "own".into(),
+        input: ["x", "a", "b"].map(String::from).into(),
+        output: vec!["y".into()],
+        ..pb::NodeProto::default()
+    }];
+    calling.functions = vec![pb::FunctionProto {
+        name: Some("Linear".into()),
+        domain: Some("own".into()),
+        input: ["x", "a", "b"].map(String::from).into(),
+        output: vec!["y".into()],
+        node: body,
+        opset_import: calling.opset_import.clone(),
+        ..pb::FunctionProto::default()
+    }];
+    let onnx = calling.encode_to_vec();
+    assert_eq!(answer(&onnx), Ok(expected(1, 2)));
+    if let Some(path) = std::env::var_os("WISP_TEST_ONNXRUNTIME") {
+        // SAFETY: whoever set it says that it is ONNX Runtime.
+        let opened = unsafe { OnnxRuntime::open(Path::new(&path)) };
+        opened.expect("WISP_TEST_ONNXRUNTIME: a library that opens");
+        assert_eq!(answer_of(&onnx, EngineKind::OnnxRuntime), Ok(expected(1, 2)));
+    }
+    let refused = answer_of(&onnx, EngineKind::Rten);
+    assert_eq!(
+        refused,
+        Err("rten takes no functions of a file's own, and no maps as outputs".to_owned())
+    );
 }
 
 #[test]

@@ -16,7 +16,8 @@ use tract_onnx::prelude::Framework;
 use wisp_engine::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
 use wisp_engine::{EngineKind, Graph};
 
-/// How far an output may be from ONNX Runtime's, of its own size or of one.
+/// How far an output may be from ONNX Runtime's, of its own size or of one, unless a case says
+/// otherwise; quantised ones by steps.
 const TOLERANCE: f64 = 2e-5;
 
 #[test]
@@ -95,13 +96,15 @@ fn check(case: &Case) -> Result<(), String> {
     let mut inputs = case.values("inputs");
     let came = graph.run(&mut inputs, &|| false).map_err(|error| format!("{name}: {error:?}"))?;
     let wanted = case.values("outputs");
+    let tolerance = case.attribute("tolerance").map_or(TOLERANCE, |it| it.f.into());
     for (index, (wanted, came)) in wanted.iter().zip(&came).enumerate() {
-        compare(wanted, came).map_err(|reason| format!("{name}: output {index}: {reason}"))?;
+        compare(wanted, came, tolerance)
+            .map_err(|reason| format!("{name}: output {index}: {reason}"))?;
     }
     if wanted.len() == came.len() { Ok(()) } else { Err(format!("{name}: {} outputs", came.len())) }
 }
 
-fn compare(wanted: &Value<'_>, came: &Value<'_>) -> Result<(), String> {
+fn compare(wanted: &Value<'_>, came: &Value<'_>, tolerance: f64) -> Result<(), String> {
     if (wanted.datatype, &wanted.shape) != (came.datatype, &came.shape) {
         return Err(format!(
             "wanted {} {:?}, got {} {:?}",
@@ -109,7 +112,14 @@ fn compare(wanted: &Value<'_>, came: &Value<'_>) -> Result<(), String> {
         ));
     }
     let (Some(wanted), Some(came)) = (floats(wanted), floats(came)) else {
-        return match wanted.data == came.data {
+        let is_near = match wanted.datatype {
+            Datatype::Uint8 => are_near(&wanted.data, &came.data, tolerance, |byte| byte.into()),
+            Datatype::Int8 => {
+                are_near(&wanted.data, &came.data, tolerance, |byte| byte.cast_signed().into())
+            }
+            _ => wanted.data == came.data,
+        };
+        return match is_near {
             true => Ok(()),
             false => Err(format!("wanted {}, got {}", shown(wanted), shown(came))),
         };
@@ -117,12 +127,16 @@ fn compare(wanted: &Value<'_>, came: &Value<'_>) -> Result<(), String> {
     let near = |wanted: f64, came: f64| {
         wanted == came
             || (wanted.is_nan() && came.is_nan())
-            || wanted.is_finite() && (wanted - came).abs() <= TOLERANCE * wanted.abs().max(1.0)
+            || wanted.is_finite() && (wanted - came).abs() <= tolerance * wanted.abs().max(1.0)
     };
     match wanted.iter().zip(&came).all(|(&wanted, &came)| near(wanted, came)) {
         true => Ok(()),
         false => Err(format!("wanted {wanted:?}, got {came:?}")),
     }
+}
+
+fn are_near(wanted: &[u8], came: &[u8], steps: f64, number: impl Fn(u8) -> f64) -> bool {
+    wanted.iter().zip(came).all(|(&wanted, &came)| (number(wanted) - number(came)).abs() <= steps)
 }
 
 fn floats(value: &Value<'_>) -> Option<Vec<f64>> {
@@ -162,6 +176,12 @@ fn value_of(tensor: &TensorProto) -> Value<'static> {
         DataType::Float16 => Datatype::Fp16,
         DataType::Int64 => Datatype::Int64,
         DataType::Int32 => Datatype::Int32,
+        DataType::Int16 => Datatype::Int16,
+        DataType::Int8 => Datatype::Int8,
+        DataType::Uint64 => Datatype::Uint64,
+        DataType::Uint32 => Datatype::Uint32,
+        DataType::Uint16 => Datatype::Uint16,
+        DataType::Uint8 => Datatype::Uint8,
         DataType::Bool => Datatype::Bool,
         DataType::String => Datatype::Bytes,
         other => panic!("a case with {other:?}"),

@@ -3,11 +3,12 @@
     model_tests.py [--models SUBSTRING]             fails where an engine does not agree
     model_tests.py --update [--models SUBSTRING]    asks ONNX Runtime, and notes its answers
 
-The models and inputs are those of `make bench-engine` that come out of pinned packages
-(benches/engine/models.py); they stay under target/zoo. models.json beside this file has, for
-each output, its shape and type and a sample of its values, among them the largest; and the
-engines that load the model, of which each must load it and agree (agreement.py). `auto` is the
-one that an examination would take, measured on the same input; it must be one of them.
+The models and inputs are those of `make bench-engine`: what comes out of pinned packages
+(benches/engine/models.py) stays under target/zoo, and the small ones of scikit-learn's stand in
+tabular/, where benches/engine/trained.py writes them. models.json beside this file has, for each
+output, its shape and type and a sample of its values, among them the largest; and the engines
+that load the model, of which each must load it and agree (agreement.py). `auto` is the one that
+an examination would take, measured on the same input; it must be one of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from agreement import Disagreement, largest_difference, tolerance_of  # noqa: E4
 import models  # noqa: E402
 
 FILE = Path(__file__).with_name("models.json")
+TABULAR = Path(__file__).with_name("tabular")
 ENGINES = ["tract", "rten"]
 AUTO_TOLERANCE = 1e-3  # as an examination has it
 SAMPLE = 150
@@ -40,13 +43,27 @@ class Refused(Exception):
     """The engine does not load the model, or does not run it."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A model and its inputs in a folder, to be used as models.Entry is."""
+
+    inputs_folder: Path
+
+    @property
+    def name(self):
+        return self.inputs_folder.name
+
+    def prepare(self):
+        return self.inputs_folder / "model.onnx"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", default="", metavar="SUBSTRING")
     parser.add_argument("--update", action="store_true")
     options = parser.parse_args()
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
-    chosen = [entry for entry in models.PACKAGED if options.models in entry.name]
+    chosen = [entry for entry in entries() if options.models in entry.name]
     if options.update:
         known.update({entry.name: ask_reference(entry) for entry in chosen})
         write(known)
@@ -55,6 +72,11 @@ def main():
         sys.exit("\n".join(problems))
     print(f"{len(chosen)} models agree with ONNX Runtime" if not problems else "\n".join(problems))
     sys.exit(1 if problems else 0)
+
+
+def entries():
+    packaged = [entry for entry in models.PACKAGED if entry.tested]
+    return [*packaged, *(Kept(folder) for folder in sorted(TABULAR.iterdir()))]
 
 
 def ask_reference(entry):

@@ -1,6 +1,7 @@
 //! An ONNX file as messages, but for its large weights: those stay where the file lies and are
 //! copied once, into tract's tensors. A decoder would copy all of them first.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use prost::Message;
@@ -10,7 +11,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 
 use super::chain;
 use crate::graph::LoadError;
-use crate::zip_map;
+use crate::{functions, zip_map};
 
 /// Weights of fewer bytes are read with the rest.
 const LARGE: usize = 4096;
@@ -29,10 +30,9 @@ const RAW_DATA: u64 = 9;
 pub(crate) struct File<'a> {
     pub(crate) proto: pb::ModelProto,
     weights: Vec<Weights<'a>>,
-    /// Its length.
-    pub(super) bytes: usize,
-    /// An output that is a list of maps in the file, and a tensor in the messages.
-    pub(crate) map: Option<String>,
+    onnx: &'a [u8],
+    /// Whether the messages are not the file's own any more: see [`functions`] and [`zip_map`].
+    is_rewritten: bool,
 }
 
 /// A tensor whose elements are its bytes.
@@ -48,7 +48,7 @@ impl<'a> File<'a> {
     /// Reads the bytes of an ONNX file.
     ///
     /// # Errors
-    /// They are not ONNX.
+    /// They are not ONNX, or its functions cannot be put where they are called.
     pub(crate) fn read(onnx: &'a [u8]) -> Result<Self, LoadError> {
         // What cannot be taken apart is the decoder's to refuse.
         let (rest, apart) = take_apart(onnx).unzip();
@@ -66,8 +66,35 @@ impl<'a> File<'a> {
                 None => tensor.raw_data = bytes.to_vec(),
             }
         }
-        let map = proto.graph.as_mut().and_then(zip_map::strip);
-        Ok(Self { proto, weights, bytes: onnx.len(), map })
+        let has_functions = functions::inline(&mut proto, onnx)?;
+        let has_maps = proto.graph.as_mut().is_some_and(zip_map::strip);
+        Ok(Self { proto, weights, onnx, is_rewritten: has_functions || has_maps })
+    }
+
+    /// Whether the messages are not the file's own any more.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.is_rewritten
+    }
+
+    /// Bytes of the file that it was read from.
+    pub(super) fn len(&self) -> usize {
+        self.onnx.len()
+    }
+
+    /// The bytes of an ONNX file of these messages, with all weights.
+    pub(crate) fn bytes(&self) -> Cow<'a, [u8]> {
+        if !self.is_rewritten {
+            return Cow::Borrowed(self.onnx);
+        }
+        let mut proto = self.proto.clone();
+        for tensor in proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
+            let Some((datatype, shape, bytes)) = self.large(tensor) else { continue };
+            tensor.data_type = datatype as i32;
+            tensor.dims = shape.iter().map(|&size| size as i64).collect();
+            tensor.raw_data = bytes.to_vec();
+            tensor.string_data.clear();
+        }
+        Cow::Owned(proto.encode_to_vec())
     }
 
     /// The weights that an initializer stands for: their type, shape and bytes.

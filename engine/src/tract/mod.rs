@@ -4,6 +4,7 @@
 mod bodies;
 mod by_sizes;
 mod compiled;
+mod contrib;
 mod extent;
 mod file;
 mod fuse;
@@ -60,11 +61,12 @@ pub(crate) fn load(
     });
     let inferred = inferred.collect();
     let fused = planned.fused.filter(compiled::holds).map(Fused);
-    Ok((TractSession::new(planned.plans, file.bytes), inferred, fused))
+    Ok((TractSession::new(planned.plans, file.len()), inferred, fused))
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let model = framework().model_for_proto_model(&file.proto);
+    let proto = contrib::written_out(&file.proto)?;
+    let model = framework().model_for_proto_model(&proto);
     let mut model =
         model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
     file.put_weights(&mut model)?;

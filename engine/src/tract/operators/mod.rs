@@ -7,6 +7,7 @@ mod attend;
 mod attention;
 mod attributes;
 mod branches;
+mod contrib;
 mod einsum;
 mod indices;
 mod kernel;
@@ -30,6 +31,7 @@ mod stable;
 mod svm;
 mod text;
 mod theirs;
+mod tokens;
 mod transposed;
 mod trees;
 
@@ -41,6 +43,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     algebra::register(operators);
     attention::register(operators);
     branches::register(operators);
+    contrib::register(operators);
     einsum::register(operators);
     indices::register(operators);
     layout::register(operators);
@@ -61,6 +64,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     stable::register(operators);
     svm::register(operators);
     text::register(operators);
+    tokens::register(operators);
     transposed::register(operators);
     trees::register(operators);
 }

@@ -11,20 +11,12 @@ use super::theirs::{self, Wiring, rewired};
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("NonMaxSuppression", non_max_suppression);
     operators.insert("Pow", |context, node| rewired(context, node, Pow));
-    operators.insert("SkipSimplifiedLayerNormalization", skip_simplified_layer_normalization);
 }
 
 /// Without a number of boxes there are none; tract gives all.
 fn non_max_suppression(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_bounded = node.input.get(2).is_some_and(|name| !name.is_empty());
     ensure!(is_bounded, "max_output_boxes_per_class is not given");
-    theirs::built(context, node)
-}
-
-/// tract leaves a bias out, as ONNX Runtime once did.
-fn skip_simplified_layer_normalization(context: &ParsingContext, node: &NodeProto) -> Built {
-    let has_bias = node.input.get(3).is_some_and(|name| !name.is_empty());
-    ensure!(!has_bias, "a bias of SkipSimplifiedLayerNormalization is not served");
     theirs::built(context, node)
 }
 

@@ -1,0 +1,310 @@
+//! Operators on quantised tensors: what they take is dequantised, and what they give quantised. ONNX
+//! Runtime computes most of them in the same way, some on the integers themselves, which may round
+//! another way.
+
+use super::body::{Body, float, int, ints};
+
+type Written = Result<(), String>;
+
+impl Body<'_> {
+    /// The input at `index`, whose scale and zero point come next.
+    fn dequantized(&mut self, index: usize) -> Result<String, String> {
+        self.dequantized_along(index, None)
+    }
+
+    /// With scales along an axis.
+    fn dequantized_along(&mut self, index: usize, axis: Option<i64>) -> Result<String, String> {
+        let mut inputs = vec![self.input(index)?, self.input(index + 1)?];
+        inputs.extend(self.given(index + 2));
+        let axis = axis.map(|axis| int("axis", axis)).into_iter().collect();
+        Ok(self.op_with("DequantizeLinear", &inputs, axis))
+    }
+
+    /// Gives a value quantised by the scale and zero point at `index`, of the type of the input at
+    /// `like` where there is no zero point.
+    fn give_quantized(&mut self, value: &str, index: usize, like: usize) -> Written {
+        self.give_quantized_by(value, self.input(index)?, index + 1, like)
+    }
+
+    fn give_quantized_by(&mut self, value: &str, scale: &str, zero: usize, like: usize) -> Written {
+        let zero = match self.given(zero) {
+            Some(zero) => zero.to_owned(),
+            None => {
+                let zero = self.integer(0);
+                self.op("CastLike", &[&zero, self.input(like)?])
+            }
+        };
+        let quantized = self.op("QuantizeLinear", &[value, scale, &zero]);
+        self.give(0, &quantized);
+        Ok(())
+    }
+}
+
+pub(super) fn of_two(body: &mut Body<'_>, kind: &str) -> Written {
+    let (a, b) = (body.dequantized(0)?, body.dequantized(3)?);
+    let y = body.op(kind, &[&a, &b]);
+    body.give_quantized(&y, 6, 0)
+}
+
+pub(super) fn sigmoid(body: &mut Body<'_>) -> Written {
+    let x = body.dequantized(0)?;
+    let y = body.op("Sigmoid", &[&x]);
+    body.give_quantized(&y, 3, 0)
+}
+
+pub(super) fn leaky_relu(body: &mut Body<'_>) -> Written {
+    let x = body.dequantized(0)?;
+    let alpha = float("alpha", body.float("alpha", 0.01));
+    let y = body.op_with("LeakyRelu", &[&x], vec![alpha]);
+    body.give_quantized(&y, 3, 0)
+}
+
+/// The attribute `opset` says which Softmax is meant: before 13, an axis and all after it are one. The
+/// answer's scale is that of a whole number.
+pub(super) fn softmax(body: &mut Body<'_>) -> Written {
+    let (axis, version) = (body.int("axis", -1), body.int("opset", 13));
+    let x = body.dequantized(0)?;
+    let y = if axis == -1 || version >= 13 && body.is_recent() {
+        body.op_with("Softmax", &[&x], vec![int("axis", axis)])
+    } else if version < 13 {
+        let shape = body.op("Shape", &[&x]);
+        let flat = body.op_with("Flatten", &[&x], vec![int("axis", axis)]);
+        let shares = body.op_with("Softmax", &[&flat], vec![int("axis", -1)]);
+        body.op("Reshape", &[&shares, &shape])
+    } else {
+        return Err(format!("the Softmax of operator set {version} in a graph of an older one"));
+    };
+    let steps = body.op("Reciprocal", &[body.input(3)?]);
+    let steps = body.op("Floor", &[&steps]);
+    let scale = body.op("Reciprocal", &[&steps]);
+    body.give_quantized_by(&y, &scale, 4, 0)
+}
+
+impl Body<'_> {
+    /// Of what a window goes over: of images where the node does not say it. Those of another rank
+    /// cannot be planned.
+    fn rank(&self) -> usize {
+        match self.ints("kernel_shape").len() {
+            0 => 4,
+            sides => sides + 2,
+        }
+    }
+
+    /// An operator on images of so many axes whose channels come last, where `is_last` says so.
+    fn of_images(
+        &mut self,
+        x: &str,
+        (rank, is_last): (usize, bool),
+        operator: impl FnOnce(&mut Self, &str) -> String,
+    ) -> String {
+        if !is_last {
+            return operator(self, x);
+        }
+        let rank = rank as i64;
+        let first: Vec<i64> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+        let last: Vec<i64> = [0].into_iter().chain(2..rank).chain([1]).collect();
+        let x = self.op_with("Transpose", &[x], vec![ints("perm", &first)]);
+        let y = operator(self, &x);
+        self.op_with("Transpose", &[&y], vec![ints("perm", &last)])
+    }
+}
+
+const WINDOW: [&str; 7] =
+    ["auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides"];
+
+pub(super) fn average_pool(body: &mut Body<'_>) -> Written {
+    let attributes = body.attributes(&WINDOW);
+    let channels = (body.rank(), body.int("channels_last", 0) != 0);
+    let x = body.dequantized(0)?;
+    let pool = |body: &mut Body<'_>, x: &str| body.op_with("AveragePool", &[x], attributes);
+    let y = body.of_images(&x, channels, pool);
+    body.give_quantized(&y, 3, 0)
+}
+
+pub(super) fn max_pool(body: &mut Body<'_>) -> Written {
+    let attributes = body.attributes(&WINDOW);
+    let channels = (body.rank(), true);
+    let pool = |body: &mut Body<'_>, x: &str| body.op_with("MaxPool", &[x], attributes);
+    let y = body.of_images(body.input(0)?, channels, pool);
+    body.give(0, &y);
+    Ok(())
+}
+
+/// As ONNX's, but for where the channels may be.
+pub(super) fn convolution(body: &mut Body<'_>) -> Written {
+    let names = ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
+    let attributes = body.attributes(&names);
+    let channels = (body.rank(), body.int("channels_last", 0) != 0);
+    let rest = (1..body.inputs()).map(|index| body.given(index).unwrap_or_default());
+    let rest: Vec<&str> = rest.collect();
+    let y = body.of_images(body.input(0)?, channels, |body, x| {
+        let inputs: Vec<&str> = [x].into_iter().chain(rest).collect();
+        body.op_with("QLinearConv", &inputs, attributes)
+    });
+    body.give(0, &y);
+    Ok(())
+}
+
+pub(super) fn global_average_pool(body: &mut Body<'_>) -> Written {
+    let channels = (body.rank(), body.int("channels_last", 0) != 0);
+    let x = body.dequantized(0)?;
+    let pool = |body: &mut Body<'_>, x: &str| body.op("GlobalAveragePool", &[x]);
+    let y = body.of_images(&x, channels, pool);
+    body.give_quantized(&y, 3, 0)
+}
+
+/// Its scale and zero point come first.
+pub(super) fn concat(body: &mut Body<'_>) -> Written {
+    if body.inputs() % 3 != 2 {
+        return Err(format!("{} inputs, expected two and three for each tensor", body.inputs()));
+    }
+    let tensors = (2..body.inputs()).step_by(3).map(|index| body.dequantized(index));
+    let tensors: Vec<String> = tensors.collect::<Result<_, _>>()?;
+    let tensors: Vec<&str> = tensors.iter().map(String::as_str).collect();
+    let y = body.op_with("Concat", &tensors, vec![int("axis", body.int("axis", 0))]);
+    body.give_quantized(&y, 0, 2)
+}
+
+pub(super) fn choice(body: &mut Body<'_>) -> Written {
+    let (x, y) = (body.dequantized(1)?, body.dequantized(4)?);
+    let z = body.op("Where", &[body.input(0)?, &x, &y]);
+    body.give_quantized(&z, 7, 1)
+}
+
+/// The bias has the scale of the product. Without a scale of its own, the answer stays as it is.
+pub(super) fn gemm(body: &mut Body<'_>) -> Written {
+    let alpha = body.float("alpha", 1.0);
+    let of_columns = if body.int("transB", 0) != 0 { 0 } else { 1 };
+    let (a, b) = (body.dequantized(0)?, body.dequantized_along(3, Some(of_columns))?);
+    let mut attributes = body.attributes(&["transA", "transB"]);
+    attributes.push(float("alpha", alpha));
+    let mut y = body.op_with("Gemm", &[&a, &b], attributes);
+    if let Some(bias) = body.given(6) {
+        let scale = body.op("Mul", &[body.input(1)?, body.input(4)?]);
+        let bias = body.op("CastLike", &[bias, &scale]);
+        let alpha = body.number(alpha, &scale);
+        let scale = body.op("Mul", &[&scale, &alpha]);
+        let bias = body.op("Mul", &[&bias, &scale]);
+        y = body.op("Add", &[&y, &bias]);
+    }
+    match body.given(7) {
+        Some(_) => body.give_quantized(&y, 7, 0),
+        None => {
+            body.give(0, &y);
+            Ok(())
+        }
+    }
+}
+
+/// An integer zero of the type of the input at `like`, where none is given.
+fn zero_point(body: &mut Body<'_>, index: usize, like: usize) -> Result<String, String> {
+    Ok(match body.given(index) {
+        Some(zero) => zero.to_owned(),
+        None => {
+            let zero = body.integer(0);
+            body.op("CastLike", &[&zero, body.input(like)?])
+        }
+    })
+}
+
+/// The product of the integers in the first two inputs by both scales, and a bias; `zeros` are the
+/// places of their zero points.
+pub(super) fn product_of(
+    body: &mut Body<'_>,
+    scales: [&str; 2],
+    zeros: [usize; 2],
+    bias: Option<&str>,
+) -> Result<String, String> {
+    let (a, b) = (body.input(0)?, body.input(1)?);
+    let (a_zero, b_zero) = (zero_point(body, zeros[0], 0)?, zero_point(body, zeros[1], 1)?);
+    Ok(scaled(body, [a, b, &a_zero, &b_zero], scales, bias))
+}
+
+fn scaled(
+    body: &mut Body<'_>,
+    integers: [&str; 4],
+    scales: [&str; 2],
+    bias: Option<&str>,
+) -> String {
+    let product = body.op("MatMulInteger", &integers);
+    let scale = body.op("Mul", &scales);
+    let product = body.op("CastLike", &[&product, &scale]);
+    let y = body.op("Mul", &[&product, &scale]);
+    match bias {
+        Some(bias) => body.op("Add", &[&y, bias]),
+        None => y,
+    }
+}
+
+pub(super) fn dynamic_product(body: &mut Body<'_>) -> Written {
+    let (b, b_scale) = (body.input(1)?, body.input(2)?);
+    let [a, a_scale, a_zero] =
+        body.outputs_with("DynamicQuantizeLinear", &[body.input(0)?], Vec::new());
+    let b_zero = zero_point(body, 3, 1)?;
+    let y = scaled(body, [&a, b, &a_zero, &b_zero], [&a_scale, b_scale], body.given(4));
+    body.give(0, &y);
+    Ok(())
+}
+
+pub(super) fn product(body: &mut Body<'_>) -> Written {
+    let scales = [body.input(2)?, body.input(3)?];
+    let y = product_of(body, scales, [4, 5], body.given(6))?;
+    body.give(0, &y);
+    Ok(())
+}
+
+/// Of weights of a few bits each, which are made numbers once, as the graph is loaded.
+pub(super) fn product_of_bits(body: &mut Body<'_>) -> Written {
+    if body.given(4).is_some() {
+        return Err("weights in another order (g_idx)".to_owned());
+    }
+    let mut inputs = vec![body.input(1)?, body.input(2)?];
+    inputs.extend(body.given(3));
+    let attributes = body.attributes(&["K", "N", "bits", "block_size"]);
+    let weights = body.op_with(super::UNPACKED, &inputs, attributes);
+    let weights = body.op_with("Transpose", &[&weights], vec![ints("perm", &[1, 0])]);
+    let mut y = body.op("MatMul", &[body.input(0)?, &weights]);
+    if let Some(bias) = body.given(5) {
+        y = body.op("Add", &[&y, bias]);
+    }
+    body.give(0, &y);
+    Ok(())
+}
+
+/// An LSTM of quantised weights, which lie the other way round than ONNX's. What it takes and its
+/// state are not quantised here, as ONNX Runtime does to multiply faster.
+pub(super) fn lstm(body: &mut Body<'_>) -> Written {
+    let (w, r) = (lstm_weights(body, 1, 8)?, lstm_weights(body, 2, 10)?);
+    let mut inputs = vec![body.input(0)?, &w, &r];
+    inputs.extend((3..8).map(|index| body.given(index).unwrap_or_default()));
+    let attributes = body.attributes(&[
+        "activation_alpha",
+        "activation_beta",
+        "activations",
+        "clip",
+        "direction",
+        "hidden_size",
+        "input_forget",
+    ]);
+    let outputs: [String; 3] = body.outputs_with("LSTM", &inputs, attributes);
+    for (index, output) in outputs.iter().enumerate() {
+        body.give(index, output);
+    }
+    Ok(())
+}
+
+/// The weights at `index`, whose scales and zero points at `scale` are one number, or one for each
+/// row, for each direction.
+fn lstm_weights(body: &mut Body<'_>, index: usize, scale: usize) -> Result<String, String> {
+    let scales = body.input(scale)?;
+    let mut numbers = body.op("CastLike", &[body.input(index)?, scales]);
+    let shape = body.integers(&[0, 1, -1]);
+    if let Some(zeros) = body.given(scale + 1) {
+        let zeros = body.op("CastLike", &[zeros, scales]);
+        let zeros = body.op("Reshape", &[&zeros, &shape]);
+        numbers = body.op("Sub", &[&numbers, &zeros]);
+    }
+    let scales = body.op("Reshape", &[scales, &shape]);
+    let numbers = body.op("Mul", &[&numbers, &scales]);
+    Ok(body.op_with("Transpose", &[&numbers], vec![ints("perm", &[0, 2, 1])]))
+}

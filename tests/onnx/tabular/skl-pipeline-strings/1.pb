@@ -1,0 +1,1 @@
+2huge2large2large2large2large2huge2small2large2small2large2large2large2medium2medium2small2medium2small2huge2small2medium2small2medium2medium2large2small2medium2medium2large2large2small
