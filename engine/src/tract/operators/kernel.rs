@@ -52,7 +52,12 @@ pub(super) fn built(node: &NodeProto, kernel: impl Kernel) -> Built {
 
 /// The kernel of one output as a typed operator, for what is wired from several.
 pub(super) fn typed(kernel: impl Kernel) -> impl TypedOp + Clone {
-    Operator { kernel: Arc::new(kernel), kept: tvec![0] }
+    typed_with(kernel, 1)
+}
+
+/// The same of a kernel's first outputs.
+pub(super) fn typed_with(kernel: impl Kernel, outputs: usize) -> impl TypedOp + Clone {
+    Operator { kernel: Arc::new(kernel), kept: (0..outputs).collect() }
 }
 
 /// # Errors

@@ -14,6 +14,7 @@ mod kernel;
 mod layout;
 mod linear;
 mod losses;
+mod lstm;
 mod mapping;
 mod ngrams;
 mod numeric;

@@ -10,7 +10,8 @@ use tract_onnx::tract_core::ops::{math::tanh, nn::leaky_relu, nn::sigmoid};
 use tract_onnx::tract_hir::internal::*;
 
 use super::attributes::strings;
-use super::kernel::{Built, Form, Kernel, typed};
+use super::kernel::{Built, Form, Kernel, typed, typed_with};
+use super::lstm::Sequence;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("LSTM", lstm);
@@ -95,6 +96,9 @@ impl Expansion for Recurrent {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
+        if let Some(outputs) = self.wire_sequence(prefix, model, inputs)? {
+            return Ok(outputs);
+        }
         let (x, r) = (model.outlet_fact(inputs[0])?, model.outlet_fact(inputs[2])?);
         let batch = &x.shape[usize::from(!self.inner.batch_first)];
         // tract panics otherwise.
@@ -117,6 +121,48 @@ impl Expansion for Recurrent {
 }
 
 impl Recurrent {
+    /// Ours, where it does.
+    fn wire_sequence(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<Option<TVec<OutletId>>> {
+        let inner = &self.inner;
+        let is_more = inner.optional_sequence_lens_input.or(inner.optional_p_input).is_some();
+        if !inner.body.have_extra_c_state() || inner.batch_first || is_more {
+            return Ok(None);
+        }
+        let constant = |index: usize| -> TractResult<Option<Arc<Tensor>>> {
+            Ok(model.outlet_fact(inputs[index])?.konst.clone())
+        };
+        let (w, r) = (constant(1)?, constant(2)?);
+        let bias = inner.optional_bias_input.map(&constant).transpose()?;
+        let (Some(w), Some(r)) = (w, r) else { return Ok(None) };
+        if bias.as_ref().is_some_and(Option::is_none) {
+            return Ok(None);
+        }
+        let states = [inner.optional_initial_h_input, inner.optional_initial_c_input];
+        let bias = bias.flatten();
+        let has = states.map(|state| state.is_some());
+        let weights = [&*w, &*r];
+        let Some(sequence) = Sequence::new(weights, bias.as_deref(), self.is_reversed, has)? else {
+            return Ok(None);
+        };
+        let taken = [Some(0)].into_iter().chain(states).flatten();
+        let taken: TVec<OutletId> = taken.map(|index| inputs[index]).collect();
+        let made = model.wire_node(prefix, typed_with(sequence, 3), &taken)?;
+        let wanted =
+            [inner.optional_y_output, inner.optional_y_h_output, inner.optional_y_c_output];
+        let mut outputs = tvec![made[0]; inner.nboutputs()?];
+        for (place, outlet) in wanted.into_iter().zip(made) {
+            if let Some(output) = place.and_then(|place| outputs.get_mut(place)) {
+                *output = outlet;
+            }
+        }
+        Ok(Some(outputs))
+    }
+
     /// With zeros for the states that an LSTM is not given. tract has two equal constants for them,
     /// makes one of those, and then takes its loop's states for one, too.
     fn with_states(
