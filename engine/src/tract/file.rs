@@ -9,7 +9,7 @@ use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
-use super::chain;
+use super::{chain, halves};
 use crate::graph::LoadError;
 use crate::{functions, zip_map};
 
@@ -76,6 +76,12 @@ impl<'a> File<'a> {
         self.is_rewritten
     }
 
+    /// Whether FP16 is anywhere in it.
+    pub(super) fn has_halves(&self) -> bool {
+        let has = |weights: &Weights<'_>| weights.datum == DatumType::F16;
+        self.weights.iter().any(has) || self.proto.graph.as_ref().is_some_and(halves::are_in)
+    }
+
     /// Bytes of the file that it was read from.
     pub(super) fn len(&self) -> usize {
         self.onnx.len()
@@ -104,11 +110,16 @@ impl<'a> File<'a> {
         Some((weights.datatype, &weights.shape, weights.bytes))
     }
 
-    /// Puts the weights where they belong in the model that was built from the messages.
+    /// Puts the weights where they belong in the model that was built from the messages, which were
+    /// made FP32 where it `widens`.
     ///
     /// # Errors
     /// tract's.
-    pub(super) fn put_weights(&self, model: &mut InferenceModel) -> Result<(), LoadError> {
+    pub(super) fn put_weights(
+        &self,
+        model: &mut InferenceModel,
+        widens: bool,
+    ) -> Result<(), LoadError> {
         let cannot = |error: TractError| LoadError(format!("cannot be read: {}", chain(&error)));
         let mut tensors: Vec<Option<Arc<Tensor>>> = vec![None; self.weights.len()];
         for node in &mut model.nodes {
@@ -121,7 +132,7 @@ impl<'a> File<'a> {
             let first = same.unwrap_or(index);
             let tensor = match &tensors[first] {
                 Some(tensor) => tensor.clone(),
-                None => Arc::new(weights.copy().map_err(cannot)?),
+                None => Arc::new(weights.copy(widens).map_err(cannot)?),
             };
             tensors[first] = Some(tensor.clone());
             let fact = TypedFact::try_from(tensor.clone()).map_err(cannot)?;
@@ -156,9 +167,14 @@ impl<'a> Weights<'a> {
         (size == Some(bytes.len())).then_some(Self { datatype, datum, shape, bytes })
     }
 
-    fn copy(&self) -> TractResult<Tensor> {
+    /// Halves as singles, where it `widens`.
+    fn copy(&self, widens: bool) -> TractResult<Tensor> {
         // SAFETY: every bit pattern is a value of these types; the length is checked.
-        unsafe { Tensor::from_raw_dt(self.datum, &self.shape, self.bytes) }
+        let tensor = unsafe { Tensor::from_raw_dt(self.datum, &self.shape, self.bytes)? };
+        match self.datum {
+            DatumType::F16 if widens => Ok(tensor.cast_to::<f32>()?.into_owned()),
+            _ => Ok(tensor),
+        }
     }
 }
 

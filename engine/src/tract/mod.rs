@@ -8,6 +8,7 @@ mod contrib;
 mod extent;
 mod file;
 mod fuse;
+mod halves;
 mod operators;
 mod plans;
 mod team;
@@ -65,11 +66,15 @@ pub(crate) fn load(
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let proto = contrib::written_out(&file.proto)?;
+    let mut proto = contrib::written_out(&file.proto)?;
+    let widens = file.has_halves() && !halves::are_looked_at(&file.proto);
+    if widens {
+        proto = halves::widened(proto);
+    }
     let model = framework().model_for_proto_model(&proto);
     let mut model =
         model.map_err(|error| LoadError(format!("cannot be read: {}", chain(&error))))?;
-    file.put_weights(&mut model)?;
+    file.put_weights(&mut model, widens)?;
     Ok(model)
 }
 

@@ -26,7 +26,8 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     for name in ["ReduceMax", "ReduceMin"] {
         operators.insert(name, |context, node| finer(context, node, &EXTREMES));
     }
-    for name in ["AveragePool", "GlobalAveragePool", "InstanceNormalization"] {
+    // tract's Gemm makes singles of halves, which it then takes for another type than it said.
+    for name in ["AveragePool", "Gemm", "GlobalAveragePool", "InstanceNormalization"] {
         operators.insert(name, |context, node| finer(context, node, &HALVES));
     }
 }
@@ -99,8 +100,14 @@ impl Wiring for Finer {
             let pad = Pad { mode: PadMode::Constant(rctensor0(0f32)), pads };
             inputs[0] = model.wire_node(format!("{prefix}.complex"), pad, &inputs[..1])?[0];
         }
-        let name = format!("{prefix}.finer");
-        inputs[0] = model.wire_node(name, cast(to), &inputs[..1])?[0];
+        for (index, input) in inputs.iter_mut().enumerate() {
+            // The others of integers are axes.
+            let is_value = index == 0 || from.is_float();
+            if is_value && model.outlet_fact(*input)?.datum_type == from {
+                let name = format!("{prefix}.finer_{index}");
+                *input = model.wire_node(name, cast(to), &[*input])?[0];
+            }
+        }
         let outputs = inner.wire(&format!("{prefix}.inner"), model, &inputs)?;
         model.wire_node(prefix, cast(from), &outputs)
     }

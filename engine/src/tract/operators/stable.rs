@@ -21,6 +21,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("LogSoftmax", log_softmax);
     operators.insert("MeanVarianceNormalization", normalized);
     operators.insert("ReduceLogSumExp", reduce_log_sum_exp);
+    operators.insert("Sigmoid", |context, node| rewired(context, node, Formula::Sigmoid));
     operators.insert("Softplus", softplus);
 }
 
@@ -74,6 +75,8 @@ enum Formula {
     Norm {
         power: i64,
     },
+    /// Of doubles, for which tract has none.
+    Sigmoid,
     Softplus,
     Normalized {
         axes: Vec<i64>,
@@ -83,11 +86,16 @@ enum Formula {
 impl Wiring for Formula {
     fn wire(
         &self,
-        _inner: &dyn Expansion,
+        inner: &dyn Expansion,
         prefix: &str,
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
+        if matches!(self, Formula::Sigmoid)
+            && model.outlet_fact(inputs[0])?.datum_type != DatumType::F64
+        {
+            return inner.wire(prefix, model, inputs);
+        }
         let fact = model.outlet_fact(inputs[0])?.clone();
         let (datum, rank) = (fact.datum_type, fact.rank());
         ensure!(datum.is_float(), "expected floats, got {datum:?}");
@@ -114,6 +122,7 @@ impl Wiring for Formula {
                 wires.log_softmax(x, &axes)?
             }
             Formula::Norm { power } => wires.norm(x, *power as f64)?,
+            Formula::Sigmoid => wires.sigmoid(x)?,
             Formula::Softplus => wires.softplus(x)?,
             Formula::Normalized { axes } => wires.normalized(x, &axes_of(axes, rank)?)?,
         };
@@ -210,6 +219,15 @@ impl Wires<'_> {
         let sum = self.reduced("sum", powers, &axes, Reducer::Sum)?;
         let root = self.constant("root", 1.0 / power, x)?;
         self.op("norm", pow(), &[sum, root])
+    }
+
+    /// `1 / (1 + exp(-x))`
+    fn sigmoid(&mut self, x: OutletId) -> TractResult<OutletId> {
+        let one = self.constant("one", 1.0, x)?;
+        let opposite = self.op("opposite", neg(), &[x])?;
+        let exponential = self.op("exponential", exp(), &[opposite])?;
+        let more = self.op("more", add(), &[exponential, one])?;
+        self.op("of_one", div(), &[one, more])
     }
 
     /// `max(x, 0) + ln(1 + exp(-|x|))`

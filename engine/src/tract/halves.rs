@@ -1,0 +1,166 @@
+//! A graph of FP16 as one of FP32, which takes and gives FP16 at its door: tract multiplies halves one by
+//! one, hundreds of times as slowly, and adds them up in halves. ONNX Runtime computes in FP32, too.
+
+use std::borrow::Cow;
+
+use half::f16;
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
+};
+use tract_onnx::pb::{attribute_proto::AttributeType, type_proto::Value};
+
+use crate::functions::{free_prefix, graphs_of};
+
+const FP16: i32 = DataType::Float16 as i32;
+const FP32: i32 = DataType::Float as i32;
+
+/// Attributes that name a datatype.
+const NAMING: [&str; 3] = ["to", "dtype", "output_dtype"];
+
+/// The messages in FP32.
+pub(super) fn widened(proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
+    let mut proto = proto.into_owned();
+    if let Some(graph) = &mut proto.graph {
+        let prefix = free_prefix(graph, "wide.");
+        widen_door(graph, &prefix);
+        widen(graph);
+    }
+    Cow::Owned(proto)
+}
+
+/// Whether an operator looks at the bits of what may be halves: then they must stay.
+pub(super) fn are_looked_at(proto: &ModelProto) -> bool {
+    proto.graph.as_ref().is_some_and(looks_at_bits)
+}
+
+fn looks_at_bits(graph: &GraphProto) -> bool {
+    graph.node.iter().any(|node| node.op_type == "BitCast")
+        || inner_graphs(graph).any(looks_at_bits)
+}
+
+fn inner_graphs(graph: &GraphProto) -> impl Iterator<Item = &GraphProto> {
+    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    attributes.flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}
+
+/// Whether a graph takes, gives, holds or makes any.
+pub(super) fn are_in(graph: &GraphProto) -> bool {
+    let is_half = |tensor: &TensorProto| tensor.data_type == FP16;
+    let makes = |attribute: &AttributeProto| {
+        let names = NAMING.contains(&attribute.name.as_str()) && attribute.i == i64::from(FP16);
+        names || attribute.t.iter().chain(&attribute.tensors).any(is_half)
+    };
+    let mut values = graph.input.iter().chain(&graph.output);
+    values.any(|value| element_type(value) == Some(FP16))
+        || graph.initializer.iter().any(is_half)
+        || graph.node.iter().flat_map(|node| &node.attribute).any(makes)
+        || inner_graphs(graph).any(are_in)
+}
+
+/// Makes singles of what comes in, and halves of what goes out.
+fn widen_door(graph: &mut GraphProto, prefix: &str) {
+    let is_half = |value: &&ValueInfoProto| element_type(value) == Some(FP16);
+    let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
+    let inputs = graph.input.iter().filter(is_half).filter(|input| !is_weight(&input.name));
+    let inputs: Vec<String> = inputs.map(|input| input.name.clone()).collect();
+    let outputs = graph.output.iter().filter(is_half).filter(|it| !inputs.contains(&it.name));
+    let mut outputs: Vec<String> = outputs.map(|output| output.name.clone()).collect();
+    outputs.sort_unstable();
+    outputs.dedup();
+    let renamed = |name: &str| {
+        let is_renamed = |names: &[String]| names.iter().any(|other| other == name);
+        (is_renamed(&inputs) || is_renamed(&outputs)).then(|| format!("{prefix}{name}"))
+    };
+    for tensor in &mut graph.initializer {
+        tensor.name = renamed(&tensor.name).unwrap_or_else(|| tensor.name.clone());
+    }
+    rename(&mut graph.node, &renamed);
+    let inputs = inputs.iter().map(|name| cast(name, &format!("{prefix}{name}"), FP32));
+    let outputs = outputs.iter().map(|name| cast(&format!("{prefix}{name}"), name, FP16));
+    let casts: Vec<NodeProto> = inputs.chain(outputs).collect();
+    // Those stay as they are.
+    widen_nodes(&mut graph.node);
+    graph.node.extend(casts);
+}
+
+fn rename(nodes: &mut [NodeProto], renamed: &dyn Fn(&str) -> Option<String>) {
+    for node in nodes {
+        for name in node.input.iter_mut().chain(&mut node.output) {
+            if let Some(other) = renamed(name) {
+                *name = other;
+            }
+        }
+        for graph in graphs_of(node) {
+            rename(&mut graph.node, renamed);
+            for output in &mut graph.output {
+                if let Some(other) = renamed(&output.name) {
+                    output.name = other;
+                }
+            }
+        }
+    }
+}
+
+fn cast(from: &str, to: &str, datatype: i32) -> NodeProto {
+    NodeProto {
+        input: vec![from.to_owned()],
+        output: vec![to.to_owned()],
+        op_type: "Cast".to_owned(),
+        attribute: vec![AttributeProto {
+            name: "to".to_owned(),
+            r#type: AttributeType::Int as i32,
+            i: datatype.into(),
+            ..AttributeProto::default()
+        }],
+        ..NodeProto::default()
+    }
+}
+
+fn element_type(value: &ValueInfoProto) -> Option<i32> {
+    match value.r#type.as_ref()?.value.as_ref()? {
+        Value::TensorType(tensor) => Some(tensor.elem_type),
+    }
+}
+
+/// What a graph holds, but for its nodes.
+fn widen(graph: &mut GraphProto) {
+    let sparse = graph.sparse_initializer.iter_mut().filter_map(|tensor| tensor.values.as_mut());
+    graph.initializer.iter_mut().chain(sparse).for_each(widen_tensor);
+}
+
+fn widen_nodes(nodes: &mut [NodeProto]) {
+    for attribute in nodes.iter_mut().flat_map(|node| &mut node.attribute) {
+        if NAMING.contains(&attribute.name.as_str()) && attribute.i == i64::from(FP16) {
+            attribute.i = FP32.into();
+        }
+        attribute.t.iter_mut().chain(&mut attribute.tensors).for_each(widen_tensor);
+        for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            widen(graph);
+            widen_nodes(&mut graph.node);
+            let values = graph.input.iter_mut().chain(&mut graph.output);
+            for value in values.chain(&mut graph.value_info) {
+                let kind = value.r#type.as_mut().and_then(|kind| kind.value.as_mut());
+                if let Some(Value::TensorType(tensor)) = kind
+                    && tensor.elem_type == FP16
+                {
+                    tensor.elem_type = FP32;
+                }
+            }
+        }
+    }
+}
+
+/// Halves lie in a tensor as bytes, or each in an integer.
+fn widen_tensor(tensor: &mut TensorProto) {
+    if tensor.data_type != FP16 {
+        return;
+    }
+    tensor.data_type = FP32;
+    let (pairs, _) = tensor.raw_data.as_chunks::<2>();
+    let bytes = pairs.iter().map(|&pair| f16::from_le_bytes(pair));
+    let bits = tensor.int32_data.iter().map(|&bits| f16::from_bits(bits as u16));
+    tensor.float_data = bytes.chain(bits).map(f32::from).collect();
+    tensor.raw_data.clear();
+    tensor.int32_data.clear();
+}
