@@ -76,8 +76,11 @@ fn widen_door(graph: &mut GraphProto, prefix: &str) {
         tensor.name = renamed(&tensor.name).unwrap_or_else(|| tensor.name.clone());
     }
     rename(&mut graph.node, &renamed);
-    let inputs = inputs.iter().map(|name| cast(name, &format!("{prefix}{name}"), FP32));
-    let outputs = outputs.iter().map(|name| cast(&format!("{prefix}{name}"), name, FP16));
+    let wide = |name: &String| format!("{prefix}{name}");
+    // Another node may have the name of an output.
+    let named = |name: &String, cast| NodeProto { name: format!("{prefix}cast {name}"), ..cast };
+    let inputs = inputs.iter().map(|name| named(name, cast(name, &wide(name), FP32)));
+    let outputs = outputs.iter().map(|name| named(name, cast(&wide(name), name, FP16)));
     let casts: Vec<NodeProto> = inputs.chain(outputs).collect();
     // Those stay as they are.
     widen_nodes(&mut graph.node);

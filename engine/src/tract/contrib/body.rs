@@ -120,6 +120,8 @@ impl<'a> Body<'a> {
         self.nodes.push(NodeProto {
             input: vec![value.to_owned()],
             output: vec![output],
+            // Another node may have the name of the output.
+            name: format!("{}given {index}", self.prefix),
             op_type: "Identity".to_owned(),
             ..NodeProto::default()
         });

@@ -11,7 +11,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BatchNormalization", |context, node| {
         checked(theirs::built(context, node)?, Need::Channels)
     });
-    for name in ["LayerNormalization", "RMSNormalization"] {
+    for name in ["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"] {
         operators.insert(name, |context, node| {
             let axis = node.get_attr_opt::<i64>("axis")?.unwrap_or(-1);
             checked(theirs::built(context, node)?, Need::Axis(axis))
