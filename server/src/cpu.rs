@@ -56,6 +56,11 @@ pub fn is_wanted() -> bool {
     })
 }
 
+/// Whether this thread is one of those that some tasks have to themselves.
+pub fn is_set_apart() -> bool {
+    CROWD.with_borrow(Option::is_some)
+}
+
 /// CPU time that this thread has used so far.
 pub fn of_thread() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);

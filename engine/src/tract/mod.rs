@@ -160,6 +160,7 @@ impl TractSession {
         if plan.takes_at_most(watch.memory(), inputs) {
             let is_over = || {
                 team::tell(watch);
+                watch.give_way();
                 watch.is_over()
             };
             let run = || run_plan(plan, inputs, &is_over, None);

@@ -316,6 +316,10 @@ impl Watch for Together<'_> {
         self.leader.helpers()
     }
 
+    fn give_way(&self) {
+        self.leader.give_way();
+    }
+
     fn computed_elsewhere(&self, cpu: Duration) {
         self.leader.ran_elsewhere(cpu);
         self.elsewhere_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);

@@ -110,6 +110,8 @@ pub struct Run {
     tensor_bytes: AtomicU64,
     compute_ns: AtomicU64,
     waited_ns: AtomicU64,
+    /// How long its thread left its core to others.
+    gave_way_ns: AtomicU64,
     seen: Mutex<Seen>,
 }
 
@@ -154,6 +156,7 @@ impl Run {
             tensor_bytes: AtomicU64::new(0),
             compute_ns: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
+            gave_way_ns: AtomicU64::new(0),
             seen: Mutex::default(),
         })
     }
@@ -313,6 +316,18 @@ impl Watch for Run {
 
     fn helpers(&self) -> Option<Helpers> {
         self.helpers.clone()
+    }
+
+    /// A long run leaves its core to a quick one, in all for no longer than it has computed: beside
+    /// quick ones without end it has half.
+    fn give_way(&self) {
+        let Some(Helpers { cores, .. }) = &self.helpers else { return };
+        if !cores.are_short() || !cpu::is_set_apart() {
+            return;
+        }
+        let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
+        let waited = cores.give_way(self.cpu().saturating_sub(gave_way));
+        self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn computed_elsewhere(&self, cpu: Duration) {
