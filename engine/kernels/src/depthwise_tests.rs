@@ -26,6 +26,7 @@ fn activate(activation: Activation, x: f32) -> f32 {
         Activation::Clip { min, max } => x.max(min).min(max),
         Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         Activation::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
+        Activation::Steps(_) => unreachable!("tested by itself"),
         Activation::LeakyRelu(alpha) => {
             if x > 0.0 {
                 x

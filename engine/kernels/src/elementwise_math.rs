@@ -5,6 +5,7 @@
 
 #![expect(clippy::excessive_precision, reason = "digits as computed; f32 keeps what it can")]
 
+use crate::epilogue::WHOLE;
 use crate::simd::Simd;
 
 /// Evaluates a polynomial, lowest coefficient first.
@@ -39,8 +40,6 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     /// Of `(e^r - 1 - r) / r^2` for `|r| <= ln(2) / 2`, error 4e-9 of `e^r`.
     const TAIL: [f32; 5] =
         [0.4999999308, 0.1666651487, 0.04166845171, 0.008369411928, 0.00138133819];
-    /// Adding and taking away 1.5 * 2^23 leaves no room for a fraction.
-    const WHOLE: f32 = 12_582_912.0;
     unsafe {
         let x = S::min(S::splat(89.0), S::max(S::splat(-105.0), x));
         let n = S::fma(x, S::splat(std::f32::consts::LOG2_E), S::splat(WHOLE));

@@ -31,7 +31,23 @@ pub enum Activation {
         /// The slope below zero.
         f32,
     ),
+    /// The nearest step.
+    Steps(Steps),
 }
+
+/// Values that quantised ones stand for: whole multiples of `scale`, of two as near the even one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Steps {
+    /// The distance of two.
+    pub scale: f32,
+    /// The lowest, in steps from zero.
+    pub least: f32,
+    /// The highest; both are whole numbers within 2^22 of zero.
+    pub most: f32,
+}
+
+/// Adding and taking away 1.5 * 2^23 leaves no room for a fraction.
+pub(crate) const WHOLE: f32 = 12_582_912.0;
 
 /// Whether the residual is added before or after the activation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +92,12 @@ impl Activation {
                 Activation::HardSigmoid { alpha, beta } => {
                     let gate = S::fma(x, S::splat(alpha), S::splat(beta));
                     S::min(S::splat(1.0), S::max(S::zero(), gate))
+                }
+                Activation::Steps(Steps { scale, least, most }) => {
+                    let steps = S::div(x, S::splat(scale));
+                    let steps = S::min(S::splat(most), S::max(S::splat(least), steps));
+                    let whole = S::add(S::add(steps, S::splat(WHOLE)), S::splat(-WHOLE));
+                    S::mul(whole, S::splat(scale))
                 }
                 Activation::LeakyRelu(alpha) => {
                     S::fma(S::splat(alpha), S::min(S::zero(), x), S::max(S::zero(), x))

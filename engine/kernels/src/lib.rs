@@ -21,6 +21,7 @@ mod gemm;
 mod lstm;
 mod packed;
 pub mod pool;
+pub mod quantized;
 mod rows;
 mod simd;
 mod team;
@@ -31,7 +32,7 @@ pub mod window;
 mod winograd;
 
 pub use conv::{Conv2d, Geometry};
-pub use epilogue::{Activation, Epilogue, ResidualOrder};
+pub use epilogue::{Activation, Epilogue, ResidualOrder, Steps};
 pub use gemm::{linear, product};
 pub use lstm::Lstm;
 pub use packed::{Packed, Scratch, ShapeError, View};

@@ -79,6 +79,8 @@ pub(crate) fn finish(epilogue: &crate::Epilogue<'_>, sum: f64, bias: usize, at: 
         Activation::HardSigmoid { alpha, beta } => {
             (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0)
         }
+        // Sums that lie between two steps may go either way.
+        Activation::Steps(_) => unreachable!("tested by itself"),
         Activation::LeakyRelu(alpha) => {
             if x > 0.0 {
                 x

@@ -4,7 +4,7 @@ use wisp_kernels::depthwise::Depthwise;
 use wisp_kernels::elementwise::Function;
 use wisp_kernels::pool::{Pool, Pooling};
 use wisp_kernels::window::Window;
-use wisp_kernels::{Activation, Conv2d, Geometry, Packed, ResidualOrder, Winograd};
+use wisp_kernels::{Activation, Conv2d, Geometry, Packed, ResidualOrder, Steps, Winograd};
 
 use super::parts::{Reader, Stored, Writer, stored_struct};
 
@@ -109,6 +109,7 @@ impl Stored for Activation {
             Activation::HardSwish => (3, vec![]),
             Activation::HardSigmoid { alpha, beta } => (4, vec![alpha, beta]),
             Activation::LeakyRelu(alpha) => (5, vec![alpha]),
+            Activation::Steps(Steps { scale, least, most }) => (6, vec![scale, least, most]),
         };
         to.small.push(number);
         parameters.iter().for_each(|parameter| to.small.extend(parameter.to_le_bytes()));
@@ -123,6 +124,11 @@ impl Stored for Activation {
             3 => Activation::HardSwish,
             4 => Activation::HardSigmoid { alpha: f32::take(from)?, beta: f32::take(from)? },
             5 => Activation::LeakyRelu(f32::take(from)?),
+            6 => Activation::Steps(Steps {
+                scale: f32::take(from)?,
+                least: f32::take(from)?,
+                most: f32::take(from)?,
+            }),
             _ => return None,
         })
     }
@@ -135,6 +141,7 @@ impl Stored for Function {
             Function::Gelu => 0,
             Function::Silu => 1,
             Function::GeluTanh => 2,
+            Function::Activation(activation) => return to.variant(3, activation),
             _ => return None,
         });
         Some(())
@@ -145,6 +152,7 @@ impl Stored for Function {
             0 => Function::Gelu,
             1 => Function::Silu,
             2 => Function::GeluTanh,
+            3 => Function::Activation(Stored::take(from)?),
             _ => return None,
         })
     }

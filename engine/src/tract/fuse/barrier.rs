@@ -1,7 +1,5 @@
 //! Keeps tract from passing over a tensor. Where a repeated one is summed over the axis along which it
-//! was repeated, its simplification takes the tensor from before, and a sum of one. And it makes a table
-//! of all bytes' answers of what stands between two quantised tensors, also where an answer depends on
-//! more than its own byte, as Softmax's does.
+//! was repeated, its simplification takes the tensor from before, and a sum of one.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
@@ -9,27 +7,20 @@ use tract_onnx::tract_hir::tract_core::ops::array::{MultiBroadcastTo, Tile};
 use tract_onnx::tract_hir::tract_core::ops::cast::Cast;
 use tract_onnx::tract_hir::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
-use tract_onnx::tract_hir::tract_core::ops::quant::DequantizeLinearF32;
 
 /// Gives its input back. Nothing is moved past it. Slices by steps have one before them, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::tract) struct Barrier;
 
-/// Puts one before each sum over axes of something repeated, and before what works on rows of
-/// something dequantised.
+/// Puts one before each sum over axes of something repeated.
 pub(super) fn raise(model: &mut TypedModel) -> TractResult<()> {
     for id in model.eval_order()? {
-        let is_passed_over: fn(&TypedModel, OutletId) -> bool = if model.node(id).op_is::<EinSum>()
-        {
-            is_repeated
-        } else if seems_element_wise(model, id)? {
-            is_dequantized
-        } else {
+        if !model.node(id).op_is::<EinSum>() {
             continue;
-        };
+        }
         for slot in 0..model.node(id).inputs.len() {
             let outlet = model.node(id).inputs[slot];
-            if is_passed_over(model, outlet) {
+            if is_repeated(model, outlet) {
                 let name = format!("{}.barrier_{slot}", model.node(id).name);
                 let fact = model.outlet_fact(outlet)?.without_value();
                 let barrier = model.add_node(name, Barrier, tvec!(fact))?;
@@ -52,30 +43,6 @@ fn is_repeated(model: &TypedModel, mut outlet: OutletId) -> bool {
             node.op_is::<ElementWiseOp>() || node.op_is::<AxisOp>() || node.op_is::<Cast>();
         match node.inputs.first() {
             Some(&before) if is_passed => outlet = before,
-            _ => return false,
-        }
-    }
-}
-
-/// Whether tract takes it for an operator of single elements by its axes alone.
-fn seems_element_wise(model: &TypedModel, id: usize) -> TractResult<bool> {
-    let node = model.node(id);
-    if node.inputs.len() != 1 || node.op_is::<ElementWiseOp>() || node.op_is::<Cast>() {
-        return Ok(false);
-    }
-    let (inputs, outputs) = model.node_facts(id)?;
-    Ok(node.op.axes_mapping(&inputs, &outputs)?.is_element_wise_unary())
-}
-
-/// Whether it was dequantised, before operators of one input.
-fn is_dequantized(model: &TypedModel, mut outlet: OutletId) -> bool {
-    loop {
-        let node = model.node(outlet.node);
-        if node.op_is::<DequantizeLinearF32>() {
-            return true;
-        }
-        match *node.inputs {
-            [before] => outlet = before,
             _ => return false,
         }
     }

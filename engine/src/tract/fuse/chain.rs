@@ -7,7 +7,9 @@ use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::tract_core::ops::math::{Add, Div, Max, Min, Mul, Sub};
 use tract_onnx::tract_hir::tract_core::ops::nn::HardSwish;
 
-use wisp_kernels::{Activation, ResidualOrder};
+use super::rows::FusedRows;
+
+use wisp_kernels::{Activation, ResidualOrder, Steps};
 
 /// The successors of a node that its kernel takes over, as one function of its sums:
 /// `activation(sums × scale + bias [+ residual]) × post.0 + post.1`.
@@ -77,6 +79,8 @@ impl Chain {
         }
         let taken = if next.op_is::<Cast>() {
             true
+        } else if let Some(steps) = next.op_as::<FusedRows>().and_then(FusedRows::steps) {
+            self.take_steps(steps)
         } else if let Some(function) = next.op_as::<ElementWiseOp>() {
             self.take_function(function)
         } else {
@@ -100,6 +104,21 @@ impl Chain {
             return true;
         }
         false
+    }
+
+    /// To clip first is to clip to the nearest steps.
+    fn take_steps(&mut self, mut steps: Steps) -> bool {
+        let (min, max) = match self.activation {
+            _ if self.post.is_some() => return false,
+            Activation::None => (f32::NEG_INFINITY, f32::INFINITY),
+            Activation::Relu => (0.0, f32::INFINITY),
+            Activation::Clip { min, max } => (min, max),
+            _ => return false,
+        };
+        let [min, max] = [min, max].map(|bound| (bound / steps.scale).round_ties_even());
+        (steps.least, steps.most) = (steps.least.max(min), steps.most.min(max));
+        self.activation = Activation::Steps(steps);
+        steps.least <= steps.most
     }
 
     fn take_step(&mut self, step: Step) -> bool {

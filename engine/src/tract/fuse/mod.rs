@@ -11,6 +11,7 @@ mod line;
 mod one_hot;
 mod pool;
 mod product;
+mod quantized;
 mod rows;
 mod spans;
 mod table;
@@ -22,6 +23,7 @@ pub(super) use binary::FusedBinary;
 pub(super) use conv::FusedConv;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
+pub(super) use quantized::Quantize;
 pub(super) use rows::FusedRows;
 pub(super) use table::FusedTable;
 pub(super) use weights::PackedWeights;
@@ -37,6 +39,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
     barrier::raise(&mut model)?;
+    quantized::fuse(&mut model)?;
     conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;

@@ -12,7 +12,7 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
 };
 use wisp_kernels::columns::layer_norm_columns;
 use wisp_kernels::elementwise::{Function, apply, layer_norm, softmax};
-use wisp_kernels::share_values;
+use wisp_kernels::{Activation, Steps, share_values};
 
 use super::chain::by_channel;
 use super::{gelu, variance};
@@ -50,6 +50,21 @@ pub(in crate::tract) struct FusedRows {
 }
 
 impl Eq for FusedRows {}
+
+impl FusedRows {
+    /// A function of each value.
+    pub(super) fn each(function: Function) -> Self {
+        Self { function: RowFunction::Each(function) }
+    }
+
+    /// The steps that values are rounded to, if that is what it does.
+    pub(super) fn steps(&self) -> Option<Steps> {
+        match self.function {
+            RowFunction::Each(Function::Activation(Activation::Steps(steps))) => Some(steps),
+            _ => None,
+        }
+    }
+}
 
 stored_struct!(FusedRows { function });
 
@@ -202,6 +217,7 @@ pub(super) fn is_mean(
 impl Op for FusedRows {
     fn name(&self) -> StaticName {
         match self.function {
+            RowFunction::Each(Function::Activation(Activation::Steps(_))) => "FusedSteps".into(),
             RowFunction::Each(_) => "FusedFunction".into(),
             RowFunction::Softmax => "FusedSoftmax".into(),
             RowFunction::LayerNorm { .. } | RowFunction::AxisNorm { .. } => "FusedLayerNorm".into(),

@@ -7,6 +7,7 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
 use super::theirs::{Wiring, rewired};
+use crate::tract::fuse::Quantize;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -37,7 +38,7 @@ fn quantize_linear(context: &ParsingContext, node: &NodeProto) -> Built {
     rewired(context, node, scaled)
 }
 
-/// tract's, or ours where that does not do.
+/// Ours: the quick one by one constant scale, else tract's where that does.
 impl Wiring for Scaled {
     fn wire(
         &self,
@@ -46,6 +47,9 @@ impl Wiring for Scaled {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
+        if let Some(quick) = self.quick(model, inputs)? {
+            return model.wire_node(prefix, quick, &inputs[..1]);
+        }
         let is_theirs = {
             let facts = inputs.iter().map(|&input| model.outlet_fact(input));
             let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
@@ -62,6 +66,29 @@ impl Wiring for Scaled {
 }
 
 impl Scaled {
+    fn quick(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Option<Quantize>> {
+        let facts = inputs.iter().map(|&input| model.outlet_fact(input));
+        let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
+        let constants = facts[1..].iter().map(|fact| fact.konst.clone());
+        let Some(constants) = constants.collect::<Option<TVec<_>>>() else { return Ok(None) };
+        let [scale, zero @ ..] = &constants[..] else { return Ok(None) };
+        let zero = zero.first();
+        let is_single = scale.len() == 1 && zero.is_none_or(|zero| zero.len() == 1);
+        let datum = match self.is_quantizing {
+            true => zero.map_or(DatumType::U8, |zero| zero.datum_type()),
+            false => facts[0].datum_type,
+        };
+        let is_float = !self.is_quantizing || facts[0].datum_type == DatumType::F32;
+        if !is_single || !is_float || scale.datum_type() != DatumType::F32 {
+            return Ok(None);
+        }
+        let first = |tensor: &Tensor| -> TractResult<f32> {
+            Ok(tensor.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?[0])
+        };
+        let zero = zero.map_or(Ok(0.0), |zero| first(zero))?;
+        Ok(Quantize::new(!self.is_quantizing, datum, first(scale)?, zero))
+    }
+
     fn datum(&self, scale: DatumType, zero: Option<DatumType>) -> DatumType {
         match self.is_quantizing {
             true => zero.or(self.datum).unwrap_or(DatumType::U8),

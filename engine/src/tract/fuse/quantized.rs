@@ -1,0 +1,151 @@
+//! Quantising and dequantising by one constant scale. One behind the other they round to steps, which a
+//! convolution or a product does as its sums are written: so a graph that is quantised for integers
+//! runs in single precision, as fast as one that is not.
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::*;
+use wisp_kernels::elementwise::Function;
+use wisp_kernels::quantized::{Quantized, Scale, dequantize, quantize};
+use wisp_kernels::{Activation, Level, Steps};
+
+use super::rows::FusedRows;
+use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
+
+/// Whole numbers for floats, or floats for whole numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::tract) struct Quantize {
+    is_back: bool,
+    datum: Narrow,
+    scale: f32,
+    zero: f32,
+}
+
+impl Eq for Quantize {}
+
+/// What floats are quantised to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Narrow {
+    U8,
+    I8,
+    U16,
+    I16,
+}
+
+stored_struct!(Quantize { is_back, datum, scale, zero });
+
+impl Stored for Narrow {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        to.variant(*self as u8, &())
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        let all = [Narrow::U8, Narrow::I8, Narrow::U16, Narrow::I16];
+        all.get(usize::from(u8::take(from)?)).copied()
+    }
+}
+
+impl Quantize {
+    /// From floats to `datum`, or `is_back`. `None`: it is not ours.
+    pub(in crate::tract) fn new(
+        is_back: bool,
+        datum: DatumType,
+        scale: f32,
+        zero: f32,
+    ) -> Option<Self> {
+        let datum = match datum {
+            DatumType::U8 => Narrow::U8,
+            DatumType::I8 => Narrow::I8,
+            DatumType::U16 => Narrow::U16,
+            DatumType::I16 => Narrow::I16,
+            _ => return None,
+        };
+        Some(Self { is_back, datum, scale, zero })
+    }
+
+    fn steps(&self) -> Steps {
+        let (least, most) = match self.datum {
+            Narrow::U8 => (u8::LEAST, u8::MOST),
+            Narrow::I8 => (i8::LEAST, i8::MOST),
+            Narrow::U16 => (u16::LEAST, u16::MOST),
+            Narrow::I16 => (i16::LEAST, i16::MOST),
+        };
+        Steps { scale: self.scale, least: least - self.zero, most: most - self.zero }
+    }
+
+    fn run<T: Quantized + Datum>(&self, input: &Tensor) -> TractResult<Tensor> {
+        let (input, shape) = (input.try_as_plain_ram()?, input.shape());
+        let (level, scale) = (Level::best(), Scale { scale: self.scale, zero: self.zero });
+        let mut output = match self.is_back {
+            // SAFETY: the kernels write every element, or fail.
+            true => unsafe { Tensor::uninitialized::<f32>(shape)? },
+            false => unsafe { Tensor::uninitialized::<T>(shape)? },
+        };
+        let mut plain = output.try_as_plain_ram_mut()?;
+        match self.is_back {
+            true => dequantize(level, input.as_slice::<T>()?, scale, plain.as_slice_mut()?)?,
+            false => quantize(level, input.as_slice()?, scale, plain.as_slice_mut::<T>()?)?,
+        }
+        Ok(output)
+    }
+}
+
+/// Makes steps of what is quantised only to be dequantised.
+pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+    for id in model.eval_order()? {
+        let node = model.node(id);
+        let Some(op) = node.op_as::<Quantize>().filter(|op| !op.is_back) else { continue };
+        let back = Quantize { is_back: true, ..op.clone() };
+        let ends: Vec<usize> = node.outputs[0].successors.iter().map(|inlet| inlet.node).collect();
+        let is_output = model.output_outlets()?.iter().any(|outlet| outlet.node == id);
+        let is_back = |&end: &usize| model.node(end).op_as::<Quantize>() == Some(&back);
+        if is_output || ends.is_empty() || !ends.iter().all(is_back) {
+            continue;
+        }
+        let mut patch = TypedModelPatch::default();
+        let tap = patch.tap_model(model, node.inputs[0])?;
+        let steps = FusedRows::each(Function::Activation(Activation::Steps(op.steps())));
+        let wired = patch.wire_node(&model.node(ends[0]).name, steps, &[tap])?;
+        for &end in &ends {
+            patch.shunt_outside(model, end.into(), wired[0])?;
+        }
+        patch.apply(model)?;
+    }
+    model.compact()
+}
+
+impl Op for Quantize {
+    fn name(&self) -> StaticName {
+        if self.is_back { "Dequantize".into() } else { "Quantize".into() }
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Quantize {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let output = match self.datum {
+            Narrow::U8 => self.run::<u8>(&inputs[0])?,
+            Narrow::I8 => self.run::<i8>(&inputs[0])?,
+            Narrow::U16 => self.run::<u16>(&inputs[0])?,
+            Narrow::I16 => self.run::<i16>(&inputs[0])?,
+        };
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Quantize {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let datum = match (self.is_back, self.datum) {
+            (true, _) => DatumType::F32,
+            (false, Narrow::U8) => DatumType::U8,
+            (false, Narrow::I8) => DatumType::I8,
+            (false, Narrow::U16) => DatumType::U16,
+            (false, Narrow::I16) => DatumType::I16,
+        };
+        Ok(tvec!(datum.fact(inputs[0].shape.clone())))
+    }
+
+    as_op!();
+}
