@@ -52,15 +52,37 @@ pub struct Scale {
 pub fn quantize<T: Quantized>(
     level: Level,
     values: &[f32],
-    scale: Scale,
+    Scale { scale, zero }: Scale,
     quantized: &mut [T],
 ) -> Result<(), LengthMismatch> {
-    if values.len() != quantized.len() {
-        return Err(LengthMismatch);
-    }
-    // SAFETY: the kernel is of safe slices.
-    unsafe { level.run(Quantize { values, scale, quantized }) };
-    Ok(())
+    each(level, values, quantized, |value| nearest(value / scale, zero))
+}
+
+/// As [`quantize`], but of two as near the one that is even with its zero.
+///
+/// # Errors
+/// Where the lengths differ.
+pub fn quantize_with_zero<T: Quantized>(
+    level: Level,
+    values: &[f32],
+    Scale { scale, zero }: Scale,
+    quantized: &mut [T],
+) -> Result<(), LengthMismatch> {
+    each(level, values, quantized, |value| nearest(value / scale + zero, 0.0))
+}
+
+/// The nearest of all `T` for each sum of products of whole numbers, times `factor`.
+///
+/// # Errors
+/// Where the lengths differ.
+pub fn requantize<T: Quantized>(
+    level: Level,
+    sums: &[f32],
+    factor: f32,
+    zero: f32,
+    quantized: &mut [T],
+) -> Result<(), LengthMismatch> {
+    each(level, sums, quantized, |sum| nearest(sum * factor, zero))
 }
 
 /// What each of them stands for, at the given level.
@@ -70,56 +92,166 @@ pub fn quantize<T: Quantized>(
 pub fn dequantize<T: Quantized>(
     level: Level,
     quantized: &[T],
-    scale: Scale,
+    Scale { scale, zero }: Scale,
     values: &mut [f32],
 ) -> Result<(), LengthMismatch> {
-    if values.len() != quantized.len() {
+    each(level, quantized, values, |quantized| (quantized.number() - zero) * scale)
+}
+
+/// The sums of what two lists stand for, quantised.
+///
+/// # Errors
+/// Where the lengths differ.
+pub fn add<T: Quantized>(
+    level: Level,
+    (a, of_a): (&[T], Scale),
+    (b, of_b): (&[T], Scale),
+    of_sum: Scale,
+    sums: &mut [T],
+) -> Result<(), LengthMismatch> {
+    // As ONNX Runtime: another order rounds another way.
+    let (a_ratio, b_ratio) = (of_a.scale / of_sum.scale, of_b.scale / of_sum.scale);
+    let fixed = of_sum.zero - a_ratio.mul_add(of_a.zero, b_ratio * of_b.zero);
+    each_pair(level, a, b, sums, |a, b| {
+        nearest(a.number().mul_add(a_ratio, b.number().mul_add(b_ratio, fixed)), 0.0)
+    })
+}
+
+/// The sums of what a list stands for and what one number does, quantised.
+///
+/// # Errors
+/// Where the lengths differ.
+pub fn add_one<T: Quantized>(
+    level: Level,
+    (a, of_a): (&[T], Scale),
+    (b, of_b): (T, Scale),
+    of_sum: Scale,
+    sums: &mut [T],
+) -> Result<(), LengthMismatch> {
+    let (a_ratio, b_ratio) = (of_a.scale / of_sum.scale, of_b.scale / of_sum.scale);
+    let fixed = of_sum.zero - a_ratio.mul_add(of_a.zero, b_ratio * of_b.zero);
+    let fixed = fixed + b.number() * b_ratio;
+    each(level, a, sums, |a| nearest(a.number().mul_add(a_ratio, fixed), 0.0))
+}
+
+/// The products of what two lists stand for, quantised.
+///
+/// # Errors
+/// Where the lengths differ.
+pub fn multiply<T: Quantized>(
+    level: Level,
+    (a, of_a): (&[T], Scale),
+    (b, of_b): (&[T], Scale),
+    of_product: Scale,
+    products: &mut [T],
+) -> Result<(), LengthMismatch> {
+    let ratio = of_a.scale * of_b.scale / of_product.scale;
+    each_pair(level, a, b, products, |a, b| {
+        let product = (a.number() - of_a.zero) * (b.number() - of_b.zero);
+        nearest(product * ratio + of_product.zero, 0.0)
+    })
+}
+
+/// The lowest and the highest value, and zero.
+pub fn extremes(level: Level, values: &[f32]) -> (f32, f32) {
+    // SAFETY: the kernel is of safe slices.
+    unsafe { level.run(Extremes { values }) }
+}
+
+/// The nearest whole number, and `zero` more, within what `T` holds. What is no number is the lowest.
+#[inline(always)]
+fn nearest<T: Quantized>(steps: f32, zero: f32) -> T {
+    let (least, most) = (T::LEAST - zero, T::MOST - zero);
+    let steps = if steps > least { steps } else { least };
+    let steps = if steps < most { steps } else { most };
+    let whole = (steps + WHOLE) - WHOLE + zero;
+    // SAFETY: between the lowest and the highest of 16 bits.
+    T::of(unsafe { whole.to_int_unchecked::<i32>() })
+}
+
+fn each<I: Copy, O>(
+    level: Level,
+    from: &[I],
+    to: &mut [O],
+    function: impl Fn(I) -> O,
+) -> Result<(), LengthMismatch> {
+    if from.len() != to.len() {
         return Err(LengthMismatch);
     }
     // SAFETY: the kernel is of safe slices.
-    unsafe { level.run(Dequantize { quantized, scale, values }) };
+    unsafe { level.run(Each { from, to, function }) };
     Ok(())
 }
 
-struct Quantize<'a, T> {
-    values: &'a [f32],
-    scale: Scale,
-    quantized: &'a mut [T],
+fn each_pair<I: Copy, O>(
+    level: Level,
+    a: &[I],
+    b: &[I],
+    to: &mut [O],
+    function: impl Fn(I, I) -> O,
+) -> Result<(), LengthMismatch> {
+    if a.len() != to.len() || b.len() != to.len() {
+        return Err(LengthMismatch);
+    }
+    // SAFETY: the kernel is of safe slices.
+    unsafe { level.run(EachPair { a, b, to, function }) };
+    Ok(())
 }
 
-impl<T: Quantized> Kernel for Quantize<'_, T> {
+// Plain loops: the compiler turns them into the level's vectors, and packs those.
+
+struct Each<'a, I, O, F> {
+    from: &'a [I],
+    to: &'a mut [O],
+    function: F,
+}
+
+impl<I: Copy, O, F: Fn(I) -> O> Kernel for Each<'_, I, O, F> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Scale { scale, zero } = self.scale;
-        let (least, most) = (T::LEAST - zero, T::MOST - zero);
-        // A plain loop: the compiler turns it into the level's vectors, and packs them.
-        for (value, quantized) in self.values.iter().zip(self.quantized) {
-            let steps = value / scale;
-            // What is no number becomes the lowest.
-            let steps = if steps > least { steps } else { least };
-            let steps = if steps < most { steps } else { most };
-            let whole = (steps + WHOLE) - WHOLE + zero;
-            // SAFETY: between the lowest and the highest of 16 bits.
-            *quantized = T::of(unsafe { whole.to_int_unchecked::<i32>() });
+        for (from, to) in self.from.iter().zip(self.to) {
+            *to = (self.function)(*from);
         }
     }
 }
 
-struct Dequantize<'a, T> {
-    quantized: &'a [T],
-    scale: Scale,
-    values: &'a mut [f32],
+struct EachPair<'a, I, O, F> {
+    a: &'a [I],
+    b: &'a [I],
+    to: &'a mut [O],
+    function: F,
 }
 
-impl<T: Quantized> Kernel for Dequantize<'_, T> {
+impl<I: Copy, O, F: Fn(I, I) -> O> Kernel for EachPair<'_, I, O, F> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Scale { scale, zero } = self.scale;
-        for (quantized, value) in self.quantized.iter().zip(self.values) {
-            *value = (quantized.number() - zero) * scale;
+        for ((a, b), to) in self.a.iter().zip(self.b).zip(self.to) {
+            *to = (self.function)(*a, *b);
         }
+    }
+}
+
+struct Extremes<'a> {
+    values: &'a [f32],
+}
+
+impl Kernel for Extremes<'_> {
+    type Output = (f32, f32);
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> (f32, f32) {
+        // One of each for a lane, which the compiler keeps in vectors.
+        let (mut least, mut most) = ([0f32; 16], [0f32; 16]);
+        let lanes = self.values.chunks_exact(16);
+        let rest = lanes.remainder().chunks(1);
+        for values in lanes.chain(rest) {
+            for ((value, least), most) in values.iter().zip(&mut least).zip(&mut most) {
+                *least = if value < least { *value } else { *least };
+                *most = if value > most { *value } else { *most };
+            }
+        }
+        (least.into_iter().fold(0.0, f32::min), most.into_iter().fold(0.0, f32::max))
     }
 }
 
@@ -161,6 +293,47 @@ mod tests {
         check::<i8>(3.0);
         check::<u16>(32_768.0);
         check::<i16>(-7.0);
+    }
+
+    /// What every level must make of all pairs of bytes.
+    #[test]
+    fn sums_and_products_are_rounded_once() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let a: Vec<u8> = bytes.iter().flat_map(|a| [*a; 256]).collect();
+        let b = bytes.repeat(256);
+        let of_a = Scale { scale: 0.5, zero: 128.0 };
+        let of_b = Scale { scale: 0.25, zero: 3.0 };
+        let of_y = Scale { scale: 1.0, zero: 101.0 };
+        for level in Level::ALL.into_iter().filter(|level| level.available()) {
+            let mut sums = vec![0u8; a.len()];
+            add(level, (&a, of_a), (&b, of_b), of_y, &mut sums).expect("equal lengths");
+            let mut products = sums.clone();
+            multiply(level, (&a, of_a), (&b, of_b), of_y, &mut products).expect("equal lengths");
+            for (at, (a, b)) in a.iter().zip(&b).enumerate() {
+                let [x, y] =
+                    [(a, of_a), (b, of_b)].map(|(q, of)| (q.number() - of.zero) * of.scale);
+                // Exact numbers, so that the order is all the same.
+                let wanted = |exact: f32| (exact + 101.0).round_ties_even().clamp(0.0, 255.0) as u8;
+                assert_eq!(sums[at], wanted(x + y), "{level:?}: {a} + {b}");
+                assert_eq!(products[at], wanted(x * y), "{level:?}: {a} * {b}");
+            }
+            let mut one = vec![0u8; 256];
+            add_one(level, (&bytes, of_a), (7, of_b), of_y, &mut one).expect("equal lengths");
+            let all: Vec<u8> = (0..256).map(|a| sums[a * 256 + 7]).collect();
+            assert_eq!(one, all, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn extremes_hold_zero() {
+        for level in Level::ALL.into_iter().filter(|level| level.available()) {
+            let mut values: Vec<f32> = (1..100).map(|i| i as f32).collect();
+            assert_eq!(extremes(level, &values), (0.0, 99.0), "{level:?}");
+            values[40] = -7.5;
+            values[98] = -8.0;
+            assert_eq!(extremes(level, &values), (-8.0, 98.0), "{level:?}");
+            assert_eq!(extremes(level, &[]), (0.0, 0.0), "{level:?}");
+        }
     }
 
     #[test]

@@ -146,13 +146,18 @@ impl<'a> Body<'a> {
         })
     }
 
-    /// A scalar of the floats that another value is of.
-    pub(super) fn number(&mut self, value: f32, like: &str) -> String {
-        let number = self.constant(TensorProto {
+    /// A scalar of FP32.
+    pub(super) fn single(&mut self, value: f32) -> String {
+        self.constant(TensorProto {
             data_type: DataType::Float as i32,
             float_data: vec![value],
             ..TensorProto::default()
-        });
+        })
+    }
+
+    /// A scalar of the floats that another value is of.
+    pub(super) fn number(&mut self, value: f32, like: &str) -> String {
+        let number = self.single(value);
         self.op("CastLike", &[&number, like])
     }
 

@@ -1,10 +1,14 @@
-//! Operators on quantised tensors: what they take is dequantised, and what they give quantised. ONNX
-//! Runtime computes most of them in the same way, some on the integers themselves, which may round
-//! another way.
+//! Operators on quantised tensors. Sums of products are of whole numbers, in floats; what they give is
+//! rounded where ONNX Runtime rounds it. Of the others, what they take is dequantised and what they give
+//! quantised, as ONNX Runtime does.
+
+use tract_onnx::pb::tensor_proto::DataType;
 
 use super::body::{Body, float, int, ints};
 
 type Written = Result<(), String>;
+
+const FLOAT: i64 = DataType::Float as i64;
 
 impl Body<'_> {
     /// The input at `index`, whose scale and zero point come next.
@@ -27,13 +31,7 @@ impl Body<'_> {
     }
 
     fn give_quantized_by(&mut self, value: &str, scale: &str, zero: usize, like: usize) -> Written {
-        let zero = match self.given(zero) {
-            Some(zero) => zero.to_owned(),
-            None => {
-                let zero = self.integer(0);
-                self.op("CastLike", &[&zero, self.input(like)?])
-            }
-        };
+        let zero = zero_point(self, zero, like)?;
         let quantized = self.op("QuantizeLinear", &[value, scale, &zero]);
         self.give(0, &quantized);
         Ok(())
@@ -41,9 +39,14 @@ impl Body<'_> {
 }
 
 pub(super) fn of_two(body: &mut Body<'_>, kind: &str) -> Written {
-    let (a, b) = (body.dequantized(0)?, body.dequantized(3)?);
-    let y = body.op(kind, &[&a, &b]);
-    body.give_quantized(&y, 6, 0)
+    let zeros = [zero_point(body, 2, 0)?, zero_point(body, 5, 3)?, zero_point(body, 7, 0)?];
+    let (a, a_scale) = (body.input(0)?, body.input(1)?);
+    let (b, b_scale) = (body.input(3)?, body.input(4)?);
+    let [a_zero, b_zero, zero] = &zeros;
+    let inputs = [a, a_scale, a_zero, b, b_scale, b_zero, body.input(6)?, zero];
+    let y = body.op(kind, &inputs);
+    body.give(0, &y);
+    Ok(())
 }
 
 pub(super) fn sigmoid(body: &mut Body<'_>) -> Written {
@@ -118,7 +121,10 @@ pub(super) fn average_pool(body: &mut Body<'_>) -> Written {
     let x = body.dequantized(0)?;
     let pool = |body: &mut Body<'_>, x: &str| body.op_with("AveragePool", &[x], attributes);
     let y = body.of_images(&x, channels, pool);
-    body.give_quantized(&y, 3, 0)
+    let zero = zero_point(body, 4, 0)?;
+    let y = body.op(super::MEANS, &[&y, body.input(3)?, &zero]);
+    body.give(0, &y);
+    Ok(())
 }
 
 pub(super) fn max_pool(body: &mut Body<'_>) -> Written {
@@ -130,19 +136,108 @@ pub(super) fn max_pool(body: &mut Body<'_>) -> Written {
     Ok(())
 }
 
+const CONVOLUTION: [&str; 6] =
+    ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
+
+impl Body<'_> {
+    /// The whole numbers of an input, from its zero point on, as floats; with as many zero points
+    /// along the axis as `scales` has numbers.
+    fn whole(&mut self, value: &str, zero: Option<&str>, along: Option<(&str, i64)>) -> String {
+        let ones = match along {
+            Some((scales, _)) => self.op("Div", &[scales, scales]),
+            None => self.single(1.0),
+        };
+        let mut inputs = vec![value, &ones];
+        inputs.extend(zero);
+        let axis = along.map(|(_, axis)| int("axis", axis)).into_iter().collect();
+        self.op_with("DequantizeLinear", &inputs, axis)
+    }
+
+    /// A scale that must be one number.
+    fn scalar(&mut self, scale: &str) -> String {
+        let none = self.integers(&[]);
+        self.op("Reshape", &[scale, &none])
+    }
+
+    /// Gives sums of products of whole numbers by the scales of what was multiplied and the one at
+    /// `index`, whose zero point comes next.
+    fn give_sums(&mut self, sums: &str, scales: [&str; 2], index: usize, axis: i64) -> Written {
+        let factor = self.op("Mul", &scales);
+        let factor = self.op("Div", &[&factor, self.input(index)?]);
+        let zero = zero_point(self, index + 1, 0)?;
+        let axis = vec![int("axis", axis)];
+        let y = self.op_with(super::SUMS, &[sums, &factor, &zero], axis);
+        self.give(0, &y);
+        Ok(())
+    }
+}
+
 /// As ONNX's, but for where the channels may be.
 pub(super) fn convolution(body: &mut Body<'_>) -> Written {
-    let names = ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
-    let attributes = body.attributes(&names);
-    let channels = (body.rank(), body.int("channels_last", 0) != 0);
-    let rest = (1..body.inputs()).map(|index| body.given(index).unwrap_or_default());
-    let rest: Vec<&str> = rest.collect();
-    let y = body.of_images(body.input(0)?, channels, |body, x| {
-        let inputs: Vec<&str> = [x].into_iter().chain(rest).collect();
-        body.op_with("QLinearConv", &inputs, attributes)
+    let attributes = body.attributes(&CONVOLUTION);
+    let (rank, is_last) = (body.rank(), body.int("channels_last", 0) != 0);
+    let (x_scale, w_scale) = (body.input(1)?, body.input(4)?);
+    let x = body.whole(body.input(0)?, body.given(2), None);
+    let w = body.whole(body.input(3)?, body.given(5), Some((w_scale, 0)));
+    let bias = body.given(8);
+    let bias = bias.map(|bias| body.op("CastLike", &[bias, x_scale]));
+    let sums = body.of_images(&x, (rank, is_last), |body, x| {
+        let mut inputs = vec![x, &w];
+        inputs.extend(bias.as_deref());
+        body.op_with("Conv", &inputs, attributes)
     });
+    let axis = if is_last { -1 } else { 1 };
+    body.give_sums(&sums, [x_scale, w_scale], 6, axis)
+}
+
+/// Of tensors with one scale each, the second with one for each column, too.
+pub(super) fn quantized_product(body: &mut Body<'_>) -> Written {
+    let (a_scale, b_scale) = (body.input(1)?, body.input(4)?);
+    let a = body.whole(body.input(0)?, body.given(2), None);
+    let b = body.whole(body.input(3)?, body.given(5), Some((b_scale, -1)));
+    let sums = body.op("MatMul", &[&a, &b]);
+    let a_scale = body.scalar(a_scale);
+    body.give_sums(&sums, [&a_scale, b_scale], 6, -1)
+}
+
+/// Whose sums are wanted as floats.
+pub(super) fn convolution_of_integers(body: &mut Body<'_>) -> Written {
+    let attributes = body.attributes(&CONVOLUTION);
+    let x = body.whole(body.input(0)?, body.given(2), None);
+    let ones = body.given(3).map(|zeros| {
+        let zeros = body.op_with("Cast", &[zeros], vec![int("to", FLOAT)]);
+        let nothing = body.op("Sub", &[&zeros, &zeros]);
+        body.op("Exp", &[&nothing])
+    });
+    let along = ones.as_deref().map(|ones| (ones, 0));
+    let w = body.whole(body.input(1)?, body.given(3), along);
+    let y = body.op_with("Conv", &[&x, &w], attributes);
     body.give(0, &y);
     Ok(())
+}
+
+/// Whose sums are wanted as floats.
+pub(super) fn product_of_integers(body: &mut Body<'_>) -> Written {
+    let (a, b) = ((body.input(0)?, body.given(2)), (body.input(1)?, body.given(3)));
+    let y = sums_of(body, a, b);
+    body.give(0, &y);
+    Ok(())
+}
+
+/// The product of whole numbers, from their zero points on, as floats; the second may have one for each
+/// column.
+fn sums_of(
+    body: &mut Body<'_>,
+    (a, a_zero): (&str, Option<&str>),
+    (b, b_zeros): (&str, Option<&str>),
+) -> String {
+    let a = body.whole(a, a_zero, None);
+    let mut b = body.op_with("Cast", &[b], vec![int("to", FLOAT)]);
+    if let Some(zeros) = b_zeros {
+        let zeros = body.op_with("Cast", &[zeros], vec![int("to", FLOAT)]);
+        b = body.op("Sub", &[&b, &zeros]);
+    }
+    body.op("MatMul", &[&a, &b])
 }
 
 pub(super) fn global_average_pool(body: &mut Body<'_>) -> Written {
@@ -173,23 +268,24 @@ pub(super) fn choice(body: &mut Body<'_>) -> Written {
 
 /// The bias has the scale of the product. Without a scale of its own, the answer stays as it is.
 pub(super) fn gemm(body: &mut Body<'_>) -> Written {
-    let alpha = body.float("alpha", 1.0);
+    let (a_scale, b_scale) = (body.input(1)?, body.input(4)?);
     let of_columns = if body.int("transB", 0) != 0 { 0 } else { 1 };
-    let (a, b) = (body.dequantized(0)?, body.dequantized_along(3, Some(of_columns))?);
-    let mut attributes = body.attributes(&["transA", "transB"]);
-    attributes.push(float("alpha", alpha));
-    let mut y = body.op_with("Gemm", &[&a, &b], attributes);
+    let a = body.whole(body.input(0)?, body.given(2), None);
+    let b = body.whole(body.input(3)?, body.given(5), Some((b_scale, of_columns)));
+    let attributes = body.attributes(&["transA", "transB"]);
+    let mut sums = body.op_with("Gemm", &[&a, &b], attributes);
     if let Some(bias) = body.given(6) {
-        let scale = body.op("Mul", &[body.input(1)?, body.input(4)?]);
-        let bias = body.op("CastLike", &[bias, &scale]);
-        let alpha = body.number(alpha, &scale);
-        let scale = body.op("Mul", &[&scale, &alpha]);
-        let bias = body.op("Mul", &[&bias, &scale]);
-        y = body.op("Add", &[&y, &bias]);
+        let bias = body.op("CastLike", &[bias, a_scale]);
+        sums = body.op("Add", &[&sums, &bias]);
     }
+    let a_scale = body.scalar(a_scale);
+    let alpha = body.number(body.float("alpha", 1.0), &a_scale);
+    let a_scale = body.op("Mul", &[&alpha, &a_scale]);
     match body.given(7) {
-        Some(_) => body.give_quantized(&y, 7, 0),
+        Some(_) => body.give_sums(&sums, [&a_scale, b_scale], 7, -1),
         None => {
+            let factor = body.op("Mul", &[&a_scale, b_scale]);
+            let y = body.op("Mul", &[&sums, &factor]);
             body.give(0, &y);
             Ok(())
         }
@@ -215,21 +311,14 @@ pub(super) fn product_of(
     zeros: [usize; 2],
     bias: Option<&str>,
 ) -> Result<String, String> {
-    let (a, b) = (body.input(0)?, body.input(1)?);
-    let (a_zero, b_zero) = (zero_point(body, zeros[0], 0)?, zero_point(body, zeros[1], 1)?);
-    Ok(scaled(body, [a, b, &a_zero, &b_zero], scales, bias))
+    let (a, b) = ((body.input(0)?, body.given(zeros[0])), (body.input(1)?, body.given(zeros[1])));
+    let sums = sums_of(body, a, b);
+    Ok(scaled(body, &sums, scales, bias))
 }
 
-fn scaled(
-    body: &mut Body<'_>,
-    integers: [&str; 4],
-    scales: [&str; 2],
-    bias: Option<&str>,
-) -> String {
-    let product = body.op("MatMulInteger", &integers);
+fn scaled(body: &mut Body<'_>, sums: &str, scales: [&str; 2], bias: Option<&str>) -> String {
     let scale = body.op("Mul", &scales);
-    let product = body.op("CastLike", &[&product, &scale]);
-    let y = body.op("Mul", &[&product, &scale]);
+    let y = body.op("Mul", &[sums, &scale]);
     match bias {
         Some(bias) => body.op("Add", &[&y, bias]),
         None => y,
@@ -240,8 +329,8 @@ pub(super) fn dynamic_product(body: &mut Body<'_>) -> Written {
     let (b, b_scale) = (body.input(1)?, body.input(2)?);
     let [a, a_scale, a_zero] =
         body.outputs_with("DynamicQuantizeLinear", &[body.input(0)?], Vec::new());
-    let b_zero = zero_point(body, 3, 1)?;
-    let y = scaled(body, [&a, b, &a_zero, &b_zero], [&a_scale, b_scale], body.given(4));
+    let sums = sums_of(body, (&a, Some(&a_zero)), (b, body.given(3)));
+    let y = scaled(body, &sums, [&a_scale, b_scale], body.given(4));
     body.give(0, &y);
     Ok(())
 }

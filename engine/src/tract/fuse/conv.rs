@@ -124,7 +124,9 @@ fn fuse_one(
     let wanted = Wanted {
         geometry,
         may_be_line: input[2] == 1 && chain.residual.is_none(),
-        may_be_winograd: Winograd::pays(&geometry, [input[2], input[3]]),
+        // Its fractions would spoil sums of whole numbers, which are exact otherwise.
+        may_be_winograd: Winograd::pays(&geometry, [input[2], input[3]])
+            && weights.iter().any(|weight| weight.fract() != 0.0),
     };
     let kernel = packed.get(&wanted, &weights, || pack(wanted, window, &weights));
     let Some(kernel) = kernel else { return Ok(None) };

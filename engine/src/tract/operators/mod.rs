@@ -10,6 +10,7 @@ mod branches;
 mod contrib;
 mod einsum;
 mod indices;
+mod integers;
 mod kernel;
 mod layout;
 mod linear;
@@ -47,6 +48,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     contrib::register(operators);
     einsum::register(operators);
     indices::register(operators);
+    integers::register(operators);
     layout::register(operators);
     linear::register(operators);
     losses::register(operators);

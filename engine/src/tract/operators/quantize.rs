@@ -5,6 +5,9 @@ use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
+use wisp_kernels::Level;
+use wisp_kernels::quantized::{Quantized, Scale, dequantize};
+
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
 use super::theirs::{Wiring, rewired};
 use crate::tract::fuse::Quantize;
@@ -176,6 +179,14 @@ impl Kernel for Scaled {
         let (scale, zeros_plain) = (scale.cast_to::<f32>()?, zeros.try_as_plain_ram()?);
         let scale = scale.try_as_plain_ram()?;
         let (scale, zeros) = (scale.as_slice::<f32>()?, zeros_plain.as_slice::<f32>()?);
+        if places.is_single && datum == DatumType::F32 && !self.is_quantizing {
+            let scale = Scale { scale: scale[0], zero: zeros[0] };
+            match input.datum_type() {
+                DatumType::U8 => return dequantized::<u8>(input, scale),
+                DatumType::I8 => return dequantized::<i8>(input, scale),
+                _ => {}
+            }
+        }
         let mut values = input.cast_to::<f32>()?.into_owned();
         let mut plain = values.try_as_plain_ram_mut()?;
         let (least, most) = match datum {
@@ -196,4 +207,13 @@ impl Kernel for Scaled {
         }
         Ok(tvec![values.cast_to_dt(datum)?.into_owned()])
     }
+}
+
+/// By a scale that was not known before the run.
+fn dequantized<T: Quantized + Datum>(input: &Tensor, scale: Scale) -> TractResult<TVec<Tensor>> {
+    let mut output = Tensor::zero::<f32>(input.shape())?;
+    let mut plain = output.try_as_plain_ram_mut()?;
+    let input = input.try_as_plain_ram()?;
+    dequantize(Level::best(), input.as_slice::<T>()?, scale, plain.as_slice_mut()?)?;
+    Ok(tvec![output])
 }
