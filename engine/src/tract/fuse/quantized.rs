@@ -4,6 +4,7 @@
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::tract_core::ops::array::Gather;
 use wisp_kernels::elementwise::Function;
 use wisp_kernels::quantized::{Quantized, Scale, dequantize, quantize};
 use wisp_kernels::{Activation, Level, Steps};
@@ -89,9 +90,14 @@ impl Quantize {
     }
 }
 
-/// Makes steps of what is quantised only to be dequantised.
+/// Makes steps of what is quantised only to be dequantised, and dequantises rows of a constant table
+/// rather than all of it.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
     for id in model.eval_order()? {
+        if let Some(patch) = rows_first(model, id)? {
+            patch.apply(model)?;
+            continue;
+        }
         let node = model.node(id);
         let Some(op) = node.op_as::<Quantize>().filter(|op| !op.is_back) else { continue };
         let back = Quantize { is_back: true, ..op.clone() };
@@ -111,6 +117,23 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         patch.apply(model)?;
     }
     model.compact()
+}
+
+fn rows_first(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let node = model.node(id);
+    let Some(gather) = node.op_as::<Gather>() else { return Ok(None) };
+    let back = model.node(node.inputs[0].node);
+    let Some(op) = back.op_as::<Quantize>().filter(|op| op.is_back) else { return Ok(None) };
+    if gather.output_type.is_some() || model.outlet_fact(back.inputs[0])?.konst.is_none() {
+        return Ok(None);
+    }
+    let mut patch = TypedModelPatch::default();
+    let table = patch.tap_model(model, back.inputs[0])?;
+    let rows = patch.tap_model(model, node.inputs[1])?;
+    let rows = patch.wire_node(format!("{}.rows", node.name), gather.clone(), &[table, rows])?;
+    let wired = patch.wire_node(&node.name, op.clone(), &rows)?;
+    patch.shunt_outside(model, id.into(), wired[0])?;
+    Ok(Some(patch))
 }
 
 impl Op for Quantize {
