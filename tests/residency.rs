@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Server, fixture, hostile_bundle, model, read, scratch, succeeded, wisp};
+use crate::support::{
+    Server, add_request, fixture, hostile_bundle, model, read, scratch, succeeded, wisp,
+};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -119,6 +122,34 @@ fn what_is_needed_least_makes_room_and_what_is_used_stays() {
     assert_eq!(seven(&server), "7");
     let log = server.stop().1;
     assert!(log.contains("of the memory budget of 22 MiB others use"), "{log}");
+}
+
+/// To load one holds up no request of another.
+#[test]
+fn others_answer_while_a_model_is_loaded() {
+    let scratch = scratch();
+    let flags = ["--idle-seconds", "1"];
+    let server = Server::start_admin(&scratch.path().join("state"), &[], &flags);
+    let large = large_bundle(scratch.path(), "large", "engine = \"rten\"\n");
+    server.wisp_ok(&["deploy", text(&large)]);
+    server.wisp_ok(&["deploy", text(&fixture("models/add.onnx"))]);
+    await_state(&server, "large", "cold");
+    let is_loaded = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let status = server.infer_raw("large", "text/plain", b"nothing").status;
+            is_loaded.store(true, Ordering::SeqCst);
+            status
+        });
+        // The first may have to load its own model.
+        let mut answers = 0;
+        while !is_loaded.load(Ordering::SeqCst) {
+            assert_eq!(server.infer("add", &add_request()).status, 200);
+            answers += usize::from(!is_loaded.load(Ordering::SeqCst));
+        }
+        assert_eq!(asked.join().expect("answered"), 200);
+        assert!(answers > 1, "none came while it was loaded");
+    });
 }
 
 /// Whoever waits for a model to be loaded is one of as many as may wait for their turn.

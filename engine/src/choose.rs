@@ -110,7 +110,8 @@ pub fn choose(
     let judge = if is_tested && !contenders.is_empty() {
         Some(0)
     } else {
-        reference(&contenders, tolerance)
+        let outputs: Vec<&[Inputs]> = contenders.iter().map(|it| &*it.outputs).collect();
+        reference(&outputs, tolerance)
     };
     let Some(reference) = judge else {
         let reason = format!("no input was run; {}", describe(engines, &verdicts));
@@ -232,11 +233,9 @@ fn run_all(graph: &Graph, inputs: &[Inputs]) -> Result<Vec<Inputs>, String> {
 }
 
 /// Which contender's answers are right: the first's, unless the two others agree against it.
-fn reference(contenders: &[Contender], tolerance: f64) -> Option<usize> {
-    let agree = |a: usize, b: usize| {
-        compare_all(&contenders[a].outputs, &contenders[b].outputs, tolerance).is_ok()
-    };
-    match contenders {
+fn reference(outputs: &[&[Inputs]], tolerance: f64) -> Option<usize> {
+    let agree = |a: usize, b: usize| compare_all(outputs[a], outputs[b], tolerance).is_ok();
+    match outputs {
         [] => None,
         [_, _, _] if !agree(0, 1) && !agree(0, 2) && agree(1, 2) => Some(1),
         _ => Some(0),
@@ -346,5 +345,29 @@ fn push(data: &mut Vec<u8>, datatype: Datatype, number: f64) {
             data.push(bit);
             data.resize(data.len() + other.size().unwrap_or(1) - 1, 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_that_agree_are_right_against_the_first() {
+        let answers = |number: f32| {
+            let data = number.to_le_bytes().to_vec().into();
+            vec![vec![Value { datatype: Datatype::Fp32, shape: vec![1], data }]]
+        };
+        let right = |numbers: &[f32]| {
+            let all: Vec<_> = numbers.iter().map(|&number| answers(number)).collect();
+            reference(&all.iter().map(Vec::as_slice).collect::<Vec<_>>(), 1e-3)
+        };
+        assert_eq!(right(&[]), None);
+        assert_eq!(right(&[1.0]), Some(0));
+        assert_eq!(right(&[1.0, 2.0]), Some(0));
+        assert_eq!(right(&[1.0, 2.0, 2.0]), Some(1));
+        assert_eq!(right(&[1.0, 1.0, 2.0]), Some(0));
+        assert_eq!(right(&[1.0, 2.0, 1.0]), Some(0));
+        assert_eq!(right(&[1.0, 2.0, 3.0]), Some(0));
     }
 }

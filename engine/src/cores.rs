@@ -102,7 +102,8 @@ impl Drop for Busy<'_> {
         if self.cores.aside.load(Ordering::SeqCst) > 0 {
             // Taken once: who is about to wait is not missed.
             drop(self.cores.lock.lock());
-            self.cores.freed.notify_one();
+            // More than one may be free now.
+            self.cores.freed.notify_all();
         }
     }
 }

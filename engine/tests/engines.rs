@@ -9,6 +9,8 @@ mod trust;
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -247,6 +249,35 @@ fn a_run_that_is_over_stops() {
         assert_eq!(stopped, Err(Failure::Stopped), "{engine}");
         assert_eq!(run(&graph, &[floats(&[1], &[3.0])]).unwrap()[0], floats(&[1], &[3.0]));
     }
+}
+
+/// rten cannot be stopped: what is given up goes on, is counted, and holds up no more than it may.
+#[test]
+fn what_was_given_up_is_counted_until_it_ends() {
+    let graph = Graph::load(&fixture("matmul_slow"), EngineKind::Rten).unwrap();
+    let input = [floats(&[1], &[3.0])];
+    let given_up = |most: usize| {
+        let asked = AtomicUsize::new(0);
+        let is_over = || asked.fetch_add(1, Ordering::Relaxed) > most;
+        graph.run(&mut input.clone(), &is_over)
+    };
+    let refused = (0..1000).find_map(|_| match given_up(0) {
+        Err(Failure::Stopped) => None,
+        other => Some(other),
+    });
+    let Some(Err(Failure::Failed(reason))) = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("whose time is over"), "{reason}");
+    let until = Instant::now() + Duration::from_secs(60);
+    let answer = loop {
+        match run(&graph, &input) {
+            Err(Failure::Failed(reason)) if reason.contains("whose time is over") => {
+                assert!(Instant::now() < until, "{reason}");
+                thread::sleep(Duration::from_millis(5));
+            }
+            other => break other,
+        }
+    };
+    assert_eq!(answer.unwrap()[0], input[0]);
 }
 
 #[test]

@@ -112,14 +112,11 @@ fn compare(wanted: &Value<'_>, came: &Value<'_>, tolerance: f64) -> Result<(), S
         ));
     }
     let (Some(wanted), Some(came)) = (floats(wanted), floats(came)) else {
-        let is_near = match wanted.datatype {
-            Datatype::Uint8 => are_near(&wanted.data, &came.data, tolerance, |byte| byte.into()),
-            Datatype::Int8 => {
-                are_near(&wanted.data, &came.data, tolerance, |byte| byte.cast_signed().into())
-            }
-            _ => wanted.data == came.data,
+        let are_near = |(wanted, came): (Vec<f64>, Vec<f64>)| {
+            wanted.iter().zip(&came).all(|(wanted, came)| (wanted - came).abs() <= tolerance)
         };
-        return match is_near {
+        let is_near = steps(wanted).zip(steps(came)).map(are_near);
+        return match is_near.unwrap_or(wanted.data == came.data) {
             true => Ok(()),
             false => Err(format!("wanted {}, got {}", shown(wanted), shown(came))),
         };
@@ -135,8 +132,16 @@ fn compare(wanted: &Value<'_>, came: &Value<'_>, tolerance: f64) -> Result<(), S
     }
 }
 
-fn are_near(wanted: &[u8], came: &[u8], steps: f64, number: impl Fn(u8) -> f64) -> bool {
-    wanted.iter().zip(came).all(|(&wanted, &came)| (number(wanted) - number(came)).abs() <= steps)
+/// What floats may be quantised to.
+fn steps(value: &Value<'_>) -> Option<Vec<f64>> {
+    let (pairs, _) = value.data.as_chunks::<2>();
+    Some(match value.datatype {
+        Datatype::Uint8 => value.data.iter().map(|&byte| byte.into()).collect(),
+        Datatype::Int8 => value.data.iter().map(|&byte| byte.cast_signed().into()).collect(),
+        Datatype::Uint16 => pairs.iter().map(|&pair| u16::from_le_bytes(pair).into()).collect(),
+        Datatype::Int16 => pairs.iter().map(|&pair| i16::from_le_bytes(pair).into()).collect(),
+        _ => return None,
+    })
 }
 
 fn floats(value: &Value<'_>) -> Option<Vec<f64>> {
