@@ -11,8 +11,8 @@ use std::mem;
 
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
-use crate::functions::{free_prefix, graphs_of};
 use crate::graph::LoadError;
+use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
 use body::Body;
 
@@ -52,11 +52,11 @@ const DOMAINS: [&str; 5] =
 /// # Errors
 /// An operator, or a use of one, that is not known: tract would take it for ONNX's of that name.
 pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, LoadError> {
-    let Some(graph) = proto.graph.as_ref().filter(|graph| !is_plain(graph)) else {
+    if proto.graph.as_ref().is_none_or(is_plain) {
         return Ok(Cow::Borrowed(proto));
-    };
-    let (mut proto, prefix) = (proto.clone(), free_prefix(graph, "part"));
-    let is_recent = proto.opset_import.iter().any(|it| it.domain.is_empty() && it.version >= 13);
+    }
+    let (mut proto, prefix) = (proto.clone(), free_prefix(proto, "part"));
+    let is_recent = proto.opset_import.iter().any(|it| is_onnx(&it.domain) && it.version >= 13);
     let mut writer = Writer { prefix, is_recent, written: 0 };
     if let Some(graph) = &mut proto.graph {
         let written = writer.write_out(graph);
@@ -66,13 +66,12 @@ pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, Loa
 }
 
 fn is_plain(graph: &GraphProto) -> bool {
-    let mut inner = graph.node.iter().flat_map(|node| &node.attribute);
-    graph.node.iter().all(|node| DOMAINS.contains(&node.domain.as_str()))
-        && inner.all(|attribute| attribute.g.iter().chain(&attribute.graphs).all(is_plain))
+    let is_left = |node: &NodeProto| DOMAINS.contains(&node.domain.as_str());
+    graph.node.iter().all(|node| is_left(node) && graphs_in(node).all(is_plain))
 }
 
 struct Writer {
-    /// What no value's name starts with.
+    /// What no name starts with.
     prefix: String,
     is_recent: bool,
     written: usize,
@@ -109,39 +108,58 @@ impl Writer {
     }
 }
 
+/// Whether it is one of ONNX Runtime's own operators, and is served.
+pub(crate) fn is_known(domain: &str, op_type: &str) -> bool {
+    domain == DOMAIN && (KNOWN.contains(&op_type) || writer_of(op_type).is_some())
+}
+
 /// Writes a node out, and returns whether that was needed.
 fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
     if node.domain != DOMAIN {
         return Err("an operator set that tract lacks".to_owned());
     }
-    match node.op_type.as_str() {
-        "Attention" => attention::attention(body)?,
-        "DynamicQuantizeLSTM" => quantized::lstm(body)?,
-        "DynamicQuantizeMatMul" => quantized::dynamic_product(body)?,
-        "EmbedLayerNormalization" => fused::embedding(body)?,
-        "FusedConv" => fused::convolution(body)?,
-        "FusedGemm" => fused::gemm(body)?,
-        "FusedMatMul" | "TransposeMatMul" => fused::product(body)?,
-        "MatMulIntegerToFloat" => quantized::product(body)?,
-        "MatMulNBits" => quantized::product_of_bits(body)?,
-        "MultiHeadAttention" => attention::of_heads(body)?,
-        "NhwcMaxPool" => quantized::max_pool(body)?,
-        "QAttention" => attention::quantized(body)?,
-        "QGemm" => quantized::gemm(body)?,
-        "QLinearAdd" => quantized::of_two(body, "Add")?,
-        "QLinearAveragePool" => quantized::average_pool(body)?,
-        "QLinearConcat" => quantized::concat(body)?,
-        "QLinearConv" => quantized::convolution(body)?,
-        "QLinearGlobalAveragePool" => quantized::global_average_pool(body)?,
-        "QLinearLeakyRelu" => quantized::leaky_relu(body)?,
-        "QLinearMul" => quantized::of_two(body, "Mul")?,
-        "QLinearSigmoid" => quantized::sigmoid(body)?,
-        "QLinearSoftmax" => quantized::softmax(body)?,
-        "QLinearWhere" => quantized::choice(body)?,
-        "SkipLayerNormalization" => fused::skip(body, "LayerNormalization", 4)?,
-        "SkipSimplifiedLayerNormalization" => fused::skip(body, "SimplifiedLayerNormalization", 3)?,
-        known if KNOWN.contains(&known) => return Ok(false),
-        _ => return Err("an operator, or a use of it, that tract lacks".to_owned()),
+    match writer_of(&node.op_type) {
+        Some(write) => write(body).map(|()| true),
+        None if KNOWN.contains(&node.op_type.as_str()) => Ok(false),
+        None => Err("an operator, or a use of it, that tract lacks".to_owned()),
     }
-    Ok(true)
+}
+
+type Write = fn(&mut Body<'_>) -> Result<(), String>;
+
+/// What writes an operator out, for those that are.
+fn writer_of(op_type: &str) -> Option<Write> {
+    let write: Write = match op_type {
+        "Attention" => attention::attention,
+        "DynamicQuantizeLSTM" => quantized::lstm,
+        "DynamicQuantizeMatMul" => quantized::dynamic_product,
+        "EmbedLayerNormalization" => fused::embedding,
+        "FusedConv" => fused::convolution,
+        "FusedGemm" => fused::gemm,
+        "FusedMatMul" | "TransposeMatMul" => fused::product,
+        "MatMulIntegerToFloat" => quantized::product,
+        "MatMulNBits" => quantized::product_of_bits,
+        "MultiHeadAttention" => attention::of_heads,
+        "NhwcMaxPool" => quantized::max_pool,
+        "QAttention" => attention::quantized,
+        "QGemm" => quantized::gemm,
+        "QLinearAdd" => |body: &mut Body<'_>| quantized::of_two(body, "Add"),
+        "QLinearAveragePool" => quantized::average_pool,
+        "QLinearConcat" => quantized::concat,
+        "QLinearConv" => quantized::convolution,
+        "QLinearGlobalAveragePool" => quantized::global_average_pool,
+        "QLinearLeakyRelu" => quantized::leaky_relu,
+        "QLinearMul" => |body: &mut Body<'_>| quantized::of_two(body, "Mul"),
+        "QLinearSigmoid" => quantized::sigmoid,
+        "QLinearSoftmax" => quantized::softmax,
+        "QLinearWhere" => quantized::choice,
+        "SkipLayerNormalization" => {
+            |body: &mut Body<'_>| fused::skip(body, "LayerNormalization", 4)
+        }
+        "SkipSimplifiedLayerNormalization" => {
+            |body: &mut Body<'_>| fused::skip(body, "SimplifiedLayerNormalization", 3)
+        }
+        _ => return None,
+    };
+    Some(write)
 }
