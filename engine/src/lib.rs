@@ -15,6 +15,7 @@ mod graph;
 mod guard;
 mod kind;
 pub mod memory;
+mod messages;
 mod once;
 mod onnxruntime;
 mod rten;

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb;
 
 use crate::LoadError;
+use crate::messages::{bodies, graphs_in};
 use crate::sizes::{self, Constants, constants};
 
 /// The largest axis, from either end. NumPy has 64 of them.
@@ -110,12 +111,11 @@ fn check_shape(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError>
 fn check_node(node: &pb::NodeProto, known: &Known<'_>) -> Result<(), LoadError> {
     sizes::check_node(node, |name| known.constant(name)).map_err(LoadError)?;
     check_shape(node, known)?;
+    graphs_in(node).try_for_each(|graph| check_graph(graph, Some(known)))?;
     node.attribute.iter().try_for_each(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(check_tensor)?;
         let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
         sparse.into_iter().try_for_each(check_sparse)?;
-        let mut graphs = attribute.g.iter().chain(&attribute.graphs);
-        graphs.try_for_each(|graph| check_graph(graph, Some(known)))?;
         check_bounds(node, attribute)
     })
 }
@@ -236,11 +236,6 @@ fn deepest_within(graph: &pb::GraphProto) -> usize {
     bodies(graph).map(|body| depth(body).max(deepest_within(body))).max().unwrap_or(0)
 }
 
-fn bodies(graph: &pb::GraphProto) -> impl Iterator<Item = &pb::GraphProto> {
-    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
-    attributes.flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
-}
-
 fn depth(graph: &pb::GraphProto) -> usize {
     let made: HashSet<&String> = graph.node.iter().flat_map(|node| &node.output).collect();
     let mut depths: HashMap<&String, usize> = HashMap::new();
@@ -260,9 +255,7 @@ fn depth(graph: &pb::GraphProto) -> usize {
 
 /// The values that a node takes: its inputs, and what its inner graphs take from around them.
 fn needs(node: &pb::NodeProto) -> impl Iterator<Item = &String> {
-    let graphs =
-        node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
-    node.input.iter().chain(graphs.flat_map(captured))
+    node.input.iter().chain(graphs_in(node).flat_map(captured))
 }
 
 fn captured(graph: &pb::GraphProto) -> Vec<&String> {

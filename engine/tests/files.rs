@@ -1,6 +1,9 @@
 //! Files as a client may send them: weights written in all the ways there are, and files cut
 //! short or changed. A graph gives the same answer or is refused; nothing panics.
 
+#[path = "support/encode.rs"]
+mod encode;
+
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -112,6 +115,27 @@ fn weights_are_found_however_they_are_written() {
     assert_eq!(answer(&listed(whole).encode_to_vec()), Ok(expected(1, 2)), "among the inputs");
 }
 
+fn has_onnxruntime() -> bool {
+    let Some(path) = std::env::var_os("WISP_TEST_ONNXRUNTIME") else { return false };
+    // SAFETY: whoever set it says that it is ONNX Runtime.
+    let opened = unsafe { OnnxRuntime::open(Path::new(&path)) };
+    opened.expect("WISP_TEST_ONNXRUNTIME: a library that opens");
+    true
+}
+
+/// Of a file with large weights, which is written anew for ONNX Runtime.
+#[test]
+fn inputs_left_out_at_the_end_are_none() {
+    let mut model = model(vec![weights("a", 1), weights("b", 2)]);
+    let nodes = model.graph.iter_mut().flat_map(|graph| &mut graph.node);
+    nodes.for_each(|node| node.input.push(String::new()));
+    let onnx = model.encode_to_vec();
+    assert_eq!(answer(&onnx), Ok(expected(1, 2)));
+    if has_onnxruntime() {
+        assert_eq!(answer_of(&onnx, EngineKind::OnnxRuntime), Ok(expected(1, 2)));
+    }
+}
+
 /// What is not written anew for an engine is refused by it, not read without the functions.
 #[test]
 fn functions_are_served_with_large_weights() {
@@ -136,17 +160,28 @@ fn functions_are_served_with_large_weights() {
     }];
     let onnx = calling.encode_to_vec();
     assert_eq!(answer(&onnx), Ok(expected(1, 2)));
-    if let Some(path) = std::env::var_os("WISP_TEST_ONNXRUNTIME") {
-        // SAFETY: whoever set it says that it is ONNX Runtime.
-        let opened = unsafe { OnnxRuntime::open(Path::new(&path)) };
-        opened.expect("WISP_TEST_ONNXRUNTIME: a library that opens");
+    if has_onnxruntime() {
         assert_eq!(answer_of(&onnx, EngineKind::OnnxRuntime), Ok(expected(1, 2)));
     }
     let refused = answer_of(&onnx, EngineKind::Rten);
-    assert_eq!(
-        refused,
-        Err("rten takes no functions of a file's own, and no maps as outputs".to_owned())
-    );
+    assert_eq!(refused, Err("rten takes no functions of a file's own".to_owned()));
+}
+
+#[test]
+fn functions_that_are_not_called_change_nothing() {
+    let mut model = model(vec![weights("a", 1), weights("b", 2)]);
+    let mut opset_import = model.opset_import.clone();
+    opset_import.iter_mut().for_each(|opset| opset.version -= 1);
+    model.functions = vec![pb::FunctionProto {
+        name: Some("Older".into()),
+        domain: Some("own".into()),
+        opset_import,
+        ..pb::FunctionProto::default()
+    }];
+    let onnx = encode::encode(&model);
+    for engine in [EngineKind::Tract, EngineKind::Rten] {
+        assert_eq!(answer_of(&onnx, engine), Ok(expected(1, 2)), "{engine}");
+    }
 }
 
 #[test]

@@ -51,10 +51,8 @@ pub(crate) fn load(
         )));
     }
     // Its reader takes a tensor's sizes one by one only, not packed as they are written here.
-    if file.is_rewritten() {
-        return Err(LoadError(
-            "rten takes no functions of a file's own, and no maps as outputs".to_owned(),
-        ));
+    if let Some(what) = file.rewritten() {
+        return Err(LoadError(format!("rten takes no {what}")));
     }
     trust::check(file)?;
     let has = |datatype| values::element_of(datatype).is_some();
@@ -64,7 +62,7 @@ pub(crate) fn load(
         // to 0.9 of the time, for a quarter more of its load and a third more of its memory.
         let mut options = ModelOptions::with_all_ops();
         options.prepack_weights(true);
-        options.load(file.bytes().into_owned())
+        options.load(file.onnx().to_vec())
     })?;
     let model = model.map_err(|error| LoadError(format!("cannot be read: {}", line(&error))))?;
     let ids = |specs: &[TensorSpec]| {

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 
 use crate::LoadError;
+use crate::messages::{graphs_in, is_onnx};
 use crate::tract::File;
 
 /// # Errors
 /// A node of which rten's answer is known to be wrong.
 pub(super) fn check(file: &File<'_>) -> Result<(), LoadError> {
     let Some(graph) = &file.proto.graph else { return Ok(()) };
-    let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
-    let opset = file.proto.opset_import.iter().find(|opset| is_standard(&opset.domain));
+    let opset = file.proto.opset_import.iter().find(|opset| is_onnx(&opset.domain));
     check_graph(graph, None, file, opset.map_or(0, |opset| opset.version))
 }
 
@@ -35,8 +35,7 @@ fn check_graph(
                 "rten is not trusted with the {op} node `{name}`: {why}"
             )));
         }
-        let bodies = node.attribute.iter().flat_map(|it| it.g.iter().chain(&it.graphs));
-        bodies.into_iter().try_for_each(|body| check_graph(body, Some(known), file, opset))?;
+        graphs_in(node).try_for_each(|body| check_graph(body, Some(known), file, opset))?;
     }
     Ok(())
 }

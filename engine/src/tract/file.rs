@@ -11,7 +11,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 
 use super::{chain, halves};
 use crate::graph::LoadError;
-use crate::{functions, zip_map};
+use crate::{functions, messages, zip_map};
 
 /// Weights of fewer bytes are read with the rest.
 const LARGE: usize = 4096;
@@ -31,8 +31,9 @@ pub(crate) struct File<'a> {
     pub(crate) proto: pb::ModelProto,
     weights: Vec<Weights<'a>>,
     onnx: &'a [u8],
-    /// Whether the messages are not the file's own any more: see [`functions`] and [`zip_map`].
-    is_rewritten: bool,
+    rewritten: Option<&'static str>,
+    /// Whether the messages are the file's own.
+    is_as_read: bool,
 }
 
 /// A tensor whose elements are its bytes.
@@ -68,12 +69,25 @@ impl<'a> File<'a> {
         }
         let has_functions = functions::inline(&mut proto, onnx)?;
         let has_maps = proto.graph.as_mut().is_some_and(zip_map::strip);
-        Ok(Self { proto, weights, onnx, is_rewritten: has_functions || has_maps })
+        let is_trimmed = proto.graph.as_mut().is_some_and(|graph| messages::trim(&mut graph.node));
+        let rewritten = match (has_functions, has_maps) {
+            (true, _) => Some("functions of a file's own"),
+            (false, true) => Some("maps as outputs"),
+            (false, false) => None,
+        };
+        let is_as_read = rewritten.is_none() && !is_trimmed;
+        Ok(Self { proto, weights, onnx, rewritten, is_as_read })
     }
 
-    /// Whether the messages are not the file's own any more.
-    pub(crate) fn is_rewritten(&self) -> bool {
-        self.is_rewritten
+    /// What the file has and no engine here reads: the messages have other nodes for it. See
+    /// [`functions`] and [`zip_map`].
+    pub(crate) fn rewritten(&self) -> Option<&'static str> {
+        self.rewritten
+    }
+
+    /// The bytes that it was read from.
+    pub(crate) fn onnx(&self) -> &'a [u8] {
+        self.onnx
     }
 
     /// Whether FP16 is anywhere in it.
@@ -87,9 +101,11 @@ impl<'a> File<'a> {
         self.onnx.len()
     }
 
-    /// The bytes of an ONNX file of these messages, with all weights.
+    /// The bytes of an ONNX file of these messages, with all weights: the file's own, or, where nodes
+    /// are others, new ones. Those lack all that tract's messages do, as the types of values that are
+    /// no tensors.
     pub(crate) fn bytes(&self) -> Cow<'a, [u8]> {
-        if !self.is_rewritten {
+        if self.is_as_read {
             return Cow::Borrowed(self.onnx);
         }
         let mut proto = self.proto.clone();

@@ -10,7 +10,7 @@ use tract_onnx::pb::{
 };
 use tract_onnx::pb::{attribute_proto::AttributeType, type_proto::Value};
 
-use crate::functions::{free_prefix, graphs_of};
+use crate::messages::{bodies, free_prefix, graphs_of};
 
 const FP16: i32 = DataType::Float16 as i32;
 const FP32: i32 = DataType::Float as i32;
@@ -21,8 +21,8 @@ const NAMING: [&str; 3] = ["to", "dtype", "output_dtype"];
 /// The messages in FP32.
 pub(super) fn widened(proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
     let mut proto = proto.into_owned();
+    let prefix = free_prefix(&proto, "wide");
     if let Some(graph) = &mut proto.graph {
-        let prefix = free_prefix(graph, "wide.");
         widen_door(graph, &prefix);
         widen(graph);
     }
@@ -35,13 +35,7 @@ pub(super) fn are_looked_at(proto: &ModelProto) -> bool {
 }
 
 fn looks_at_bits(graph: &GraphProto) -> bool {
-    graph.node.iter().any(|node| node.op_type == "BitCast")
-        || inner_graphs(graph).any(looks_at_bits)
-}
-
-fn inner_graphs(graph: &GraphProto) -> impl Iterator<Item = &GraphProto> {
-    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
-    attributes.flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+    graph.node.iter().any(|node| node.op_type == "BitCast") || bodies(graph).any(looks_at_bits)
 }
 
 /// Whether a graph takes, gives, holds or makes any.
@@ -55,7 +49,7 @@ pub(super) fn are_in(graph: &GraphProto) -> bool {
     values.any(|value| element_type(value) == Some(FP16))
         || graph.initializer.iter().any(is_half)
         || graph.node.iter().flat_map(|node| &node.attribute).any(makes)
-        || inner_graphs(graph).any(are_in)
+        || bodies(graph).any(are_in)
 }
 
 /// Makes singles of what comes in, and halves of what goes out.
@@ -68,17 +62,17 @@ fn widen_door(graph: &mut GraphProto, prefix: &str) {
     let mut outputs: Vec<String> = outputs.map(|output| output.name.clone()).collect();
     outputs.sort_unstable();
     outputs.dedup();
+    let wide = |name: &str| format!("{prefix}.{name}");
     let renamed = |name: &str| {
         let is_renamed = |names: &[String]| names.iter().any(|other| other == name);
-        (is_renamed(&inputs) || is_renamed(&outputs)).then(|| format!("{prefix}{name}"))
+        (is_renamed(&inputs) || is_renamed(&outputs)).then(|| wide(name))
     };
     for tensor in &mut graph.initializer {
         tensor.name = renamed(&tensor.name).unwrap_or_else(|| tensor.name.clone());
     }
     rename(&mut graph.node, &renamed);
-    let wide = |name: &String| format!("{prefix}{name}");
     // Another node may have the name of an output.
-    let named = |name: &String, cast| NodeProto { name: format!("{prefix}cast {name}"), ..cast };
+    let named = |name: &String, cast| NodeProto { name: format!("{prefix} cast {name}"), ..cast };
     let inputs = inputs.iter().map(|name| named(name, cast(name, &wide(name), FP32)));
     let outputs = outputs.iter().map(|name| named(name, cast(&wide(name), name, FP16)));
     let casts: Vec<NodeProto> = inputs.chain(outputs).collect();

@@ -4,7 +4,7 @@
 mod bodies;
 mod by_sizes;
 mod compiled;
-mod contrib;
+pub(crate) mod contrib;
 mod extent;
 mod file;
 mod fuse;

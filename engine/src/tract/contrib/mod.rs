@@ -13,8 +13,8 @@ use std::mem;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
-use crate::functions::{free_prefix, graphs_of};
 use crate::graph::LoadError;
+use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
 use body::Body;
 
@@ -33,10 +33,6 @@ pub(super) const SUMS: &str = "wisp.Requantized";
 pub(super) const MEANS: &str = "wisp.QuantizedMeans";
 pub(super) const SUM: &str = "wisp.QuantizedSum";
 pub(super) const PRODUCT: &str = "wisp.QuantizedProduct";
-
-/// ONNX's operators on whole numbers, which our kernels compute as floats: those hold sums of 24 bits,
-/// as whatever comes of them does.
-const OF_INTEGERS: [&str; 4] = ["ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"];
 
 /// Its operators that tract has and computes as it does, or ours of the same name do.
 const KNOWN: [&str; 14] = [
@@ -65,15 +61,17 @@ const DOMAINS: [&str; 5] =
 /// # Errors
 /// An operator, or a use of one, that is not known: tract would take it for ONNX's of that name.
 pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, LoadError> {
-    let Some(graph) = proto.graph.as_ref().filter(|graph| !is_plain(graph)) else {
+    if proto.graph.as_ref().is_none_or(is_plain) {
         return Ok(Cow::Borrowed(proto));
-    };
-    let prefix = free_prefix(graph, "part");
-    let is_recent = proto.opset_import.iter().any(|it| it.domain.is_empty() && it.version >= 13);
+    }
     let mut exact = HashSet::new();
-    exact_values(graph, &mut exact);
-    let exact = exact.into_iter().map(str::to_owned).collect();
-    let mut writer = Writer { exact, prefix, is_recent, written: 0 };
+    proto.graph.iter().for_each(|graph| exact_values(graph, &mut exact));
+    let mut writer = Writer {
+        exact: exact.into_iter().map(str::to_owned).collect(),
+        prefix: free_prefix(proto, "part"),
+        is_recent: proto.opset_import.iter().any(|it| is_onnx(&it.domain) && it.version >= 13),
+        written: 0,
+    };
     let mut proto = proto.clone();
     if let Some(graph) = &mut proto.graph {
         let written = writer.write_out(graph);
@@ -83,9 +81,7 @@ pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, Loa
 }
 
 fn is_plain(graph: &GraphProto) -> bool {
-    let mut inner = graph.node.iter().flat_map(|node| &node.attribute);
-    graph.node.iter().all(is_plain_node)
-        && inner.all(|attribute| attribute.g.iter().chain(&attribute.graphs).all(is_plain))
+    graph.node.iter().all(|node| is_plain_node(node) && graphs_in(node).all(is_plain))
 }
 
 fn is_plain_node(node: &NodeProto) -> bool {
@@ -93,7 +89,7 @@ fn is_plain_node(node: &NodeProto) -> bool {
 }
 
 fn is_of_integers(node: &NodeProto) -> bool {
-    matches!(&*node.domain, "" | "ai.onnx") && OF_INTEGERS.contains(&&*node.op_type)
+    is_onnx(&node.domain) && writer_of_integers(&node.op_type).is_some()
 }
 
 /// Adds the values that are needed as what they are: not only as floats, by a Cast.
@@ -105,20 +101,14 @@ fn exact_values<'a>(graph: &'a GraphProto, exact: &mut HashSet<&'a str>) {
         if !is_cast {
             exact.extend(node.input.iter().map(String::as_str));
         }
-        for attribute in &node.attribute {
-            attribute
-                .g
-                .iter()
-                .chain(&attribute.graphs)
-                .for_each(|inner| exact_values(inner, exact));
-        }
+        graphs_in(node).for_each(|inner| exact_values(inner, exact));
     }
 }
 
 struct Writer {
-    /// Of the whole file; what it takes for two values of one name is all the same.
+    /// Of the whole file, so that of two values of one name neither is lost.
     exact: HashSet<String>,
-    /// What no value's name starts with.
+    /// What no name starts with.
     prefix: String,
     is_recent: bool,
     written: usize,
@@ -157,48 +147,73 @@ impl Writer {
     }
 }
 
+/// Whether it is one of ONNX Runtime's own operators, and is served.
+pub(crate) fn is_known(domain: &str, op_type: &str) -> bool {
+    domain == DOMAIN && (KNOWN.contains(&op_type) || writer_of(op_type).is_some())
+}
+
 /// Writes a node out, and returns whether that was needed.
 fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
-    if is_of_integers(node) {
-        match node.op_type.as_str() {
-            "ConvInteger" => quantized::convolution_of_integers(body)?,
-            "MatMulInteger" => quantized::product_of_integers(body)?,
-            "QLinearConv" => quantized::convolution(body)?,
-            _ => quantized::quantized_product(body)?,
-        }
-        return Ok(true);
+    if let Some(write) = writer_of_integers(&node.op_type).filter(|_| is_onnx(&node.domain)) {
+        return write(body).map(|()| true);
     }
     if node.domain != DOMAIN {
         return Err("an operator set that tract lacks".to_owned());
     }
-    match node.op_type.as_str() {
-        "Attention" => attention::attention(body)?,
-        "DynamicQuantizeLSTM" => quantized::lstm(body)?,
-        "DynamicQuantizeMatMul" => quantized::dynamic_product(body)?,
-        "EmbedLayerNormalization" => fused::embedding(body)?,
-        "FusedConv" => fused::convolution(body)?,
-        "FusedGemm" => fused::gemm(body)?,
-        "FusedMatMul" | "TransposeMatMul" => fused::product(body)?,
-        "MatMulIntegerToFloat" => quantized::product(body)?,
-        "MatMulNBits" => quantized::product_of_bits(body)?,
-        "MultiHeadAttention" => attention::of_heads(body)?,
-        "NhwcMaxPool" => quantized::max_pool(body)?,
-        "QAttention" => attention::quantized(body)?,
-        "QGemm" => quantized::gemm(body)?,
-        "QLinearAdd" => quantized::of_two(body, SUM)?,
-        "QLinearAveragePool" => quantized::average_pool(body)?,
-        "QLinearConcat" => quantized::concat(body)?,
-        "QLinearConv" => quantized::convolution(body)?,
-        "QLinearGlobalAveragePool" => quantized::global_average_pool(body)?,
-        "QLinearLeakyRelu" => quantized::leaky_relu(body)?,
-        "QLinearMul" => quantized::of_two(body, PRODUCT)?,
-        "QLinearSigmoid" => quantized::sigmoid(body)?,
-        "QLinearSoftmax" => quantized::softmax(body)?,
-        "QLinearWhere" => quantized::choice(body)?,
-        "SkipLayerNormalization" => fused::skip(body, "LayerNormalization", 4)?,
-        "SkipSimplifiedLayerNormalization" => fused::skip(body, "SimplifiedLayerNormalization", 3)?,
-        known if KNOWN.contains(&known) => return Ok(false),
-        _ => return Err("an operator, or a use of it, that tract lacks".to_owned()),
+    match writer_of(&node.op_type) {
+        Some(write) => write(body).map(|()| true),
+        None if KNOWN.contains(&node.op_type.as_str()) => Ok(false),
+        None => Err("an operator, or a use of it, that tract lacks".to_owned()),
     }
-    Ok(true)
+}
+
+type Write = fn(&mut Body<'_>) -> Result<(), String>;
+
+/// ONNX's operators on whole numbers: our kernels compute them as floats, which hold sums of 24 bits, as
+/// whatever comes of those does.
+fn writer_of_integers(op_type: &str) -> Option<Write> {
+    Some(match op_type {
+        "ConvInteger" => quantized::convolution_of_integers,
+        "MatMulInteger" => quantized::product_of_integers,
+        "QLinearConv" => quantized::convolution,
+        "QLinearMatMul" => quantized::quantized_product,
+        _ => return None,
+    })
+}
+
+/// What writes an operator out, for those that are.
+fn writer_of(op_type: &str) -> Option<Write> {
+    let write: Write = match op_type {
+        "Attention" => attention::attention,
+        "DynamicQuantizeLSTM" => quantized::lstm,
+        "DynamicQuantizeMatMul" => quantized::dynamic_product,
+        "EmbedLayerNormalization" => fused::embedding,
+        "FusedConv" => fused::convolution,
+        "FusedGemm" => fused::gemm,
+        "FusedMatMul" | "TransposeMatMul" => fused::product,
+        "MatMulIntegerToFloat" => quantized::product,
+        "MatMulNBits" => quantized::product_of_bits,
+        "MultiHeadAttention" => attention::of_heads,
+        "NhwcMaxPool" => quantized::max_pool,
+        "QAttention" => attention::quantized,
+        "QGemm" => quantized::gemm,
+        "QLinearAdd" => |body: &mut Body<'_>| quantized::of_two(body, SUM),
+        "QLinearAveragePool" => quantized::average_pool,
+        "QLinearConcat" => quantized::concat,
+        "QLinearConv" => quantized::convolution,
+        "QLinearGlobalAveragePool" => quantized::global_average_pool,
+        "QLinearLeakyRelu" => quantized::leaky_relu,
+        "QLinearMul" => |body: &mut Body<'_>| quantized::of_two(body, PRODUCT),
+        "QLinearSigmoid" => quantized::sigmoid,
+        "QLinearSoftmax" => quantized::softmax,
+        "QLinearWhere" => quantized::choice,
+        "SkipLayerNormalization" => {
+            |body: &mut Body<'_>| fused::skip(body, "LayerNormalization", 4)
+        }
+        "SkipSimplifiedLayerNormalization" => {
+            |body: &mut Body<'_>| fused::skip(body, "SimplifiedLayerNormalization", 3)
+        }
+        _ => return None,
+    };
+    Some(write)
 }
