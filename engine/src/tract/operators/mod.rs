@@ -10,6 +10,7 @@ mod branches;
 mod contrib;
 mod einsum;
 mod indices;
+mod inverse;
 mod kernel;
 mod layout;
 mod linear;
@@ -38,6 +39,9 @@ mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
 
+/// Ours, which swaps the last two axes, whatever the rank.
+pub(super) const TRANSPOSED: &str = "wisp.Transposed";
+
 /// Adds them to tract's own, or puts them in their place. tract looks at an operator's name
 /// only, not at its domain.
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -47,6 +51,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     contrib::register(operators);
     einsum::register(operators);
     indices::register(operators);
+    inverse::register(operators);
     layout::register(operators);
     linear::register(operators);
     losses::register(operators);
