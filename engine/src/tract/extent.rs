@@ -94,11 +94,11 @@ fn copies_inputs(model: &TypedModel, node: &TypedNode) -> bool {
     node.op_is::<TypedSource>() || (copies && !node.inputs.iter().any(is_constant))
 }
 
-/// Bytes that an operator takes beside what it gives. Ours of Attention lays all out anew, in
+/// Bytes that an operator takes beside what it gives. Ours of Attention lay all out anew, in
 /// singles: of halves that come with a past, six times what it takes, and twice what it gives.
 fn beside(model: &TypedModel, node: &TypedNode) -> Option<TDim> {
     let mut bytes = TDim::Val(0);
-    if node.op.name() == "Attention" {
+    if matches!(&*node.op.name(), "Attention" | "HiddenRows") {
         for &input in &node.inputs {
             bytes += model.outlet_fact(input).ok()?.mem_size() * 6;
         }

@@ -1,7 +1,10 @@
 //! A graph of FP16 as one of FP32, which takes and gives FP16 at its door: tract multiplies halves one by
-//! one, hundreds of times as slowly, and adds them up in halves. ONNX Runtime computes in FP32, too.
+//! one, hundreds of times as slowly, and adds them up in halves. ONNX Runtime computes in FP32, too, and
+//! rounds to FP16 on the way from a cast to it to a cast from it: so does this.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::mem;
 
 use half::f16;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -15,14 +18,31 @@ use crate::messages::{bodies, free_prefix, graphs_of};
 const FP16: i32 = DataType::Float16 as i32;
 const FP32: i32 = DataType::Float as i32;
 
+/// Ours, which rounds FP32 to what FP16 holds.
+pub(super) const ROUNDED: &str = "wisp.Rounded";
+
 /// Attributes that name a datatype.
-const NAMING: [&str; 3] = ["to", "dtype", "output_dtype"];
+const NAMING: [&str; 4] = ["to", "dtype", "output_datatype", "output_dtype"];
+
+/// Operators that give the numbers of their first input, elsewhere.
+const MOVING: [&str; 9] = [
+    "Concat",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+];
 
 /// The messages in FP32.
 pub(super) fn widened(proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
     let mut proto = proto.into_owned();
-    let prefix = free_prefix(&proto, "wide");
+    let [rounded, prefix] = ["rounded", "wide"].map(|wanted| free_prefix(&proto, wanted));
     if let Some(graph) = &mut proto.graph {
+        round(graph, &rounded);
         widen_door(graph, &prefix);
         widen(graph);
     }
@@ -42,14 +62,54 @@ fn looks_at_bits(graph: &GraphProto) -> bool {
 pub(super) fn are_in(graph: &GraphProto) -> bool {
     let is_half = |tensor: &TensorProto| tensor.data_type == FP16;
     let makes = |attribute: &AttributeProto| {
-        let names = NAMING.contains(&attribute.name.as_str()) && attribute.i == i64::from(FP16);
-        names || attribute.t.iter().chain(&attribute.tensors).any(is_half)
+        names_halves(attribute) || attribute.t.iter().chain(&attribute.tensors).any(is_half)
     };
     let mut values = graph.input.iter().chain(&graph.output);
     values.any(|value| element_type(value) == Some(FP16))
         || graph.initializer.iter().any(is_half)
         || graph.node.iter().flat_map(|node| &node.attribute).any(makes)
         || bodies(graph).any(are_in)
+}
+
+fn names_halves(attribute: &AttributeProto) -> bool {
+    NAMING.contains(&attribute.name.as_str()) && attribute.i == i64::from(FP16)
+}
+
+/// Rounds what was cast to FP16 where it is cast on. What is computed of it is computed of all its
+/// digits, as ONNX Runtime leaves out a cast before one of its own: infinities would come of large ones.
+fn round(graph: &mut GraphProto, prefix: &str) {
+    let declared = declared(graph);
+    let mut made: HashSet<String> = HashSet::new();
+    for mut node in mem::take(&mut graph.node) {
+        for inner in graphs_of(&mut node) {
+            round(inner, prefix);
+        }
+        let kind = node.op_type.as_str();
+        let takes_made = node.input.first().is_some_and(|name| made.contains(name));
+        let like = node.input.get(1).filter(|_| kind == "CastLike");
+        let makes = like.is_some_and(|name| declared.contains(name) || made.contains(name))
+            || kind != "SequenceEmpty" && node.attribute.iter().any(names_halves);
+        if makes || takes_made && MOVING.contains(&kind) {
+            made.extend(node.output.iter().filter(|name| !name.is_empty()).cloned());
+        } else if takes_made && matches!(kind, "Cast" | "CastLike") {
+            let rounded = format!("{prefix}.{}", node.output.first().map_or("", String::as_str));
+            graph.node.push(NodeProto {
+                input: vec![mem::replace(&mut node.input[0], rounded.clone())],
+                output: vec![rounded],
+                op_type: ROUNDED.to_owned(),
+                ..NodeProto::default()
+            });
+        }
+        graph.node.push(node);
+    }
+}
+
+/// The values of a graph that it says are FP16.
+fn declared(graph: &GraphProto) -> HashSet<String> {
+    let values = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
+    let values = values.filter(|value| element_type(value) == Some(FP16)).map(|value| &value.name);
+    let tensors = graph.initializer.iter().filter(|tensor| tensor.data_type == FP16);
+    values.chain(tensors.map(|tensor| &tensor.name)).cloned().collect()
 }
 
 /// Makes singles of what comes in, and halves of what goes out.
@@ -81,6 +141,7 @@ fn widen_door(graph: &mut GraphProto, prefix: &str) {
     graph.node.extend(casts);
 }
 
+/// What a graph inside a node has of such a name itself is another.
 fn rename(nodes: &mut [NodeProto], renamed: &dyn Fn(&str) -> Option<String>) {
     for node in nodes {
         for name in node.input.iter_mut().chain(&mut node.output) {
@@ -89,7 +150,9 @@ fn rename(nodes: &mut [NodeProto], renamed: &dyn Fn(&str) -> Option<String>) {
             }
         }
         for graph in graphs_of(node) {
-            rename(&mut graph.node, renamed);
+            let own = own_names(graph);
+            let renamed = |name: &str| if own.contains(name) { None } else { renamed(name) };
+            rename(&mut graph.node, &renamed);
             for output in &mut graph.output {
                 if let Some(other) = renamed(&output.name) {
                     output.name = other;
@@ -97,6 +160,15 @@ fn rename(nodes: &mut [NodeProto], renamed: &dyn Fn(&str) -> Option<String>) {
             }
         }
     }
+}
+
+/// What a graph takes, holds and makes, but for what the graphs inside its nodes do.
+fn own_names(graph: &GraphProto) -> HashSet<String> {
+    let taken = graph.input.iter().map(|value| &value.name);
+    let sparse = graph.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+    let held = graph.initializer.iter().chain(sparse).map(|tensor| &tensor.name);
+    let made = graph.node.iter().flat_map(|node| &node.output);
+    taken.chain(held).chain(made).cloned().collect()
 }
 
 fn cast(from: &str, to: &str, datatype: i32) -> NodeProto {
@@ -128,7 +200,7 @@ fn widen(graph: &mut GraphProto) {
 
 fn widen_nodes(nodes: &mut [NodeProto]) {
     for attribute in nodes.iter_mut().flat_map(|node| &mut node.attribute) {
-        if NAMING.contains(&attribute.name.as_str()) && attribute.i == i64::from(FP16) {
+        if names_halves(attribute) {
             attribute.i = FP32.into();
         }
         attribute.t.iter_mut().chain(&mut attribute.tensors).for_each(widen_tensor);

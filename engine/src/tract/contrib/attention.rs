@@ -50,7 +50,7 @@ fn attend_to_packed(
     });
     let past = past.as_ref().map(|past| past.each_ref().map(String::as_str));
     let attended = Attended { q: &q, k: &k, v: &v, mask, addends, past };
-    let [y, k, v] = attend(body, &attended);
+    let [y, k, v] = attend(body, &attended)?;
     body.give(0, &y);
     if body.is_wanted(1) {
         let [k, v] = [k, v].map(|part| body.unsqueezed(&part, 0));
@@ -62,6 +62,9 @@ fn attend_to_packed(
 
 /// Of queries, keys and values that come apart, whose biases come as one.
 pub(super) fn of_heads(body: &mut Body<'_>) -> Written {
+    if body.is_wanted(3) {
+        return Err("the scores as an output".to_owned());
+    }
     let mut parts = [body.input(0)?, body.input(1)?, body.input(2)?].map(str::to_owned);
     if let Some(bias) = body.given(3) {
         let mut start = body.integers(&[0]);
@@ -78,10 +81,11 @@ pub(super) fn of_heads(body: &mut Body<'_>) -> Written {
     let [q, k, v] = parts.each_ref().map(String::as_str);
     let past = match (body.given(6), body.given(7)) {
         (Some(k), Some(v)) => Some([k, v]),
-        _ => None,
+        (None, None) => None,
+        _ => return Err("past keys without past values, or these without those".to_owned()),
     };
     let (mask, addends) = (body.given(4), body.given(5));
-    let outputs = attend(body, &Attended { q, k, v, mask, addends, past });
+    let outputs = attend(body, &Attended { q, k, v, mask, addends, past })?;
     for (index, output) in outputs.iter().enumerate() {
         body.give(index, output);
     }
@@ -89,36 +93,41 @@ pub(super) fn of_heads(body: &mut Body<'_>) -> Written {
 }
 
 /// What comes of it, and all keys and values.
-fn attend(body: &mut Body<'_>, attended: &Attended<'_>) -> [String; 3] {
+fn attend(body: &mut Body<'_>, attended: &Attended<'_>) -> Result<[String; 3], String> {
     let &Attended { q, k, v, mask, addends, past } = attended;
-    let mut mask = mask.map(|mask| {
-        let mut inputs = vec![q, k, mask];
-        inputs.extend(past.map(|[keys, _]| keys));
-        let filter = float("mask_filter_value", body.float("mask_filter_value", -10_000.0));
-        body.op_with(super::MASK, &inputs, vec![filter])
-    });
-    if let Some(addends) = addends {
-        mask = Some(match mask {
-            Some(mask) => body.op("Add", &[&mask, addends]),
-            None => addends.to_owned(),
-        });
+    let heads = body.int("num_heads", 0);
+    if heads <= 0 {
+        return Err(format!("num_heads is {heads}"));
     }
+    let is_causal = body.int("unidirectional", 0);
+    let masked = (mask.is_some() || is_causal != 0).then(|| {
+        let keys = past.map(|[keys, _]| keys).unwrap_or_default();
+        let filter = float("mask_filter_value", body.float("mask_filter_value", -10_000.0));
+        let attributes = vec![filter, int("unidirectional", is_causal)];
+        body.op_with(super::MASK, &[q, k, mask.unwrap_or_default(), keys], attributes)
+    });
+    let mask = match (masked, addends) {
+        (masked, None) => masked,
+        (masked, Some(addends)) => {
+            let sum = masked.map(|mask| body.op("Add", &[&mask, addends]));
+            let sum = sum.unwrap_or_else(|| addends.to_owned());
+            // Of the least number, which these hide keys by, ONNX's operator would make zeros.
+            let least = body.number(f32::MIN.next_up(), &sum);
+            Some(body.op("Max", &[&sum, &least]))
+        }
+    };
     let mut inputs = vec![q, k, v];
     if mask.is_some() || past.is_some() {
         inputs.push(mask.as_deref().unwrap_or_default());
     }
     inputs.extend(past.into_iter().flatten());
-    let heads = body.int("num_heads", 0);
-    let mut attributes = vec![
-        int("q_num_heads", heads),
-        int("kv_num_heads", heads),
-        int("is_causal", body.int("unidirectional", 0)),
-    ];
-    attributes.extend(body.attributes(&["scale"]));
-    if (1..3).any(|index| body.is_wanted(index)) {
-        return body.outputs_with("Attention", &inputs, attributes);
-    }
-    [body.op_with("Attention", &inputs, attributes), String::new(), String::new()]
+    let mut attributes = vec![int("q_num_heads", heads), int("kv_num_heads", heads)];
+    let scale = body.given_float("scale").filter(|&scale| scale != 0.0);
+    attributes.extend(scale.map(|scale| float("scale", scale)));
+    Ok(match (1..3).any(|index| body.is_wanted(index)) {
+        true => body.outputs_with("Attention", &inputs, attributes),
+        false => [body.op_with("Attention", &inputs, attributes), String::new(), String::new()],
+    })
 }
 
 /// Queries, keys and values: a third of the last axis each, unless the node says otherwise.

@@ -46,30 +46,38 @@ impl<'a> Body<'a> {
         self.node.output.get(index).is_some_and(|name| !name.is_empty())
     }
 
-    fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
-        self.node.attribute.iter().find(|attribute| attribute.name == name)
+    /// One of another type is none: what it holds lies elsewhere.
+    fn attribute(&self, name: &str, kind: AttributeType) -> Option<&'a AttributeProto> {
+        let is_it = |it: &&AttributeProto| it.name == name && it.r#type == kind as i32;
+        self.node.attribute.iter().find(is_it)
     }
 
     pub(super) fn int(&self, name: &str, otherwise: i64) -> i64 {
-        self.attribute(name).map_or(otherwise, |attribute| attribute.i)
+        self.attribute(name, AttributeType::Int).map_or(otherwise, |attribute| attribute.i)
     }
 
     pub(super) fn float(&self, name: &str, otherwise: f32) -> f32 {
-        self.attribute(name).map_or(otherwise, |attribute| attribute.f)
+        self.given_float(name).unwrap_or(otherwise)
+    }
+
+    /// `None` where it is not given.
+    pub(super) fn given_float(&self, name: &str) -> Option<f32> {
+        let whole = || self.attribute(name, AttributeType::Int).map(|attribute| attribute.i as f32);
+        self.attribute(name, AttributeType::Float).map(|attribute| attribute.f).or_else(whole)
     }
 
     pub(super) fn ints(&self, name: &str) -> &'a [i64] {
-        self.attribute(name).map_or(&[], |attribute| &attribute.ints)
+        self.attribute(name, AttributeType::Ints).map_or(&[], |attribute| &attribute.ints)
     }
 
     pub(super) fn floats(&self, name: &str) -> &'a [f32] {
-        self.attribute(name).map_or(&[], |attribute| &attribute.floats)
+        self.attribute(name, AttributeType::Floats).map_or(&[], |attribute| &attribute.floats)
     }
 
     /// Empty where it is not given.
     pub(super) fn text(&self, name: &str) -> &'a str {
-        let text = self.attribute(name).and_then(|attribute| str::from_utf8(&attribute.s).ok());
-        text.unwrap_or_default()
+        let text = self.attribute(name, AttributeType::String);
+        text.and_then(|attribute| str::from_utf8(&attribute.s).ok()).unwrap_or_default()
     }
 
     /// The attributes of these names that the node has.
@@ -195,15 +203,6 @@ pub(super) fn float(name: &str, value: f32) -> AttributeProto {
         name: name.to_owned(),
         r#type: AttributeType::Float as i32,
         f: value,
-        ..AttributeProto::default()
-    }
-}
-
-pub(super) fn text(name: &str, value: &str) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        r#type: AttributeType::String as i32,
-        s: value.as_bytes().to_vec(),
         ..AttributeProto::default()
     }
 }

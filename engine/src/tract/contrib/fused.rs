@@ -1,6 +1,9 @@
 //! Operators that are several of ONNX's in one.
 
-use super::body::{Body, float, int, ints, text};
+use tract_onnx::pb::tensor_proto::DataType;
+
+use super::body::{Body, float, int, ints};
+use crate::tract::operators::TRANSPOSED;
 
 type Written = Result<(), String>;
 
@@ -10,16 +13,13 @@ pub(super) fn product(body: &mut Body<'_>) -> Written {
     if is_set("transBatchA") || is_set("transBatchB") {
         return Err("transposed batches".to_owned());
     }
-    let inputs = [body.input(0)?, body.input(1)?];
-    let product = match (is_set("transA"), is_set("transB")) {
-        (false, false) => body.op("MatMul", &inputs),
-        (a, b) => {
-            let a = if a { "...ji" } else { "...ij" };
-            let b = if b { "...kj" } else { "...jk" };
-            let equation = text("equation", &format!("{a},{b}->...ik"));
-            body.op_with("Einsum", &inputs, vec![equation])
+    let mut factors = [body.input(0)?, body.input(1)?].map(str::to_owned);
+    for (factor, name) in factors.iter_mut().zip(["transA", "transB"]) {
+        if body.int(name, 0) != 0 {
+            *factor = body.op(TRANSPOSED, &[factor]);
         }
-    };
+    }
+    let product = body.op("MatMul", &factors.each_ref().map(String::as_str));
     let alpha = body.float("alpha", 1.0);
     if alpha == 1.0 {
         body.give(0, &product);
@@ -36,8 +36,7 @@ pub(super) fn gemm(body: &mut Body<'_>) -> Written {
     inputs.extend(body.given(2));
     let attributes = body.attributes(&["alpha", "beta", "transA", "transB"]);
     let y = body.op_with("Gemm", &inputs, attributes);
-    let names = ["activation_alpha", "activation_beta"];
-    let given = names.map(|name| body.attributes(&[name]).first().map(|attribute| attribute.f));
+    let given = ["activation_alpha", "activation_beta"].map(|name| body.given_float(name));
     let parameters: Vec<f32> = given.into_iter().map_while(|parameter| parameter).collect();
     let y = activated(body, &y, &parameters)?;
     body.give(0, &y);
@@ -107,15 +106,20 @@ pub(super) fn embedding(body: &mut Body<'_>) -> Written {
     Ok(())
 }
 
-/// How many of a row's tokens its mask shows; zeros without one.
+/// How many ones a row's mask has; zeros without one.
 fn lengths(body: &mut Body<'_>) -> Result<String, String> {
-    const INT32: i64 = 6;
-    let ids = body.input(0)?;
     let shown = match body.given(7) {
-        Some(mask) => mask.to_owned(),
-        None => body.op("Sub", &[ids, ids]),
+        Some(mask) => {
+            let one = body.integer(1);
+            let one = body.op("CastLike", &[&one, mask]);
+            body.op("Equal", &[mask, &one])
+        }
+        None => {
+            let ids = body.input(0)?;
+            body.op("Sub", &[ids, ids])
+        }
     };
-    let shown = body.op_with("Cast", &[&shown], vec![int("to", INT32)]);
+    let shown = body.op_with("Cast", &[&shown], vec![int("to", DataType::Int32 as i64)]);
     let mut attributes = vec![int("keepdims", 0)];
     let axes = body.integers(&[1]);
     let mut inputs = vec![shown.as_str()];

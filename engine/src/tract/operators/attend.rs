@@ -21,8 +21,11 @@ const KNOWN: [&str; 9] = [
     "softmax_precision",
 ];
 
+/// What hides a key as infinity does, to ONNX Runtime.
+pub(super) const HIDDEN: f32 = f32::MIN;
+
 /// Queries from one question whether the run is over to the next.
-const ROWS_UNASKED: usize = 16;
+pub(super) const ROWS_UNASKED: usize = 16;
 
 /// Whether only this can do it.
 pub(super) fn is_needed(node: &NodeProto) -> TractResult<bool> {
@@ -97,22 +100,22 @@ enum Scores {
 }
 
 /// Queries, keys or values: rows by batch and head.
-struct Rows {
+pub(super) struct Rows {
     /// Batch, heads, rows of each, length of a row.
-    sizes: [usize; 4],
+    pub(super) sizes: [usize; 4],
     /// In that order.
     values: Vec<f32>,
 }
 
 impl Rows {
-    fn row(&self, batch: usize, head: usize, row: usize) -> &[f32] {
+    pub(super) fn row(&self, batch: usize, head: usize, row: usize) -> &[f32] {
         let [_, heads, rows, length] = self.sizes;
         &self.values[((batch * heads + head) * rows + row) * length..][..length]
     }
 
     /// # Errors
     /// Another rank; a width that the heads do not divide.
-    fn new(tensor: &Tensor, heads: Option<usize>) -> TractResult<Self> {
+    pub(super) fn new(tensor: &Tensor, heads: Option<usize>) -> TractResult<Self> {
         let sizes = split(tensor.shape(), heads)?;
         let tensor = tensor.cast_to::<f32>()?;
         let plain = tensor.try_as_plain_ram()?;
@@ -167,15 +170,15 @@ fn split(shape: &[usize], heads: Option<usize>) -> TractResult<[usize; 4]> {
     }
 }
 
-fn places([a, b, c]: [usize; 3]) -> impl Iterator<Item = (usize, usize, usize)> {
+pub(super) fn places([a, b, c]: [usize; 3]) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).map(move |k| (i, j, k))))
 }
 
 /// What is added to scores, of axes batch, heads, queries and keys, one of which may stand for all.
-struct Mask(tract_ndarray::ArrayD<f32>);
+pub(super) struct Mask(pub(super) tract_ndarray::ArrayD<f32>);
 
 impl Mask {
-    fn new(mask: &Tensor) -> TractResult<Self> {
+    pub(super) fn new(mask: &Tensor) -> TractResult<Self> {
         ensure!(mask.rank() <= 4, "a mask of rank {}", mask.rank());
         let added = match mask.datum_type() {
             DatumType::Bool => {
@@ -190,7 +193,7 @@ impl Mask {
     }
 
     /// Keys past its end are hidden.
-    fn at(&self, place: [usize; 3], key: usize) -> f32 {
+    pub(super) fn at(&self, place: [usize; 3], key: usize) -> f32 {
         let mut index = [place[0], place[1], place[2], key];
         for (index, &size) in index.iter_mut().zip(self.0.shape()).take(3) {
             *index = if size == 1 { 0 } else { *index };
@@ -223,14 +226,16 @@ impl Attend {
             row.iter_mut().for_each(|score| *score = self.cap * (*score / self.cap).tanh());
         }
         show(Scores::Capped, row);
+        let mut is_shown = false;
         row.iter_mut().enumerate().for_each(|(key, score)| {
             let added = added(key);
+            is_shown |= added > HIDDEN;
             *score = if added == f32::NEG_INFINITY { added } else { *score + added };
         });
         show(Scores::Masked, row);
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         // By all and not by the largest, which is found among numbers only.
-        if row.iter().all(|&score| score == f32::NEG_INFINITY) {
+        if !is_shown || row.iter().all(|&score| score == f32::NEG_INFINITY) {
             row.fill(0.0);
         } else {
             let mut sum = 0.0;

@@ -1,15 +1,20 @@
 //! Attention (opset 23 on). tract lines the causal mask up with the first key even where there
 //! is a past, and adds a boolean mask as numbers: here both become one mask of what to add, and
-//! tract's operator does the rest. Queries that see no key get zeros. What tract has not at all is
+//! tract's operator does the rest, but for queries that see no key. What tract has not at all is
 //! `attend`'s.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_core::ops::{cast::cast, logic::Iff, math::add};
+use tract_onnx::tract_core::ops::cast::cast;
+use tract_onnx::tract_core::ops::logic::Iff;
+use tract_onnx::tract_core::ops::math::{add, max};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::logic::wire_with_rank_broadcast;
 
+use super::super::bodies;
+use super::attend::{HIDDEN, Mask, ROWS_UNASKED, Rows, places};
 use super::kernel::{Built, Form, Kernel, typed};
+use super::linear::dot;
 use super::{attend, theirs};
 
 /// The attributes that tract reads or refuses, and those of windows, where there are none.
@@ -32,6 +37,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_standard = matches!(&*node.domain, "" | "ai.onnx");
     ensure!(is_standard, "Attention of domain {} is not served", node.domain);
+    let node = &with_heads(node)?;
     if attend::is_needed(node)? {
         return attend::attend(node);
     }
@@ -40,34 +46,44 @@ fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
         bail!("Attention's attribute {} is not served", other.name);
     }
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
-    let is_causal = node.get_attr_opt::<i64>("is_causal")?.unwrap_or(0) != 0;
-    if !is_causal && !given(3) {
-        return theirs::built(context, node);
-    }
     ensure!(given(4) == given(5), "past_key and past_value go together");
-    let mut masked = node.clone();
-    masked.attribute.retain(|attribute| attribute.name != "is_causal");
-    masked.input.resize(masked.input.len().max(4), String::new());
-    masked.input[3] = "mask".to_owned();
-    let inner = theirs::expansion(context, &masked)?;
-    let query_heads = usize::try_from(node.get_attr_opt::<i64>("q_num_heads")?.unwrap_or(1))?;
+    let is_causal = node.get_attr_opt::<i64>("is_causal")?.unwrap_or(0) != 0;
     let (has_mask, has_past) = (given(3), given(4));
-    let masked = Masked { inner, is_causal, has_mask, has_past, query_heads };
-    Ok((expand(masked), Vec::new()))
+    let scale = node.get_attr_opt::<f32>("scale")?;
+    let mut inner = node.clone();
+    inner.attribute.retain(|attribute| attribute.name != "is_causal");
+    if has_mask || is_causal {
+        inner.input.resize(inner.input.len().max(4), String::new());
+        inner.input[3] = "mask".to_owned();
+    }
+    let inner = theirs::expansion(context, &inner)?;
+    Ok((expand(Attention { inner, is_causal, has_mask, has_past, scale }), Vec::new()))
+}
+
+/// The node without numbers of heads that are zero: those are not given.
+fn with_heads(node: &NodeProto) -> TractResult<NodeProto> {
+    let mut node = node.clone();
+    for name in ["q_num_heads", "kv_num_heads"] {
+        let heads = node.get_attr_opt::<i64>(name)?.unwrap_or(0);
+        ensure!(heads >= 0, "{name} is {heads}");
+        if heads == 0 {
+            node.attribute.retain(|attribute| attribute.name != name);
+        }
+    }
+    Ok(node)
 }
 
 #[derive(Debug, Clone)]
-struct Masked {
-    /// tract's, with a mask and not causal.
+struct Attention {
+    /// tract's, not causal, and with a mask where this has one or is causal.
     inner: Box<dyn Expansion>,
     is_causal: bool,
     has_mask: bool,
     has_past: bool,
-    /// Where they are not an axis of the queries.
-    query_heads: usize,
+    scale: Option<f32>,
 }
 
-impl Masked {
+impl Attention {
     /// The sizes of queries, of keys of the past and of all keys.
     fn sizes(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<[usize; 3]> {
         let size = |outlet: OutletId| {
@@ -80,7 +96,7 @@ impl Masked {
     }
 }
 
-impl Expansion for Masked {
+impl Expansion for Attention {
     fn name(&self) -> StaticName {
         "Attention".into()
     }
@@ -111,6 +127,10 @@ impl Expansion for Masked {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
+        for &input in &inputs[..3] {
+            let rank = model.outlet_fact(input)?.rank();
+            ensure!(matches!(rank, 3 | 4), "queries, keys or values of rank {rank}");
+        }
         let mut all: TVec<OutletId> = inputs.into();
         let given = self.has_mask.then(|| all.remove(3));
         let given = given.map(|mask| wire_addends(prefix, model, mask)).transpose()?;
@@ -122,81 +142,84 @@ impl Expansion for Masked {
             None
         };
         let mask = match (given, causal) {
+            (None, None) => return self.inner.as_ref().wire(prefix, model, inputs),
+            (None, Some(causal)) => causal,
+            (Some(given), None) => wire_finite(prefix, model, given)?,
             (Some(given), Some(causal)) => {
                 let name = format!("{prefix}.mask");
-                wire_with_rank_broadcast(name, model, add(), &[given, causal])?[0]
+                let both = wire_with_rank_broadcast(name, model, add(), &[given, causal])?[0];
+                wire_finite(prefix, model, both)?
             }
-            (given, causal) => given.or(causal).context("nothing to mask")?,
         };
         all.insert(3, mask);
         let mut outputs = self.inner.as_ref().wire(prefix, model, &all)?;
         // A causal mask alone shows each query the first key.
         if self.has_mask {
-            let name = format!("{prefix}.seen_rows");
-            let heads = self.query_heads;
-            outputs[0] = model.wire_node(name, typed(SeenRows { heads }), &[outputs[0], mask])?[0];
+            let [q, k, v] = attended(model, outputs[0])?;
+            let name = format!("{prefix}.hidden_rows");
+            let rows = typed(HiddenRows { scale: self.scale });
+            outputs[0] = model.wire_node(name, rows, &[outputs[0], mask, q, k, v])?[0];
         }
         Ok(outputs)
     }
 }
 
-/// Zeros where a query's mask hides all keys, as ONNX has it: tract divides zero by zero there.
+/// Queries, keys and values, each of rank 4, of tract's operator that gives an output.
+fn attended(model: &TypedModel, output: OutletId) -> TractResult<[OutletId; 3]> {
+    let mut node = model.node(output.node);
+    while let &[before] = &node.inputs[..] {
+        node = model.node(before.node);
+    }
+    let &[q, k, v, _] = &node.inputs[..] else { bail!("the engine's is not what it was") };
+    Ok([q, k, v])
+}
+
+/// The queries that no key is shown to. Where a mask hides all of them by the least number or less,
+/// they get zeros, as in ONNX Runtime; where it takes less from their scores, that decides. tract
+/// passes over keys that it takes more from than FP16 holds.
 #[derive(Debug)]
-struct SeenRows {
-    /// Of an output of rank 3.
-    heads: usize,
+struct HiddenRows {
+    scale: Option<f32>,
 }
 
-impl SeenRows {
-    /// Batch, heads, queries and the values of one, as an output of rank 3 or 4 lies in memory.
-    fn sizes(&self, output: &[usize]) -> TractResult<[usize; 4]> {
-        match *output {
-            [batch, heads, queries, values] => Ok([batch, heads, queries, values]),
-            [batch, queries, values] => {
-                ensure!(values.is_multiple_of(self.heads.max(1)), "{values} values by heads");
-                Ok([batch, self.heads, queries, values / self.heads.max(1)])
-            }
-            _ => bail!("an output of rank {}", output.len()),
-        }
-    }
+impl HiddenRows {
+    /// Of addends that are all less: tract has passed over none of a query's keys otherwise, but for
+    /// those that would get no share.
+    const FAR: f32 = -6e4;
 
-    fn hide<T: Datum + Copy + Default>(
+    /// What a query gets of the values by its scores.
+    fn attend(
         &self,
-        output: &Tensor,
-        mask: &Tensor,
-    ) -> TractResult<Tensor> {
-        let mut output = output.clone();
-        let is_split = output.rank() == 4;
-        let [_, heads, queries, values] = self.sizes(output.shape())?;
-        let mask = mask.clone().broadcast_into_rank(4)?;
-        let mask = mask.to_plain_array_view::<f32>()?;
-        let hidden = mask.map_axis(tract_ndarray::Axis(3), |row| {
-            row.iter().all(|addend| *addend == f32::NEG_INFINITY)
-        });
-        let at = |axis: usize, index: usize| if hidden.shape()[axis] == 1 { 0 } else { index };
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let rows = plain.as_slice_mut::<T>()?.chunks_exact_mut(values.max(1));
-        for (row, output) in rows.enumerate() {
-            let (outer, inner) = if is_split { (heads, queries) } else { (queries, heads) };
-            let (batch, outer, inner) = (row / (outer * inner), row / inner % outer, row % inner);
-            let (head, query) = if is_split { (outer, inner) } else { (inner, outer) };
-            let place = [at(0, batch), at(1, head), at(2, query)];
-            let hidden = hidden.get(place).context("a mask of other sizes than the output's")?;
-            if *hidden {
-                output.fill(T::default());
-            }
+        [q, k, v]: [&Rows; 3],
+        mask: &Mask,
+        [b, h, row]: [usize; 3],
+        output: &mut [f32],
+    ) {
+        let [_, heads, _, width] = q.sizes;
+        let [_, key_heads, keys, _] = k.sizes;
+        let key_head = h / (heads / key_heads);
+        let scale = self.scale.unwrap_or_else(|| 1.0 / (width as f32).sqrt());
+        let asked = q.row(b, h, row);
+        let score = |key| scale * dot(asked, k.row(b, key_head, key)) + mask.at([b, h, row], key);
+        let scores: Vec<f32> = (0..keys).map(score).collect();
+        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let shares = scores.iter().map(|score| (score - largest).exp());
+        let sum: f32 = shares.clone().sum();
+        output.fill(0.0);
+        for (key, share) in shares.enumerate() {
+            let values = v.row(b, key_head, key);
+            output.iter_mut().zip(values).for_each(|(to, value)| *to += share / sum * value);
         }
-        Ok(output)
     }
 }
 
-impl Kernel for SeenRows {
+impl Kernel for HiddenRows {
     fn name(&self) -> &'static str {
-        "SeenRows"
+        "HiddenRows"
     }
 
     fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let [output, mask] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let [output, mask, _, _, _] = inputs else { bail!("got {} inputs", inputs.len()) };
         ensure!(matches!(output.shape.len(), 3 | 4), "an output of rank {}", output.shape.len());
         ensure!(mask.datum == DatumType::F32 && mask.shape.len() <= 4, "a mask of {mask:?}");
         ensure!(output.datum.is_float(), "expected floats, got {:?}", output.datum);
@@ -204,12 +227,47 @@ impl Kernel for SeenRows {
     }
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let [output, mask] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
-        Ok(tvec![match output.datum_type() {
-            DatumType::F16 => self.hide::<f16>(output, mask)?,
-            DatumType::F64 => self.hide::<f64>(output, mask)?,
-            _ => self.hide::<f32>(output, mask)?,
-        }])
+        let [output, mask, q, k, v] = inputs else { bail!("got {} inputs", inputs.len()) };
+        let mask = Mask::new(mask)?;
+        let most = mask.0.map_axis(tract_ndarray::Axis(3), |row| {
+            row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+        });
+        if most.iter().all(|&most| most >= Self::FAR) {
+            return Ok(tvec![(**output).clone()]);
+        }
+        let is_split = output.rank() == 4;
+        let [q, k, v] = [Rows::new(q, None)?, Rows::new(k, None)?, Rows::new(v, None)?];
+        let [batch, heads, queries, _] = q.sizes;
+        let ([_, key_heads, _, _], values) = (k.sizes, v.sizes[3]);
+        let fits = key_heads > 0 && heads.is_multiple_of(key_heads);
+        ensure!(fits, "{heads} heads of queries and {key_heads} of keys");
+        let datum = output.datum_type();
+        let mut output = output.cast_to::<f32>()?.into_owned();
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let written = plain.as_slice_mut::<f32>()?;
+        ensure!(written.len() == batch * heads * queries * values, "an output of another size");
+        for (b, h, row) in places([batch, heads, queries]) {
+            let at = |axis: usize, index: usize| if most.shape()[axis] == 1 { 0 } else { index };
+            let most = most.get([at(0, b), at(1, h), at(2, row)]);
+            let most = *most.context("a mask of other sizes than the output's")?;
+            if most >= Self::FAR {
+                continue;
+            }
+            if row % ROWS_UNASKED == 0 {
+                bodies::ask()?;
+            }
+            let place = if is_split {
+                (b * heads + h) * queries + row
+            } else {
+                (b * queries + row) * heads + h
+            };
+            let written = &mut written[place * values..][..values];
+            match most <= HIDDEN {
+                true => written.fill(0.0),
+                false => self.attend([&q, &k, &v], &mask, [b, h, row], written),
+            }
+        }
+        Ok(tvec![output.cast_to_dt(datum)?.into_owned()])
     }
 }
 
@@ -225,8 +283,16 @@ fn wire_addends(prefix: &str, model: &mut TypedModel, mask: OutletId) -> TractRe
         let value = tensor0(value).broadcast_into_rank(rank)?;
         model.add_const(format!("{prefix}.{name}"), value)
     };
-    let (seen, hidden) = (constant("seen", 0.0)?, constant("hidden", f32::NEG_INFINITY)?);
+    let (seen, hidden) = (constant("seen", 0.0)?, constant("hidden", HIDDEN)?);
     Ok(model.wire_node(format!("{prefix}.mask_as_sum"), Iff, &[mask, seen, hidden])?[0])
+}
+
+/// A mask without infinities: tract divides zero by zero where the first keys that it looks at are
+/// hidden by one.
+fn wire_finite(prefix: &str, model: &mut TypedModel, mask: OutletId) -> TractResult<OutletId> {
+    let least = model.add_const(format!("{prefix}.least"), tensor0(HIDDEN))?;
+    let name = format!("{prefix}.finite_mask");
+    Ok(wire_with_rank_broadcast(name, model, max(), &[mask, least])?[0])
 }
 
 /// The query at `i` sees the whole past, and the keys up to the `i`th after it.
@@ -235,7 +301,7 @@ fn causal_mask(queries: usize, past: usize, keys: usize) -> TractResult<Tensor> 
     ensure!(size.is_some(), "a mask of {queries} × {keys} is too large");
     let sees = |query: usize, key: usize| key <= query + past;
     let mask = tract_ndarray::Array2::from_shape_fn((queries, keys), |(query, key)| {
-        if sees(query, key) { 0.0f32 } else { f32::NEG_INFINITY }
+        if sees(query, key) { 0.0f32 } else { HIDDEN }
     });
     Ok(mask.into_tensor())
 }

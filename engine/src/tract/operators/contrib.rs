@@ -1,6 +1,10 @@
-//! ONNX Runtime's own operators that are not written with ONNX's (`contrib`): distances, inverses, and
-//! the masks that its Attention takes.
+//! ONNX Runtime's own operators that are not written with ONNX's (`contrib`), as distances,
+//! and parts of those that are, as the masks that its Attention takes.
 
+use std::mem;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
@@ -8,27 +12,62 @@ use tract_onnx::tract_hir::internal::*;
 use super::kernel::{
     Built, Form, Kernel, built, checked_axis, checked_len, expect_datum, integers_of, one,
 };
+use super::{TRANSPOSED, theirs};
 use crate::tract::contrib::{MASK, UNPACKED};
+use crate::tract::halves::ROUNDED;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
-    operators.insert(MASK, |_, node| {
-        let filter = node.get_attr_opt::<f32>("mask_filter_value")?.unwrap_or(-10_000.0);
-        built(node, AttentionMask { filter })
-    });
+    operators.insert(MASK, mask);
     operators.insert(UNPACKED, unpacked);
+    operators.insert(ROUNDED, |_, node| built(node, Rounded));
+    operators.insert(TRANSPOSED, |_, _| Ok((expand(Transposed), Vec::new())));
+    operators.insert("BiasGelu", |context, node| gelu(context, node, 2));
     operators.insert("CDist", cdist);
     operators.insert("ExpandDims", |_, node| built(node, ExpandDims));
-    operators.insert("Inverse", |_, node| built(node, Inverse));
+    operators.insert("FastGelu", |context, node| gelu(context, node, 1));
+    operators.insert("QuickGelu", |context, node| gelu(context, node, 1));
 }
 
-/// What is added to the scores of hidden keys, shaped \[batch, 1, queries, keys\], from queries, keys,
-/// a mask, and the past keys if there are any.
+/// tract's, which takes its first inputs for given.
+fn gelu(context: &ParsingContext, node: &NodeProto, least: usize) -> Built {
+    let given = node.input.iter().filter(|name| !name.is_empty()).count();
+    ensure!(given >= least, "expected {least} inputs or more, got {given}");
+    theirs::built(context, node)
+}
+
+/// What is added to the scores of hidden keys, shaped \[batch or 1, 1, queries, keys\], from queries,
+/// keys, a mask, and the past keys, of which either may be left out.
 #[derive(Debug)]
 struct AttentionMask {
     filter: f32,
+    is_causal: bool,
+    has_mask: bool,
+    has_past: bool,
+}
+
+/// Infinity, to ONNX Runtime's own operators: a query that sees no key gets the mean of what is so
+/// hidden. ONNX's operator would give zeros for the least number itself.
+const HIDDEN: f32 = f32::MIN.next_up();
+
+fn mask(_context: &ParsingContext, node: &NodeProto) -> Built {
+    let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
+    let filter = node.get_attr_opt::<f32>("mask_filter_value")?.unwrap_or(-10_000.0);
+    let is_causal = node.get_attr_opt::<i64>("unidirectional")?.unwrap_or(0) != 0;
+    let (has_mask, has_past) = (given(2), given(3));
+    let filter = filter.max(HIDDEN);
+    built(node, AttentionMask { filter, is_causal, has_mask, has_past })
 }
 
 impl AttentionMask {
+    /// The mask and the past keys of what comes after queries and keys.
+    fn rest<'a, T>(&self, mut rest: &'a [T]) -> TractResult<[Option<&'a T>; 2]> {
+        let mut next = |is_given: bool| is_given.then(|| rest.split_off_first()).flatten();
+        let taken = [next(self.has_mask), next(self.has_past)];
+        let wanted = [self.has_mask, self.has_past];
+        ensure!(taken.map(|it| it.is_some()) == wanted && rest.is_empty(), "got other inputs");
+        Ok(taken)
+    }
+
     /// Batch, queries and keys.
     fn sizes<D: Clone + std::ops::Add<Output = D>>(
         queries: &[D],
@@ -73,7 +112,7 @@ enum Seen<'a> {
     Until(&'a [i64]),
     /// Those from a row's start, the second ones, until its end.
     Between(&'a [i64], &'a [i64]),
-    /// Those whose number is not zero, which lies this far on for each row and query.
+    /// Those whose number is above zero, which lies this far on for each row and query.
     Where(&'a [i64], [usize; 2]),
 }
 
@@ -94,25 +133,44 @@ impl Kernel for AttentionMask {
     }
 
     fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let [q, k, mask, past @ ..] = inputs else { bail!("got {} inputs", inputs.len()) };
-        expect_datum(mask, &[DatumType::I32, DatumType::I64])?;
+        let [q, k, rest @ ..] = inputs else { bail!("got {} inputs", inputs.len()) };
+        let [mask, past] = self.rest(rest)?;
         expect_datum(q, &[DatumType::F32, DatumType::F16])?;
-        let past = past.first().map(|past| &*past.shape);
+        if let Some(mask) = mask {
+            expect_datum(mask, &[DatumType::I32, DatumType::I64])?;
+        }
+        let past = past.map(|past| &*past.shape);
         let [batch, queries, keys] = Self::sizes(&q.shape, &k.shape, past)?;
+        let batch = if self.has_mask { batch } else { 1.to_dim() };
         Ok(tvec![Form::new(q.datum, [batch, 1.to_dim(), queries, keys])])
     }
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let [q, k, mask, past @ ..] = inputs else { bail!("got {} inputs", inputs.len()) };
-        let sizes = Self::sizes(q.shape(), k.shape(), past.first().map(|past| past.shape()))?;
-        let values = integers_of(mask)?;
-        let seen = Self::seen(sizes, &values, mask.shape())?;
+        let [q, k, rest @ ..] = inputs else { bail!("got {} inputs", inputs.len()) };
+        let [mask, past] = self.rest(rest)?;
+        let sizes = Self::sizes(q.shape(), k.shape(), past.map(|past| past.shape()))?;
+        let values = mask.map(|mask| integers_of(mask)).transpose()?.unwrap_or_default();
+        let seen = match mask {
+            Some(mask) => Self::seen(sizes, &values, mask.shape())?,
+            None => Seen::All,
+        };
         let [batch, queries, keys] = sizes;
-        let shape = [batch, 1, queries, keys];
-        checked_len(&shape)?;
-        let addends = tract_ndarray::ArrayD::from_shape_fn(&shape[..], |at| {
-            if seen.contains(at[0], at[2], at[3]) { 0.0 } else { self.filter }
-        });
+        let shape = [if self.has_mask { batch } else { 1 }, 1, queries, keys];
+        let mut addends = Vec::with_capacity(checked_len(&shape)?);
+        let past = past.map_or(0, |past| past.shape()[2]);
+        for row in 0..shape[0] {
+            for query in 0..queries {
+                // ONNX Runtime lets the last query see all keys, which may be more than queries.
+                let is_last = query + 1 == queries;
+                let end = if self.is_causal && !is_last { past + query + 1 } else { keys };
+                addends.extend((0..keys).map(|key| match seen.contains(row, query, key) {
+                    _ if key >= end => HIDDEN,
+                    true => 0.0,
+                    false => self.filter,
+                }));
+            }
+        }
+        let addends = tract_ndarray::ArrayD::from_shape_vec(&shape[..], addends)?;
         Ok(tvec![addends.into_tensor().cast_to_dt(q.datum_type())?.into_owned()])
     }
 }
@@ -137,7 +195,7 @@ fn unpacked(_context: &ParsingContext, node: &NodeProto) -> Built {
     let (bits, block) = (size("bits", Some(4))?, size("block_size", None)?);
     ensure!(matches!(bits, 2 | 4 | 8), "weights of {bits} bits");
     ensure!(block.is_power_of_two() && block >= 16, "blocks of {block}");
-    checked_len(&[rows, columns])?;
+    checked_len(&[rows, columns.div_ceil(block), block])?;
     built(node, Unpacked { rows, columns, bits, block })
 }
 
@@ -195,6 +253,74 @@ impl Kernel for Unpacked {
     }
 }
 
+/// What FP16 holds of each number, which stays FP32.
+#[derive(Debug)]
+struct Rounded;
+
+impl Kernel for Rounded {
+    fn name(&self) -> &'static str {
+        "Rounded"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let input = one(inputs)?;
+        expect_datum(input, &[DatumType::F32])?;
+        Ok(tvec![Form::new(input.datum, input.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let mut output = (**one(inputs)?).clone();
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let mut halves = [f16::ZERO; 256];
+        for values in plain.as_slice_mut::<f32>()?.chunks_mut(halves.len()) {
+            let halves = &mut halves[..values.len()];
+            halves.convert_from_f32_slice(values);
+            halves.convert_to_f32_slice(values);
+        }
+        Ok(tvec![output])
+    }
+}
+
+/// With its last two axes swapped; a vector as it is.
+#[derive(Debug, Clone)]
+struct Transposed;
+
+impl Expansion for Transposed {
+    fn name(&self) -> StaticName {
+        "Transposed".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        solver: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        check_input_arity(inputs, 1)?;
+        check_output_arity(outputs, 1)?;
+        solver.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
+        solver.equals(&inputs[0].rank, &outputs[0].rank)?;
+        solver.given(&inputs[0].shape, move |solver, mut shape| {
+            if let [.., rows, columns] = &mut shape[..] {
+                mem::swap(rows, columns);
+            }
+            solver.equals(&outputs[0].shape, shape)
+        })
+    }
+
+    fn wire(
+        &self,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        match model.outlet_fact(inputs[0])?.rank() {
+            0 | 1 => Ok(inputs.into()),
+            rank => model.wire_node(prefix, AxisOp::Move(rank - 2, rank - 1), inputs),
+        }
+    }
+}
+
 /// Distances of each row of one matrix to each row of another.
 #[derive(Debug)]
 struct CDist {
@@ -238,9 +364,13 @@ impl Kernel for CDist {
         let [left, right] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
         expect_datum(left, &[DatumType::F32, DatumType::F64])?;
         ensure!(left.datum == right.datum, "rows of {:?} and {:?}", left.datum, right.datum);
-        let ([rows, _], [others, _]) = (&*left.shape, &*right.shape) else {
+        let ([rows, columns], [others, other_columns]) = (&*left.shape, &*right.shape) else {
             bail!("expected two matrices");
         };
+        let sizes = [columns.to_usize(), other_columns.to_usize()];
+        if let [Ok(columns), Ok(others)] = sizes {
+            ensure!(columns == others, "rows of {columns} and of {others} columns");
+        }
         Ok(tvec![Form::new(left.datum, [rows.clone(), others.clone()])])
     }
 
@@ -283,65 +413,5 @@ impl Kernel for ExpandDims {
         let [input, axis] = inputs else { bail!("expected two inputs, got {}", inputs.len()) };
         let shape = Self::expand(input.shape(), axis, 1)?;
         Ok(tvec![(**input).clone().into_shape(&shape)?])
-    }
-}
-
-/// Of each matrix in the last two axes.
-#[derive(Debug)]
-struct Inverse;
-
-impl Inverse {
-    /// By Gauss and Jordan, the largest pivot first.
-    fn invert(matrix: &mut [f64], size: usize) -> TractResult<Vec<f64>> {
-        let mut inverse = vec![0.0; size * size];
-        (0..size).for_each(|at| inverse[at * size + at] = 1.0);
-        for column in 0..size {
-            let size_of = |row: usize| matrix[row * size + column].abs();
-            let pivot = (column..size).max_by(|&a, &b| size_of(a).total_cmp(&size_of(b)));
-            let pivot = pivot.filter(|&pivot| matrix[pivot * size + column] != 0.0);
-            let pivot = pivot.context("a matrix that has no inverse")?;
-            for matrix in [&mut *matrix, &mut inverse] {
-                (0..size).for_each(|at| matrix.swap(pivot * size + at, column * size + at));
-            }
-            let factor = matrix[column * size + column];
-            for row in (0..size).filter(|&row| row != column) {
-                let share = matrix[row * size + column] / factor;
-                for matrix in [&mut *matrix, &mut inverse] {
-                    for at in 0..size {
-                        matrix[row * size + at] -= share * matrix[column * size + at];
-                    }
-                }
-            }
-            for matrix in [&mut *matrix, &mut inverse] {
-                matrix[column * size..][..size].iter_mut().for_each(|value| *value /= factor);
-            }
-        }
-        Ok(inverse)
-    }
-}
-
-impl Kernel for Inverse {
-    fn name(&self) -> &'static str {
-        "Inverse"
-    }
-
-    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let input = one(inputs)?;
-        expect_datum(input, &[DatumType::F16, DatumType::F32, DatumType::F64])?;
-        ensure!(input.shape.len() >= 2, "expected matrices");
-        Ok(tvec![Form::new(input.datum, input.shape.iter().cloned())])
-    }
-
-    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let input = one(inputs)?;
-        let [.., rows, columns] = *input.shape() else { bail!("expected matrices") };
-        ensure!(rows == columns, "matrices of {rows} × {columns} have no inverse");
-        let mut matrices = input.cast_to::<f64>()?.into_owned();
-        let mut plain = matrices.try_as_plain_ram_mut()?;
-        for matrix in plain.as_slice_mut::<f64>()?.chunks_exact_mut((rows * columns).max(1)) {
-            let inverse = Self::invert(matrix, rows)?;
-            matrix.copy_from_slice(&inverse);
-        }
-        Ok(tvec![matrices.cast_to_dt(input.datum_type())?.into_owned()])
     }
 }

@@ -11,6 +11,7 @@ mod contrib;
 mod einsum;
 mod indices;
 mod integers;
+mod inverse;
 mod kernel;
 mod layout;
 mod linear;
@@ -39,6 +40,9 @@ mod trees;
 
 use tract_onnx::model::OnnxOpRegister;
 
+/// Ours, which swaps the last two axes, whatever the rank.
+pub(super) const TRANSPOSED: &str = "wisp.Transposed";
+
 /// Adds them to tract's own, or puts them in their place. tract looks at an operator's name
 /// only, not at its domain.
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -49,6 +53,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     einsum::register(operators);
     indices::register(operators);
     integers::register(operators);
+    inverse::register(operators);
     layout::register(operators);
     linear::register(operators);
     losses::register(operators);
