@@ -25,6 +25,9 @@ pub(super) const MASK: &str = "wisp.AttentionMask";
 /// Ours, which makes numbers of weights of a few bits.
 pub(super) const UNPACKED: &str = "wisp.Unpacked";
 
+/// The attribute of an LSTM that rounds its states as DynamicQuantizeLSTM does.
+pub(super) const ROUNDS_STATES: &str = "wisp.rounds_states";
+
 /// Its operators that tract has and computes as it does, or ours of the same name do.
 const KNOWN: [&str; 14] = [
     "BiasGelu",
