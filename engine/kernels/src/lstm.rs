@@ -4,8 +4,11 @@ use crate::elementwise::{Function, apply_at};
 use crate::packed::ensure;
 use crate::{Epilogue, Level, Packed, ShapeError, Team, View, linear};
 
-/// Steps whose inputs are multiplied at a time.
+/// Steps whose inputs are multiplied at a time, at most.
 const STEPS: usize = 64;
+
+/// Gates' values that several steps have together, at most.
+const MOST_SHARES: usize = 1 << 24;
 
 /// One direction of an LSTM of ONNX's gates (input, output, forget, cell), logistic and tanh.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +16,7 @@ pub struct Lstm {
     w: Packed,
     r: Packed,
     bias: Vec<f32>,
+    rounds_states: bool,
 }
 
 impl Lstm {
@@ -38,7 +42,19 @@ impl Lstm {
             }
         };
         let w = Packed::new(gates, size, w, (size, 1))?;
-        Ok(Lstm { w, r: Packed::new(gates, hidden, r, (hidden, 1))?, bias })
+        let r = Packed::new(gates, hidden, r, (hidden, 1))?;
+        Ok(Lstm { w, r, bias, rounds_states: false })
+    }
+
+    /// Rounds the states of each step, all rows together, to what one byte can say before it multiplies
+    /// them, as ONNX Runtime's DynamicQuantizeLSTM does.
+    pub fn rounding_states(self) -> Lstm {
+        Lstm { rounds_states: true, ..self }
+    }
+
+    /// Values of an input.
+    pub fn size(&self) -> usize {
+        self.w.k()
     }
 
     /// Values of a state.
@@ -64,11 +80,14 @@ impl Lstm {
         let gates = 4 * hidden;
         ensure(x.len() == steps * batch * size, "inputs of the gates")?;
         ensure(h.len() == batch * hidden && c.len() == h.len(), "state")?;
-        let mut shares = vec![0.0; STEPS.min(steps) * batch * gates];
+        let at_a_time = steps_at_a_time(batch * gates);
+        let mut shares = vec![0.0; at_a_time.min(steps) * batch * gates];
         let mut sums = vec![0.0; batch * gates];
-        for chunk in 0..steps.div_ceil(STEPS) {
-            let count = STEPS.min(steps - chunk * STEPS);
-            let from = if is_reversed { steps - chunk * STEPS - count } else { chunk * STEPS };
+        let mut rounded = vec![0.0; if self.rounds_states { h.len() } else { 0 }];
+        for chunk in 0..steps.div_ceil(at_a_time) {
+            let before = chunk * at_a_time;
+            let count = at_a_time.min(steps - before);
+            let from = if is_reversed { steps - before - count } else { before };
             let rows = count * batch;
             let inputs = View::rows(&x[from * batch * size..][..rows * size], size);
             let bias = Epilogue { bias: Some(&self.bias), ..Epilogue::default() };
@@ -78,7 +97,14 @@ impl Lstm {
                 let at = if is_reversed { count - 1 - at } else { at };
                 let residual = Some(&shares[at * batch * gates..][..batch * gates]);
                 let added = Epilogue { residual, ..Epilogue::default() };
-                linear(level, batch, View::rows(h, hidden), &self.r, &mut sums, &added, team)?;
+                let states = match self.rounds_states {
+                    true => {
+                        round(h, &mut rounded);
+                        View::rows(&rounded, hidden)
+                    }
+                    false => View::rows(h, hidden),
+                };
+                linear(level, batch, states, &self.r, &mut sums, &added, team)?;
                 for row in 0..batch {
                     let places = row * hidden..(row + 1) * hidden;
                     let sums = &mut sums[row * gates..][..gates];
@@ -90,6 +116,23 @@ impl Lstm {
             }
         }
         Ok(())
+    }
+}
+
+/// For so many gates' values in each.
+fn steps_at_a_time(gates: usize) -> usize {
+    (MOST_SHARES / gates.max(1)).clamp(1, STEPS)
+}
+
+/// Rounds by the rule of ONNX's DynamicQuantizeLinear.
+fn round(values: &[f32], rounded: &mut [f32]) {
+    let low = values.iter().fold(0f32, |low, &value| low.min(value));
+    let high = values.iter().fold(0f32, |high, &value| high.max(value));
+    let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
+    let zero = (-low / scale).round_ties_even().clamp(0.0, 255.0);
+    for (rounded, &value) in rounded.iter_mut().zip(values) {
+        let number = ((value / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+        *rounded = (number - zero) * scale;
     }
 }
 
@@ -180,6 +223,44 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn steps_are_fewer_at_a_time_where_each_has_many_gates() {
+        let counts = [0, 1, MOST_SHARES / STEPS, MOST_SHARES / 3, MOST_SHARES, usize::MAX];
+        assert_eq!(counts.map(steps_at_a_time), [STEPS, STEPS, STEPS, 3, 1, 1]);
+    }
+
+    #[test]
+    fn states_are_rounded_to_what_a_byte_says() {
+        let rounded = |values: &[f32]| {
+            let mut rounded = vec![f32::NAN; values.len()];
+            round(values, &mut rounded);
+            rounded
+        };
+        assert_eq!(rounded(&[0.0, 0.0]), [0.0, 0.0]);
+        assert_eq!(rounded(&[255.0, 0.5, 1.5, 100.3]), [255.0, 0.0, 2.0, 100.0]);
+        // Zero is always said, and what is halfway goes to the even number.
+        assert_eq!(rounded(&[-100.0, 155.0, 2.5]), [-100.0, 155.0, 2.0]);
+        assert_eq!(rounded(&[-510.0, -12.3]), [-510.0, -12.0]);
+        assert!(rounded(&[f32::NAN, 1.0])[0].is_nan());
+    }
+
+    #[test]
+    fn a_step_takes_rounded_states() {
+        let (r, state) = ([1.0; 4], 0.7f32);
+        let lstm = Lstm::new([1, 1], &[0.0; 4], &r, None).expect("a layer");
+        let run = |lstm: &Lstm, h: [f32; 2]| {
+            let (mut h, mut c) = (h, [0.0; 2]);
+            let sequence = ([1, 2], &[0.0; 2][..], false);
+            let states = (&mut h[..], &mut c[..]);
+            lstm.run(Level::best(), sequence, states, &mut |_, _| true, &Alone::default()).unwrap();
+            h
+        };
+        // Beside 255, the other row's state is none or one.
+        let [_, plain] = run(&lstm, [255.0, 1.0]);
+        let [_, rounded] = run(&lstm.rounding_states(), [255.0, state]);
+        assert!((plain - rounded).abs() < 1e-6);
     }
 
     #[test]

@@ -56,6 +56,10 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
         let made = attribute("value").and_then(Constant::in_node);
         node.op_type == "ConstantOfShape" && made.is_some_and(|made| made.is_large)
     };
+    let is_padded = || {
+        let pads = attribute("pads").is_some_and(|it| it.ints.iter().any(|&pad| pad != 0));
+        pads || is_text("auto_pad", "SAME_UPPER") || is_text("auto_pad", "SAME_LOWER")
+    };
     if node.input.iter().enumerate().any(|(index, name)| matters(index) && is_large(name))
         || fills_large()
     {
@@ -75,6 +79,12 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
             if is_text("auto_pad", "SAME_LOWER") =>
         {
             Some("it pads by SAME_LOWER as by SAME_UPPER")
+        }
+        "ConvInteger" if is_padded() => {
+            let groups = attribute("group").map_or(1, |it| it.i);
+            let shape = node.input.get(1).and_then(|name| known.shape(name));
+            let is_of_channels = shape.is_some_and(|shape| shape.starts_with(&[groups, 1]));
+            (!is_of_channels).then_some("it takes in more than zeros where it pads integers")
         }
         "NonMaxSuppression" => Some("it takes boxes of several classes or images for one's"),
         "Softplus" => Some("of large numbers it gives infinities"),
@@ -105,7 +115,7 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
 /// What a graph says of its values, and those around it.
 struct Known<'a> {
     constants: HashMap<&'a str, Constant<'a>>,
-    /// Of what is declared; -1 is a size that is not.
+    /// Of weights and of what is declared; -1 is a size that is not.
     shapes: HashMap<&'a str, Vec<i64>>,
     outer: Option<&'a Known<'a>>,
 }
@@ -139,7 +149,15 @@ impl<'a> Known<'a> {
         });
         let declared = graph.input.iter().chain(&graph.value_info).chain(&graph.output);
         let shapes = declared.filter_map(|value| Some((value.name.as_str(), shape_of(value)?)));
-        Self { constants: weights.chain(made).collect(), shapes: shapes.collect(), outer }
+        let given = graph.initializer.iter().map(|tensor| {
+            let shape = match file.large(tensor) {
+                Some((_, shape, _)) => shape.iter().map(|&size| size as i64).collect(),
+                None => tensor.dims.clone(),
+            };
+            (tensor.name.as_str(), shape)
+        });
+        let shapes = shapes.chain(given).collect();
+        Self { constants: weights.chain(made).collect(), shapes, outer }
     }
 
     fn constant(&self, name: &str) -> Option<&Constant<'a>> {

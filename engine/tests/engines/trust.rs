@@ -16,6 +16,7 @@ const STRING: i32 = 3;
 const TENSOR: i32 = 4;
 const GRAPH: i32 = 5;
 const FLOATS: i32 = 6;
+const INTS: i32 = 7;
 
 fn attribute(name: &str, kind: i32) -> AttributeProto {
     AttributeProto { name: name.into(), r#type: kind, ..AttributeProto::default() }
@@ -80,6 +81,32 @@ fn operators_that_rten_answers_wrongly() {
     let inserted =
         |place: i64| is_trusted("SequenceInsert", &["x", "x", "p"], vec![longs("p", &[], place)]);
     assert!(inserted(0) && !inserted(-1));
+}
+
+#[test]
+fn convolutions_of_padded_integers() {
+    let convolved = |shape: [i64; 4], groups: i64, padding: AttributeProto| {
+        let groups = AttributeProto { i: groups, ..attribute("group", INT) };
+        let weights = vec![1; shape.iter().product::<i64>() as usize];
+        let weights = tensor("w", DataType::Int8, &shape, weights);
+        let node = node("ConvInteger", &["x", "w"], "y", &[groups, padding]);
+        is_trusted_with(vec![node], vec![weights])
+    };
+    let pads = |pad: i64| AttributeProto { ints: vec![0, 0, 0, pad], ..attribute("pads", INTS) };
+    let auto = |how: &str| AttributeProto { s: how.into(), ..attribute("auto_pad", STRING) };
+    // The longest is left in the file.
+    for count in [1, 512] {
+        assert!(
+            convolved([count, 2, 3, 3], 1, pads(0)) && !convolved([count, 2, 3, 3], 1, pads(1))
+        );
+        assert!(convolved([count, 1, 3, 3], count, pads(1)));
+        assert!(!convolved([2 * count, 1, 3, 3], count, pads(1)));
+        assert!(!convolved([count, 2, 3, 3], count, pads(1)));
+    }
+    assert!(convolved([1, 2, 3, 3], 1, auto("VALID")));
+    assert!(!convolved([1, 2, 3, 3], 1, auto("SAME_UPPER")));
+    let padded = node("ConvInteger", &["x", "made"], "y", &[pads(1)]);
+    assert!(!is_trusted_with(vec![padded], vec![]));
 }
 
 #[test]

@@ -34,6 +34,9 @@ pub(super) const MEANS: &str = "wisp.QuantizedMeans";
 pub(super) const SUM: &str = "wisp.QuantizedSum";
 pub(super) const PRODUCT: &str = "wisp.QuantizedProduct";
 
+/// The attribute of an LSTM that rounds its states as DynamicQuantizeLSTM does.
+pub(super) const ROUNDS_STATES: &str = "wisp.rounds_states";
+
 /// Its operators that tract has and computes as it does, or ours of the same name do.
 const KNOWN: [&str; 14] = [
     "BiasGelu",

@@ -360,13 +360,19 @@ pub(super) fn product_of_bits(body: &mut Body<'_>) -> Written {
     Ok(())
 }
 
-/// An LSTM of quantised weights, which lie the other way round than ONNX's. What it takes and its
-/// state are not quantised here, as ONNX Runtime does to multiply faster.
+/// An LSTM of quantised weights, which lie the other way round than ONNX's. What it takes is quantised
+/// once, and its state before each product, which is the LSTM's own to do.
 pub(super) fn lstm(body: &mut Body<'_>) -> Written {
+    if body.given(4).or(body.given(7)).is_some() {
+        return Err("lengths of sequences, or peepholes".to_owned());
+    }
     let (w, r) = (lstm_weights(body, 1, 8)?, lstm_weights(body, 2, 10)?);
-    let mut inputs = vec![body.input(0)?, &w, &r];
+    let quantized: [String; 3] =
+        body.outputs_with("DynamicQuantizeLinear", &[body.input(0)?], Vec::new());
+    let x = body.op("DequantizeLinear", &quantized.each_ref().map(String::as_str));
+    let mut inputs = vec![&*x, &w, &r];
     inputs.extend((3..8).map(|index| body.given(index).unwrap_or_default()));
-    let attributes = body.attributes(&[
+    let mut attributes = body.attributes(&[
         "activation_alpha",
         "activation_beta",
         "activations",
@@ -375,6 +381,7 @@ pub(super) fn lstm(body: &mut Body<'_>) -> Written {
         "hidden_size",
         "input_forget",
     ]);
+    attributes.push(int(super::ROUNDS_STATES, 1));
     let outputs: [String; 3] = body.outputs_with("LSTM", &inputs, attributes);
     for (index, output) in outputs.iter().enumerate() {
         body.give(index, output);

@@ -57,10 +57,22 @@ impl Sequence {
         Ok(Some(Self { directions, is_reversed, has }))
     }
 
-    /// Steps and batch.
-    fn sizes<D: Clone>(x: &[D]) -> TractResult<[D; 2]> {
-        let [steps, batch, _] = x else { bail!("a sequence of rank {}", x.len()) };
-        Ok([steps.clone(), batch.clone()])
+    /// As ONNX Runtime's DynamicQuantizeLSTM rounds them.
+    pub(super) fn rounding_states(self) -> Self {
+        let directions = self.directions.into_iter().map(Lstm::rounding_states);
+        Self { directions: directions.collect(), ..self }
+    }
+
+    /// Steps, batch and size.
+    fn sizes<D: Clone>(x: &[D]) -> TractResult<[D; 3]> {
+        let [steps, batch, size] = x else { bail!("a sequence of rank {}", x.len()) };
+        Ok([steps.clone(), batch.clone(), size.clone()])
+    }
+
+    fn expect_size(&self, size: usize) -> TractResult<()> {
+        let expected = self.directions[0].size();
+        ensure!(size == expected, "a sequence of {size} values a step, expected {expected}");
+        Ok(())
     }
 
     fn state(given: Option<&TValue>, shape: &[usize]) -> TractResult<Tensor> {
@@ -80,7 +92,11 @@ impl Kernel for Sequence {
             expect_datum(input, &[DatumType::F32])?;
         }
         let x = inputs.first().context("expected a sequence")?;
-        let [steps, batch] = Self::sizes(&x.shape)?;
+        let [steps, batch, size] = Self::sizes(&x.shape)?;
+        // One stands for a free size, when a graph is planned for the first time.
+        if let Some(size) = size.to_usize().ok().filter(|&size| size != 1) {
+            self.expect_size(size)?;
+        }
         let directions = self.directions.len().to_dim();
         let hidden = self.directions[0].hidden().to_dim();
         let state = [directions.clone(), batch.clone(), hidden.clone()];
@@ -91,10 +107,13 @@ impl Kernel for Sequence {
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         let x = inputs.first().context("expected a sequence")?;
-        let [steps, batch] = Self::sizes(x.shape())?;
+        let [steps, batch, size] = Self::sizes(x.shape())?;
+        self.expect_size(size)?;
         let (directions, hidden) = (self.directions.len(), self.directions[0].hidden());
         let shape = [steps, directions, batch, hidden];
         checked_len(&shape)?;
+        // What a step's gates have.
+        checked_len(&[batch, 4 * hidden])?;
         let mut given = inputs[1..].iter();
         let mut states = [Tensor::default(), Tensor::default()];
         for (state, has) in states.iter_mut().zip(self.has) {

@@ -101,6 +101,13 @@ impl Ensemble {
         Ok(self)
     }
 
+    /// Leaves each leaf at most one weight.
+    pub(super) fn keep_first_weights(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| node.test == Test::Leaf) {
+            node.second = node.second.min(node.first + 1);
+        }
+    }
+
     /// Visits every node once, depth first.
     ///
     /// # Errors

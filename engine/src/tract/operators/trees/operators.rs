@@ -24,7 +24,11 @@ pub(in super::super) fn register(operators: &mut OnnxOpRegister) {
 fn regressor(context: &ParsingContext, node: &NodeProto) -> Built {
     let targets = node.get_attr_opt::<i64>("n_targets")?.unwrap_or(1);
     let targets = usize::try_from(targets).with_context(|| format!("n_targets {targets}"))?;
-    let (ensemble, are_doubles) = read_lists(context, node, "target", targets)?;
+    let (mut ensemble, are_doubles) = read_lists(context, node, "target", targets)?;
+    if targets == 1 {
+        // ONNX Runtime reads no more of them.
+        ensemble.keep_first_weights();
+    }
     let aggregate = node.get_attr_opt::<&str>("aggregate_function")?.unwrap_or("SUM");
     let trees = Trees {
         aggregate: Aggregate::parse(aggregate)?,
@@ -214,6 +218,10 @@ impl Trees {
             tally.scores.iter_mut().for_each(|score| *score = *score / trees);
         }
         tally.add_bases(&self.base_values);
+        if tally.scores.len() > 1 {
+            // To ONNX Runtime, these are zero, whatever their base values.
+            tally.clear_unscored();
+        }
         // A lone target is a margin: ONNX Runtime transforms it by PROBIT only.
         if tally.scores.len() > 1 || self.transform == PostTransform::Probit {
             self.transform.apply(&mut tally.scores);

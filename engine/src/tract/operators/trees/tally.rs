@@ -53,6 +53,15 @@ impl<T: Real> Tally<T> {
         }
     }
 
+    /// Outputs that no leaf had a weight for.
+    pub(super) fn clear_unscored(&mut self) {
+        for (score, &scored) in self.scores.iter_mut().zip(&self.scored) {
+            if !scored {
+                *score = T::default();
+            }
+        }
+    }
+
     pub(super) fn take_in(&mut self, aggregate: Aggregate, weights: &[Weight<T>]) {
         for weight in weights {
             let output = weight.output as usize;
