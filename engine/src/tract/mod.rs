@@ -9,6 +9,7 @@ mod extent;
 mod file;
 mod fuse;
 mod halves;
+mod nibbles;
 mod operators;
 mod plans;
 mod team;
@@ -66,7 +67,7 @@ pub(crate) fn load(
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let mut proto = contrib::written_out(&file.proto)?;
+    let mut proto = nibbles::unpacked(contrib::written_out(&file.proto)?);
     let widens = file.has_halves() && !halves::are_looked_at(&file.proto);
     if widens {
         proto = halves::widened(proto);

@@ -12,6 +12,9 @@ use wisp_kernels::{Activation, Level, Steps};
 use super::rows::FusedRows;
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 
+/// Weights that are dequantised as a graph is loaded, bytes of what comes out; more are at each run.
+pub(in crate::tract) const MAX_WEIGHTS: usize = 64 << 20;
+
 /// Whole numbers for floats, or floats for whole numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::tract) struct Quantize {
@@ -73,6 +76,15 @@ impl Quantize {
         Steps { scale: self.scale, least: least - self.zero, most: most - self.zero }
     }
 
+    fn of_tensor(&self, input: &Tensor) -> TractResult<Tensor> {
+        match self.datum {
+            Narrow::U8 => self.run::<u8>(input),
+            Narrow::I8 => self.run::<i8>(input),
+            Narrow::U16 => self.run::<u16>(input),
+            Narrow::I16 => self.run::<i16>(input),
+        }
+    }
+
     fn run<T: Quantized + Datum>(&self, input: &Tensor) -> TractResult<Tensor> {
         let (input, shape) = (input.try_as_plain_ram()?, input.shape());
         let (level, scale) = (Level::best(), Scale { scale: self.scale, zero: self.zero });
@@ -94,7 +106,8 @@ impl Quantize {
 /// rather than all of it.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
     for id in model.eval_order()? {
-        if let Some(patch) = rows_first(model, id)? {
+        let patch = rows_first(model, id)?;
+        if let Some(patch) = patch.map_or_else(|| weights(model, id), |patch| Ok(Some(patch)))? {
             patch.apply(model)?;
             continue;
         }
@@ -117,6 +130,24 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         patch.apply(model)?;
     }
     model.compact()
+}
+
+/// Dequantises a constant, unless only rows of it are wanted.
+fn weights(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let node = model.node(id);
+    let Some(op) = node.op_as::<Quantize>().filter(|op| op.is_back) else { return Ok(None) };
+    let Some(konst) = model.outlet_fact(node.inputs[0])?.konst.clone() else { return Ok(None) };
+    let mut ends = node.outputs[0].successors.iter();
+    if konst.len() * size_of::<f32>() > MAX_WEIGHTS
+        || ends.any(|inlet| model.node(inlet.node).op_is::<Gather>())
+    {
+        return Ok(None);
+    }
+    let values = op.of_tensor(&konst)?;
+    let mut patch = TypedModelPatch::default();
+    let wired = patch.add_const(&node.name, values)?;
+    patch.shunt_outside(model, id.into(), wired)?;
+    Ok(Some(patch))
 }
 
 fn rows_first(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
@@ -148,13 +179,7 @@ impl EvalOp for Quantize {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let output = match self.datum {
-            Narrow::U8 => self.run::<u8>(&inputs[0])?,
-            Narrow::I8 => self.run::<i8>(&inputs[0])?,
-            Narrow::U16 => self.run::<u16>(&inputs[0])?,
-            Narrow::I16 => self.run::<i16>(&inputs[0])?,
-        };
-        Ok(tvec!(output.into_tvalue()))
+        Ok(tvec!(self.of_tensor(&inputs[0])?.into_tvalue()))
     }
 }
 

@@ -10,7 +10,7 @@ use wisp_kernels::quantized::{Quantized, Scale, dequantize};
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
 use super::theirs::{Wiring, rewired};
-use crate::tract::fuse::Quantize;
+use crate::tract::fuse::{MAX_WEIGHTS, Quantize};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -53,6 +53,9 @@ impl Wiring for Scaled {
         if let Some(quick) = self.quick(model, inputs)? {
             return model.wire_node(prefix, quick, &inputs[..1]);
         }
+        if let Some(values) = self.weights(model, inputs)? {
+            return Ok(tvec![model.add_const(prefix, values)?]);
+        }
         let is_theirs = {
             let facts = inputs.iter().map(|&input| model.outlet_fact(input));
             let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
@@ -69,6 +72,18 @@ impl Wiring for Scaled {
 }
 
 impl Scaled {
+    /// What constants with several scales stand for, unless that is too much to keep.
+    fn weights(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Option<Tensor>> {
+        let constants = inputs.iter().map(|&input| Ok(model.outlet_fact(input)?.konst.clone()));
+        let constants: Option<TVec<Arc<Tensor>>> = constants.collect::<TractResult<_>>()?;
+        let Some(constants) = constants.filter(|_| !self.is_quantizing) else { return Ok(None) };
+        if constants[0].len() * size_of::<f32>() > MAX_WEIGHTS {
+            return Ok(None);
+        }
+        let inputs: TVec<TValue> = constants.into_iter().map(IntoTValue::into_tvalue).collect();
+        Ok(Some(self.run(&inputs)?.remove(0)))
+    }
+
     fn quick(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Option<Quantize>> {
         let facts = inputs.iter().map(|&input| model.outlet_fact(input));
         let facts: TVec<&TypedFact> = facts.collect::<TractResult<_>>()?;
