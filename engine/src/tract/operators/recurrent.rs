@@ -247,12 +247,9 @@ impl Recurrent {
         if !inner.body.have_extra_c_state() || inner.batch_first || is_more {
             return Ok(None);
         }
-        let constant = |index: usize| -> TractResult<Option<Arc<Tensor>>> {
-            Ok(model.outlet_fact(inputs[index])?.konst.clone())
-        };
-        let (w, r) = (constant(1)?, constant(2)?);
-        let bias = inner.optional_bias_input.map(&constant).transpose()?;
-        let (Some(w), Some(r)) = (w, r) else { return Ok(None) };
+        let constant = |index: usize| constant_at(model, inputs[index], MOST_STEPS);
+        let (Some(w), Some(r)) = (constant(1), constant(2)) else { return Ok(None) };
+        let bias = inner.optional_bias_input.map(constant);
         if bias.as_ref().is_some_and(Option::is_none) {
             return Ok(None);
         }
@@ -303,6 +300,25 @@ impl Recurrent {
         }
         Ok((inner, inputs))
     }
+}
+
+/// Operators from a constant to weights: those that are quantised are made of several.
+const MOST_STEPS: usize = 8;
+
+/// What an outlet holds, where that follows from constants in so many steps.
+fn constant_at(model: &TypedModel, outlet: OutletId, steps: usize) -> Option<Arc<Tensor>> {
+    if let Some(konst) = &model.outlet_fact(outlet).ok()?.konst {
+        return Some(konst.clone());
+    }
+    let node = model.node(outlet.node);
+    if node.inputs.is_empty() || steps == 0 {
+        return None;
+    }
+    let inputs = node.inputs.iter().map(|&input| constant_at(model, input, steps - 1));
+    let inputs: TVec<TValue> =
+        inputs.map(|input| input.map(IntoTValue::into_tvalue)).collect::<Option<_>>()?;
+    let outputs = node.op.eval_out_of_plan(inputs).ok()??;
+    Some(outputs.get(outlet.slot)?.clone().into_arc_tensor())
 }
 
 /// The first input, where it and the rest fit together.

@@ -21,6 +21,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 struct StringNormalizer {
     case: Case,
     is_case_sensitive: bool,
+    is_ascii: bool,
     /// In small letters unless case tells them apart.
     stop_words: HashSet<String>,
     left: Unknown,
@@ -42,24 +43,49 @@ fn string_normalizer(context: &ParsingContext, node: &NodeProto) -> Built {
     };
     let is_case_sensitive = node.get_attr_opt::<i64>("is_case_sensitive")?.unwrap_or(0) != 0;
     let words = strings(node, "stopwords")?.into_iter();
-    let words = words.map(|word| if is_case_sensitive { word } else { word.to_lowercase() });
+    // The locale of C, which converters of scikit-learn write, knows the letters of ASCII.
+    let locale = node.get_attr_opt::<&str>("locale")?.unwrap_or_default();
+    let is_ascii = matches!(locale, "C" | "POSIX");
+    let words = words.map(|word| if is_case_sensitive { word } else { lower(&word, is_ascii) });
     let (stop_words, left) = (words.collect(), Unknown::new(context));
-    built(node, StringNormalizer { case, is_case_sensitive, stop_words, left })
+    built(node, StringNormalizer { case, is_case_sensitive, is_ascii, stop_words, left })
+}
+
+fn lower(word: &str, is_ascii: bool) -> String {
+    if is_ascii {
+        return word.to_ascii_lowercase();
+    }
+    word.chars().map(|letter| only(letter, letter.to_lowercase())).collect()
+}
+
+fn upper(word: &str, is_ascii: bool) -> String {
+    if is_ascii {
+        return word.to_ascii_uppercase();
+    }
+    word.chars().map(|letter| only(letter, letter.to_uppercase())).collect()
+}
+
+/// A letter for a letter, as C's library has it: what would become several stays.
+fn only(letter: char, mut others: impl Iterator<Item = char>) -> char {
+    match (others.next(), others.next()) {
+        (Some(other), None) => other,
+        _ => letter,
+    }
 }
 
 impl StringNormalizer {
     fn is_kept(&self, word: &str) -> bool {
         match self.is_case_sensitive {
             true => !self.stop_words.contains(word),
-            false => !self.stop_words.contains(&word.to_lowercase()),
+            false => !self.stop_words.contains(&lower(word, self.is_ascii)),
         }
     }
 
     fn change(&self, word: &str) -> String {
         match self.case {
             Case::Kept => word.to_owned(),
-            Case::Lower => word.to_lowercase(),
-            Case::Upper => word.to_uppercase(),
+            Case::Lower => lower(word, self.is_ascii),
+            Case::Upper => upper(word, self.is_ascii),
         }
     }
 }
