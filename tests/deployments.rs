@@ -330,7 +330,7 @@ fn the_admin_api_says_what_it_expects() {
     insta::assert_snapshot!(error("PUT", "bundles", "{}"), @"400 invalid-input: the body is not what is expected: missing field `reference` at line 1 column 2");
     insta::assert_snapshot!(error("PUT", "bundles", "{\"reference\": \"digits:1\"}"), @"400 invalid-input: `digits:1`: expected oci://host/name:tag or oci://host/name@sha256:…: it does not begin with oci://");
     insta::assert_snapshot!(error("PUT", "models/x/traffic", "{\"1\": 300}"), @"400 invalid-input: the body is not what is expected: invalid value: integer `300`, expected u8 at line 1 column 9");
-    insta::assert_snapshot!(error("PUT", "models/x/traffic", &"x".repeat(70_000)), @"413 too-large: the body has more than 65536 bytes, the limit here");
+    insta::assert_snapshot!(error("PUT", "models/x/traffic", &"x".repeat(3_000_000)), @"413 too-large: the body has more than 65536 bytes, the limit here");
     let openapi = server.admin("GET", "openapi.json", &[], b"").json();
     assert_eq!(openapi["openapi"], "3.1.0");
     // Each path of the document is one of the API's, whatever it says to such a request.

@@ -42,7 +42,7 @@ pub struct Steps {
     pub scale: f32,
     /// The lowest, in steps from zero.
     pub least: f32,
-    /// The highest; both are whole numbers within 2^22 of zero.
+    /// The highest; both are whole numbers within 2^22 of zero, and not less than the lowest.
     pub most: f32,
 }
 
@@ -95,7 +95,8 @@ impl Activation {
                 }
                 Activation::Steps(Steps { scale, least, most }) => {
                     let steps = S::div(x, S::splat(scale));
-                    let steps = S::min(S::splat(most), S::max(S::splat(least), steps));
+                    // What is no number is the lowest, where the vectors can say so.
+                    let steps = S::min(S::splat(most), S::max(steps, S::splat(least)));
                     let whole = S::add(S::add(steps, S::splat(WHOLE)), S::splat(-WHOLE));
                     S::mul(whole, S::splat(scale))
                 }

@@ -2,6 +2,7 @@
 
 use crate::elementwise::{Function, apply_at};
 use crate::packed::ensure;
+use crate::quantized::{Scale, scale_of};
 use crate::{Epilogue, Level, Packed, ShapeError, Team, View, linear};
 
 /// Steps whose inputs are multiplied at a time, at most.
@@ -128,8 +129,7 @@ fn steps_at_a_time(gates: usize) -> usize {
 fn round(values: &[f32], rounded: &mut [f32]) {
     let low = values.iter().fold(0f32, |low, &value| low.min(value));
     let high = values.iter().fold(0f32, |high, &value| high.max(value));
-    let scale = if low == high { 1.0 } else { (high - low) / 255.0 };
-    let zero = (-low / scale).round_ties_even().clamp(0.0, 255.0);
+    let Scale { scale, zero } = scale_of(low, high);
     for (rounded, &value) in rounded.iter_mut().zip(values) {
         let number = ((value / scale).round_ties_even() + zero).clamp(0.0, 255.0);
         *rounded = (number - zero) * scale;

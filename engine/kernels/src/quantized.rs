@@ -158,14 +158,26 @@ pub fn extremes(level: Level, values: &[f32]) -> (f32, f32) {
     unsafe { level.run(Extremes { values }) }
 }
 
+/// The scale and zero point by which bytes hold all from `least`, zero or below, to `most`, zero or
+/// above.
+pub fn scale_of(least: f32, most: f32) -> Scale {
+    let range = f32::from(u8::MAX);
+    let scale = if least == most { 1.0 } else { (most - least) / range };
+    let zero = -least / scale;
+    // As ONNX Runtime, also where that is no number: an infinity, or a range that has no scale.
+    let zero = if zero < range { zero.max(0.0).round_ties_even() } else { range };
+    Scale { scale, zero }
+}
+
 /// The nearest whole number, and `zero` more, within what `T` holds. What is no number is the lowest.
 #[inline(always)]
 fn nearest<T: Quantized>(steps: f32, zero: f32) -> T {
-    let (least, most) = (T::LEAST - zero, T::MOST - zero);
-    let steps = if steps > least { steps } else { least };
-    let steps = if steps < most { steps } else { most };
+    // What is too large to be rounded like this is beyond all `T`.
     let whole = (steps + WHOLE) - WHOLE + zero;
-    // SAFETY: between the lowest and the highest of 16 bits.
+    let whole = if whole > T::LEAST { whole } else { T::LEAST };
+    let whole = if whole < T::MOST { whole } else { T::MOST };
+    // SAFETY: between the lowest and the highest of 16 bits, as neither is passed over by what is no
+    // number.
     T::of(unsafe { whole.to_int_unchecked::<i32>() })
 }
 
@@ -282,6 +294,12 @@ mod tests {
             let mut none = [T::of(0)];
             quantize(level, &[f32::NAN], scale, &mut none).expect("equal lengths");
             assert_eq!(none[0].number(), T::LEAST, "{level:?}");
+            for odd in [f32::NAN, f32::INFINITY, -1e30] {
+                let scale = Scale { scale: 1.0, zero: odd };
+                quantize(level, &[1.0], scale, &mut none).expect("equal lengths");
+                let wanted = if odd > 0.0 { T::MOST } else { T::LEAST };
+                assert_eq!(none[0].number(), wanted, "{level:?}: a zero point of {odd}");
+            }
         }
     }
 

@@ -57,7 +57,7 @@ fn unpack(tensor: &mut TensorProto) {
     });
     let bytes: Vec<u8> = match tensor.raw_data.is_empty() {
         true => tensor.int32_data.iter().map(|&pair| pair as u8).collect(),
-        false => std::mem::take(&mut tensor.raw_data),
+        false => tensor.raw_data.clone(),
     };
     let Some(size) = size.filter(|size| size.div_ceil(2) == bytes.len()) else { return };
     let halves = bytes.iter().flat_map(|pair| [pair & 15, pair >> 4]).take(size);

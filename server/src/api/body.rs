@@ -199,11 +199,14 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// It is too large, takes too long, or is not what is expected.
-pub(super) async fn read_small_json<T: DeserializeOwned>(body: Body) -> Result<Option<T>, Error> {
-    let read = tokio::time::timeout(SMALL_TIMEOUT, Limited::new(body, MAX_SMALL_BYTES).collect());
-    let body = match read.await {
+pub(super) async fn read_small_json<T: DeserializeOwned>(
+    mut body: Body,
+) -> Result<Option<T>, Error> {
+    let limited = Limited::new(&mut body, MAX_SMALL_BYTES);
+    let body = match tokio::time::timeout(SMALL_TIMEOUT, limited.collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            drain(&mut body).await;
             return Err(Error::TooLarge { limit: MAX_SMALL_BYTES });
         }
         Ok(Err(error)) => return Err(Error::BodyLost(error.to_string())),

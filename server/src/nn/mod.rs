@@ -115,6 +115,9 @@ pub struct Run {
     seen: Mutex<Seen>,
 }
 
+/// That a run leaves its core at a time: as often it looks whether it is over.
+const LONGEST_WAIT: Duration = Duration::from_millis(10);
+
 /// No poll is under way.
 const NOT_POLLED: u64 = u64::MAX;
 
@@ -326,7 +329,8 @@ impl Watch for Run {
             return;
         }
         let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
-        let waited = cores.give_way(self.cpu().saturating_sub(gave_way));
+        let most = self.cpu().saturating_sub(gave_way).min(LONGEST_WAIT);
+        let waited = cores.give_way(most);
         self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
     }
 

@@ -140,16 +140,19 @@ const CONVOLUTION: [&str; 6] =
     ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
 
 impl Body<'_> {
-    /// The whole numbers of an input, from its zero point on, as floats; with as many zero points
-    /// along the axis as `scales` has numbers.
-    fn whole(&mut self, value: &str, zero: Option<&str>, along: Option<(&str, i64)>) -> String {
-        let ones = match along {
-            Some((scales, _)) => self.op("Div", &[scales, scales]),
-            None => self.single(1.0),
-        };
-        let mut inputs = vec![value, &ones];
-        inputs.extend(zero);
-        let axis = along.map(|(_, axis)| int("axis", axis)).into_iter().collect();
+    /// The whole numbers of an input, from its zero point on, as floats; there may be several along an
+    /// axis.
+    fn whole(&mut self, value: &str, zeros: Option<&str>, axis: Option<i64>) -> String {
+        let mut one = self.single(1.0);
+        if let (Some(zeros), Some(_)) = (zeros, axis) {
+            // As many as there are.
+            let zeros = self.op_with("Cast", &[zeros], vec![int("to", FLOAT)]);
+            let nothing = self.op("Sub", &[&zeros, &zeros]);
+            one = self.op("Add", &[&nothing, &one]);
+        }
+        let mut inputs = vec![value, &one];
+        inputs.extend(zeros);
+        let axis = axis.map(|axis| int("axis", axis)).into_iter().collect();
         self.op_with("DequantizeLinear", &inputs, axis)
     }
 
@@ -178,7 +181,7 @@ pub(super) fn convolution(body: &mut Body<'_>) -> Written {
     let (rank, is_last) = (body.rank(), body.int("channels_last", 0) != 0);
     let (x_scale, w_scale) = (body.input(1)?, body.input(4)?);
     let x = body.whole(body.input(0)?, body.given(2), None);
-    let w = body.whole(body.input(3)?, body.given(5), Some((w_scale, 0)));
+    let w = body.whole(body.input(3)?, body.given(5), Some(0));
     let bias = body.given(8);
     let bias = bias.map(|bias| body.op("CastLike", &[bias, x_scale]));
     let sums = body.of_images(&x, (rank, is_last), |body, x| {
@@ -194,7 +197,7 @@ pub(super) fn convolution(body: &mut Body<'_>) -> Written {
 pub(super) fn quantized_product(body: &mut Body<'_>) -> Written {
     let (a_scale, b_scale) = (body.input(1)?, body.input(4)?);
     let a = body.whole(body.input(0)?, body.given(2), None);
-    let b = body.whole(body.input(3)?, body.given(5), Some((b_scale, -1)));
+    let b = body.whole(body.input(3)?, body.given(5), Some(-1));
     let sums = body.op("MatMul", &[&a, &b]);
     let a_scale = body.scalar(a_scale);
     body.give_sums(&sums, [&a_scale, b_scale], 6, -1)
@@ -204,13 +207,7 @@ pub(super) fn quantized_product(body: &mut Body<'_>) -> Written {
 pub(super) fn convolution_of_integers(body: &mut Body<'_>) -> Written {
     let attributes = body.attributes(&CONVOLUTION);
     let x = body.whole(body.input(0)?, body.given(2), None);
-    let ones = body.given(3).map(|zeros| {
-        let zeros = body.op_with("Cast", &[zeros], vec![int("to", FLOAT)]);
-        let nothing = body.op("Sub", &[&zeros, &zeros]);
-        body.op("Exp", &[&nothing])
-    });
-    let along = ones.as_deref().map(|ones| (ones, 0));
-    let w = body.whole(body.input(1)?, body.given(3), along);
+    let w = body.whole(body.input(1)?, body.given(3), Some(0));
     let y = body.op_with("Conv", &[&x, &w], attributes);
     body.give(0, &y);
     Ok(())
@@ -271,7 +268,7 @@ pub(super) fn gemm(body: &mut Body<'_>) -> Written {
     let (a_scale, b_scale) = (body.input(1)?, body.input(4)?);
     let of_columns = if body.int("transB", 0) != 0 { 0 } else { 1 };
     let a = body.whole(body.input(0)?, body.given(2), None);
-    let b = body.whole(body.input(3)?, body.given(5), Some((b_scale, of_columns)));
+    let b = body.whole(body.input(3)?, body.given(5), Some(of_columns));
     let attributes = body.attributes(&["transA", "transB"]);
     let mut sums = body.op_with("Gemm", &[&a, &b], attributes);
     if let Some(bias) = body.given(6) {

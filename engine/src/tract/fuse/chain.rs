@@ -7,9 +7,9 @@ use tract_onnx::tract_hir::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::tract_core::ops::math::{Add, Div, Max, Min, Mul, Sub};
 use tract_onnx::tract_hir::tract_core::ops::nn::HardSwish;
 
-use super::rows::FusedRows;
-
 use wisp_kernels::{Activation, ResidualOrder, Steps};
+
+use super::rows::FusedRows;
 
 /// The successors of a node that its kernel takes over, as one function of its sums:
 /// `activation(sums × scale + bias [+ residual]) × post.0 + post.1`.
@@ -117,8 +117,11 @@ impl Chain {
         };
         let [min, max] = [min, max].map(|bound| (bound / steps.scale).round_ties_even());
         (steps.least, steps.most) = (steps.least.max(min), steps.most.min(max));
-        self.activation = Activation::Steps(steps);
-        steps.least <= steps.most
+        let is_one = steps.least <= steps.most;
+        if is_one {
+            self.activation = Activation::Steps(steps);
+        }
+        is_one
     }
 
     fn take_step(&mut self, step: Step) -> bool {

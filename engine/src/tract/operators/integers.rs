@@ -7,6 +7,7 @@ use tract_onnx::tract_hir::tract_core::broadcast::multi_broadcast;
 use wisp_kernels::Level;
 use wisp_kernels::quantized::{
     Quantized, Scale, add, add_one, extremes, multiply, quantize, quantize_with_zero, requantize,
+    scale_of,
 };
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, one};
@@ -44,7 +45,7 @@ fn number(tensor: &Tensor) -> TractResult<f32> {
     Ok(tensor.try_as_plain_ram()?.as_slice::<f32>()?[0])
 }
 
-fn scale_of(scale: &Tensor, zero: &Tensor) -> TractResult<Scale> {
+fn given(scale: &Tensor, zero: &Tensor) -> TractResult<Scale> {
     Ok(Scale { scale: number(scale)?, zero: number(zero)? })
 }
 
@@ -96,24 +97,35 @@ fn requantized<T: Quantized + Datum>(
 ) -> TractResult<Tensor> {
     let mut output = Tensor::zero_dt(T::datum_type(), shape)?;
     let mut plain = output.try_as_plain_ram_mut()?;
-    let rows = sums.chunks(row.max(1)).zip(plain.as_slice_mut::<T>()?.chunks_mut(row.max(1)));
-    if row == 1 {
-        // Factors in a line with the sums.
-        let all =
-            sums.chunks(factors.len()).zip(plain.as_slice_mut::<T>()?.chunks_mut(factors.len()));
-        let mut scaled = vec![0.0; factors.len()];
-        for (sums, quantized) in all {
-            for ((scaled, sum), factor) in scaled.iter_mut().zip(sums).zip(factors) {
-                *scaled = sum * factor;
+    let quantized = plain.as_slice_mut::<T>()?;
+    match row {
+        _ if sums.is_empty() => {}
+        1 => requantize_lines(sums, factors, zero, quantized)?,
+        _ => {
+            let rows = sums.chunks(row).zip(quantized.chunks_mut(row));
+            for ((sums, quantized), factor) in rows.zip(factors.iter().cycle()) {
+                requantize(Level::best(), sums, *factor, zero, quantized)?;
             }
-            requantize(Level::best(), &scaled, 1.0, zero, quantized)?;
         }
-        return Ok(output);
-    }
-    for ((sums, quantized), factor) in rows.zip(factors.iter().cycle()) {
-        requantize(Level::best(), sums, *factor, zero, quantized)?;
     }
     Ok(output)
+}
+
+/// With a factor for each place in a line.
+fn requantize_lines<T: Quantized>(
+    sums: &[f32],
+    factors: &[f32],
+    zero: f32,
+    quantized: &mut [T],
+) -> TractResult<()> {
+    let mut scaled = vec![0.0; factors.len()];
+    for (sums, quantized) in sums.chunks(factors.len()).zip(quantized.chunks_mut(factors.len())) {
+        for ((scaled, sum), factor) in scaled.iter_mut().zip(sums).zip(factors) {
+            *scaled = sum * factor;
+        }
+        requantize(Level::best(), &scaled, 1.0, zero, quantized)?;
+    }
+    Ok(())
 }
 
 /// Floats, a scale, and a zero point, which ONNX Runtime adds before it rounds a mean.
@@ -134,7 +146,7 @@ impl Kernel for Means {
 
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         let [means, scale, zero] = inputs else { bail!("expected three inputs") };
-        let scale = scale_of(scale, zero)?;
+        let scale = given(scale, zero)?;
         Ok(tvec![of_bytes!(zero.datum_type(), means_of(means, scale))?])
     }
 }
@@ -173,8 +185,8 @@ impl Kernel for OfTwo {
         let [a, a_scale, a_zero, b, b_scale, b_zero, scale, zero] = inputs else {
             bail!("expected eight inputs")
         };
-        let of_a = scale_of(a_scale, a_zero)?;
-        let (of_b, of_y) = (scale_of(b_scale, b_zero)?, scale_of(scale, zero)?);
+        let of_a = given(a_scale, a_zero)?;
+        let (of_b, of_y) = (given(b_scale, b_zero)?, given(scale, zero)?);
         let two = Two { is_sum: self.is_sum, a, b, scales: [of_a, of_b, of_y] };
         Ok(tvec![of_bytes!(a.datum_type(), of_two(&two))?])
     }
@@ -195,7 +207,7 @@ fn of_two<T: Quantized + Datum>(two: &Two<'_>) -> TractResult<Tensor> {
     let mut plain = output.try_as_plain_ram_mut()?;
     let y = plain.as_slice_mut::<T>()?;
     let level = Level::best();
-    let as_slice = |tensor: &'_ Tensor| -> TractResult<Vec<T>> {
+    let broadcast = |tensor: &'_ Tensor| -> TractResult<Vec<T>> {
         let whole = tensor.broadcast_to_shape(&shape)?;
         Ok(whole.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
     };
@@ -215,7 +227,7 @@ fn of_two<T: Quantized + Datum>(two: &Two<'_>) -> TractResult<Tensor> {
             function(level, (a.as_slice()?, of_a), (b.as_slice()?, of_b), of_y, y)?;
         }
         false => {
-            let (a, b) = (as_slice(a)?, as_slice(b)?);
+            let (a, b) = (broadcast(a)?, broadcast(b)?);
             function(level, (&a, of_a), (&b, of_b), of_y, y)?;
         }
     }
@@ -243,10 +255,9 @@ impl Kernel for Dynamic {
         let mut output = Tensor::zero::<u8>(input.shape())?;
         let values = input.try_as_plain_ram()?.as_slice::<f32>()?;
         let (least, most) = extremes(Level::best(), values);
-        let scale = if least == most { 1.0 } else { (most - least) / f32::from(u8::MAX) };
-        let zero = (-least / scale).clamp(0.0, f32::from(u8::MAX)).round_ties_even();
+        let scale = scale_of(least, most);
         let mut plain = output.try_as_plain_ram_mut()?;
-        quantize(Level::best(), values, Scale { scale, zero }, plain.as_slice_mut::<u8>()?)?;
-        Ok(tvec![output, tensor0(scale), tensor0(zero as u8)])
+        quantize(Level::best(), values, scale, plain.as_slice_mut::<u8>()?)?;
+        Ok(tvec![output, tensor0(scale.scale), tensor0(scale.zero as u8)])
     }
 }

@@ -67,7 +67,7 @@ impl Inverse {
 fn eliminate(rows: &mut [f64], size: usize, column: usize, end: usize) {
     let width = 2 * size;
     let size_of = |row: usize| rows[row * width + column].abs();
-    // The first of the same, from the end.
+    // Of equal ones the last would be taken: so the first is, as ONNX Runtime does.
     let pivot = (column..size).rev().max_by(|&a, &b| size_of(a).total_cmp(&size_of(b)));
     let pivot = pivot.unwrap_or(column);
     let (above, below) = rows.split_at_mut((column + 1) * width);

@@ -9,6 +9,8 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::*;
 
+use crate::tract::fuse::MAX_WEIGHTS;
+
 /// The type and shape of an input or output, as far as planning knows them.
 #[derive(Debug, Clone)]
 pub(super) struct Form {
@@ -156,6 +158,39 @@ pub(super) fn rows_and_columns<D: Clone>(shape: &[D], one: D) -> TractResult<(D,
         [rows, columns] => Ok((rows.clone(), columns.clone())),
         _ => bail!("expected an input of rank 1 or 2, got rank {}", shape.len()),
     }
+}
+
+/// Operators from constants to weights: those that are quantised are made of several.
+const MOST_OPERATORS: usize = 32;
+
+/// What an outlet holds, where that follows from constants by a few operators; `known` is what was found
+/// so far.
+pub(super) fn constant_at(
+    model: &TypedModel,
+    outlet: OutletId,
+    known: &mut HashMap<OutletId, Option<Arc<Tensor>>>,
+) -> Option<Arc<Tensor>> {
+    let fact = model.outlet_fact(outlet).ok()?;
+    if let Some(konst) = &fact.konst {
+        return Some(konst.clone());
+    }
+    if let Some(found) = known.get(&outlet) {
+        return found.clone();
+    }
+    let bytes = fact.mem_size().as_i64().and_then(|bytes| usize::try_from(bytes).ok());
+    let node = model.node(outlet.node);
+    let is_small = bytes.is_some_and(|bytes| bytes <= MAX_WEIGHTS);
+    if known.len() >= MOST_OPERATORS || node.inputs.is_empty() || !is_small {
+        return None;
+    }
+    known.insert(outlet, None);
+    let inputs = node.inputs.iter().map(|&input| constant_at(model, input, known));
+    let inputs: TVec<TValue> =
+        inputs.map(|input| input.map(IntoTValue::into_tvalue)).collect::<Option<_>>()?;
+    let outputs = node.op.eval_out_of_plan(inputs).ok()??;
+    let found = outputs.get(outlet.slot)?.clone().into_arc_tensor();
+    known.insert(outlet, Some(found.clone()));
+    Some(found)
 }
 
 /// # Errors

@@ -15,6 +15,7 @@ mod indices;
 mod integers;
 mod inverse;
 mod kernel;
+mod layer;
 mod layout;
 mod linear;
 mod losses;

@@ -1,5 +1,5 @@
-//! QuantizeLinear and DequantizeLinear where tract's own do not do: scales that are computed,
-//! or in blocks, and integers of 16 bits.
+//! QuantizeLinear and DequantizeLinear: by one constant scale, of constants, and with scales that are
+//! computed, in blocks or odd. With several constant scales along an axis they are tract's.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -62,7 +62,8 @@ impl Wiring for Scaled {
             let narrow = if self.is_quantizing { facts.get(2) } else { facts.first() };
             let narrow = narrow.is_none_or(|fact| fact.datum_type.size_of() == 1);
             let are_constants = facts[1..].iter().all(|fact| fact.konst.is_some());
-            are_constants && (narrow || facts[0].datum_type == DatumType::I32)
+            let are_several = facts[1].konst.as_ref().is_some_and(|scale| scale.len() > 1);
+            are_constants && are_several && (narrow || facts[0].datum_type == DatumType::I32)
         };
         if is_theirs {
             return inner.wire(prefix, model, inputs);
@@ -104,7 +105,12 @@ impl Scaled {
             Ok(tensor.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?[0])
         };
         let zero = zero.map_or(Ok(0.0), |zero| first(zero))?;
-        Ok(Quantize::new(!self.is_quantizing, datum, first(scale)?, zero))
+        let scale = first(scale)?;
+        // Bounds change places with a negative one.
+        match scale > 0.0 && scale.is_finite() {
+            true => Ok(Quantize::new(!self.is_quantizing, datum, scale, zero)),
+            false => Ok(None),
+        }
     }
 
     fn datum(&self, scale: DatumType, zero: Option<DatumType>) -> DatumType {
@@ -205,17 +211,18 @@ impl Kernel for Scaled {
         let mut values = input.cast_to::<f32>()?.into_owned();
         let mut plain = values.try_as_plain_ram_mut()?;
         let (least, most) = match datum {
-            DatumType::U8 => (0.0, f32::from(u8::MAX)),
-            DatumType::I8 => (f32::from(i8::MIN), f32::from(i8::MAX)),
-            DatumType::U16 => (0.0, f32::from(u16::MAX)),
-            _ => (f32::from(i16::MIN), f32::from(i16::MAX)),
+            DatumType::U8 => (u8::LEAST, u8::MOST),
+            DatumType::I8 => (i8::LEAST, i8::MOST),
+            DatumType::U16 => (u16::LEAST, u16::MOST),
+            _ => (i16::LEAST, i16::MOST),
         };
         for (element, value) in plain.as_slice_mut::<f32>()?.iter_mut().enumerate() {
             let place = places.of(element);
             *value = match self.is_quantizing {
                 true => {
                     let rounded = (*value / scale[place]).round_ties_even() + zeros[place];
-                    rounded.clamp(least, most)
+                    // What is no number is the lowest.
+                    rounded.max(least).min(most)
                 }
                 false => (*value - zeros[place]) * scale[place],
             };
