@@ -368,9 +368,11 @@ mod tests {
 
     #[test]
     fn what_never_ends_in_a_match_is_looked_for_once() {
-        let text = "a".repeat(1 << 20);
-        let started = std::time::Instant::now();
-        assert_eq!(all("[a-z]+[0-9]", &text), []);
-        assert!(started.elapsed().as_secs() < 30);
+        let text = "a".repeat(1 << 16);
+        let expression = Expression::new("[a-z]+[0-9]", MAX_SIZE).unwrap();
+        let mut search = expression.search();
+        let starts = search.starts(&text).unwrap();
+        assert_eq!(search.find(&text, &starts, 0).unwrap(), None);
+        assert!(search.steps <= text.len(), "{} steps", search.steps);
     }
 }
