@@ -174,6 +174,19 @@ impl Run {
         self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.deadline || self.is_spent()
     }
 
+    /// A long run leaves its core to a quick one, in all for no longer than it has computed: beside
+    /// quick ones without end it has half.
+    pub fn give_way(&self) {
+        let Some(Helpers { cores, .. }) = &self.helpers else { return };
+        if !cores.are_short() || !cpu::is_set_apart() {
+            return;
+        }
+        let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
+        let most = self.cpu().saturating_sub(gave_way).min(LONGEST_WAIT);
+        let waited = cores.give_way(most);
+        self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Whether its CPU time is used up.
     pub fn is_spent(&self) -> bool {
         self.cpu_limit.is_some_and(|limit| self.cpu() > limit)
@@ -321,17 +334,8 @@ impl Watch for Run {
         self.helpers.clone()
     }
 
-    /// A long run leaves its core to a quick one, in all for no longer than it has computed: beside
-    /// quick ones without end it has half.
     fn give_way(&self) {
-        let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        if !cores.are_short() || !cpu::is_set_apart() {
-            return;
-        }
-        let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
-        let most = self.cpu().saturating_sub(gave_way).min(LONGEST_WAIT);
-        let waited = cores.give_way(most);
-        self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
+        self.give_way();
     }
 
     fn computed_elsewhere(&self, cpu: Duration) {

@@ -87,6 +87,7 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
         // wait for those that compute for long. And to yield to nobody costs everybody: the
         // runtime wakes another thread for it, on another core.
         let goes_on = || run.polled_for() < TICK / 2 || !cpu::is_wanted();
+        run.give_way();
         Ok(match () {
             () if run.is_over() => UpdateDeadline::Interrupt,
             () if goes_on() => UpdateDeadline::Continue(1),
