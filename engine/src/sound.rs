@@ -175,6 +175,7 @@ fn check_bounds(node: &pb::NodeProto, attribute: &pb::AttributeProto) -> Result<
         "pads" | "strides" | "dilations" | "output_padding" => {
             attribute.ints.iter().all(|step| step.unsigned_abs() <= MAX_STEP)
         }
+        "num_scan_inputs" => graphs_in(node).all(|body| is_scan(node, body, attribute.i)),
         _ => true,
     };
     match is_sound {
@@ -184,6 +185,16 @@ fn check_bounds(node: &pb::NodeProto, attribute: &pb::AttributeProto) -> Result<
             attribute.name, node.op_type, node.name
         ))),
     }
+}
+
+/// Whether a node and its body have so many sequences, and the body gives back each state: tract takes
+/// the one number off the other.
+fn is_scan(node: &pb::NodeProto, body: &pb::GraphProto, sequences: i64) -> bool {
+    let is_weight = |name: &str| body.initializer.iter().any(|tensor| tensor.name == name);
+    let inputs = body.input.iter().filter(|input| !is_weight(&input.name)).count();
+    let sequences = usize::try_from(sequences).unwrap_or_default();
+    (1..=inputs.min(node.input.len())).contains(&sequences)
+        && inputs - sequences <= body.output.len()
 }
 
 /// Each value is made once, and no node needs what is made from its own output. ONNX wants the
