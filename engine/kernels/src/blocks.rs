@@ -30,8 +30,7 @@ impl Block {
         if !self.last {
             return Finish::NONE;
         }
-        let residual = epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(at));
-        Finish { residual, order: epilogue.order, activation: epilogue.activation }
+        Finish::of(epilogue, at)
     }
 }
 

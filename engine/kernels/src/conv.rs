@@ -3,7 +3,7 @@
 //! What lives here: sizes, padding and the choice of the way. What must never live here: depthwise convolution
 //! (`depthwise.rs`), arithmetic.
 
-use crate::direct::{Offsets, Seen, direct};
+use crate::direct::{Offsets, Out, Seen, Weights, direct};
 use crate::epilogue::Epilogue;
 use crate::gemm::{Left, spread};
 use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
@@ -14,7 +14,7 @@ use crate::window::SLACK_FLOATS;
 
 /// Planes of at most this many values go through `direct`: wider ones fill vectors well, and turning the sums over
 /// costs more than packing the image.
-const SMALL_PLANE: usize = 256;
+pub(crate) const SMALL_PLANE: usize = 256;
 
 /// From this width and up to this k, rows are gathered; every second value of them costs twice as much.
 const WIDE_ROW: usize = 48;
@@ -55,7 +55,7 @@ impl Geometry {
         Some([side(0)?, side(1)?])
     }
 
-    fn is_pointwise(&self) -> bool {
+    pub(crate) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0; 4]
     }
 
@@ -82,10 +82,44 @@ impl Geometry {
     }
 
     /// How many vectors each group's matrix of weights has, and their length.
-    fn matrix(&self) -> Result<(usize, usize), ShapeError> {
+    pub(crate) fn matrix(&self) -> Result<(usize, usize), ShapeError> {
         self.check()?;
         let k = size(&[self.inputs / self.groups, self.kernel[0], self.kernel[1]]);
         Ok((self.outputs / self.groups, k.ok_or(ShapeError("kernel"))?))
+    }
+
+    /// Where what a window sees stands, by channel, row and column of the window; all is below 2^32.
+    pub(crate) fn offsets(
+        &self,
+        channels: usize,
+        (channel_step, row_step): (usize, usize),
+        offsets: &mut Vec<u32>,
+    ) {
+        offsets.clear();
+        for channel in 0..channels {
+            for y in 0..self.kernel[0] {
+                let row = channel * channel_step + y * self.dilations[0] * row_step;
+                offsets.extend((0..self.kernel[1]).map(|x| (row + x * self.dilations[1]) as u32));
+            }
+        }
+    }
+
+    /// Height and width with the pads, of an image of so many channels that is laid out anew.
+    ///
+    /// # Errors
+    /// It is too large. Scratch memory stays with the thread: padding may not be most of what it ever holds.
+    pub(crate) fn padded(
+        &self,
+        channels: usize,
+        image: [usize; 2],
+    ) -> Result<[usize; 2], ShapeError> {
+        let pads = self.pads;
+        let padded = [image[0] + pads[0] + pads[2], image[1] + pads[1] + pads[3]];
+        let most = (channels * image[0] * image[1]).saturating_mul(4).saturating_add(SLACK_FLOATS);
+        let fits = size(&[channels, padded[0], padded[1]])
+            .is_some_and(|size| size <= most.min(u32::MAX as usize));
+        ensure(fits, "image and its padding are too large")?;
+        Ok(padded)
     }
 
     fn check(&self) -> Result<(), ShapeError> {
@@ -201,13 +235,7 @@ impl Conv2d {
     ) -> Result<(), ShapeError> {
         let g = &self.geometry;
         let inputs = g.inputs / g.groups;
-        let padded = [image[0] + g.pads[0] + g.pads[2], image[1] + g.pads[1] + g.pads[3]];
-        // Scratch memory stays with the thread: padding may not be most of what it ever holds.
-        let most = (inputs * image[0] * image[1]).saturating_mul(4).saturating_add(SLACK_FLOATS);
-        ensure(
-            size(&[inputs, padded[0], padded[1]]).is_some_and(|s| s <= most.min(u32::MAX as usize)),
-            "image and its padding are too large",
-        )?;
+        let padded = g.padded(inputs, image)?;
         // An image that must be copied anyway is laid out by rows, each with all channels: what a window sees is then a
         // few stretches of memory, not a piece of a page for each channel.
         let (from, channel_step, row_step) = if g.pads == [0; 4] {
@@ -218,13 +246,7 @@ impl Conv2d {
             (room.as_ptr(), padded[1], inputs * padded[1])
         };
         let offsets = &mut scratch.offsets;
-        offsets.clear();
-        for channel in 0..inputs {
-            for y in 0..g.kernel[0] {
-                let row = channel * channel_step + y * g.dilations[0] * row_step;
-                offsets.extend((0..g.kernel[1]).map(|x| (row + x * g.dilations[1]) as u32));
-            }
-        }
+        g.offsets(inputs, (channel_step, row_step), offsets);
         let seen = Seen {
             at: from,
             height,
@@ -237,7 +259,7 @@ impl Conv2d {
         if width >= WIDE_ROW && short {
             rows(level, w, &seen, output, epilogue, team);
         } else {
-            direct(level, w, &seen, output, epilogue, team);
+            direct(level, Weights::floats(w), &seen, Out::Planes, output, epilogue, team);
         }
         Ok(())
     }
@@ -262,7 +284,7 @@ fn pointwise(
             step: 1,
             offsets: Offsets::Even(plane),
         };
-        direct(level, w, &seen, output, epilogue, team);
+        direct(level, Weights::floats(w), &seen, Out::Planes, output, epilogue, team);
     } else {
         spread(
             level,

@@ -9,7 +9,7 @@ use crate::gemm::tile_panels;
 use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};
-use crate::tile::{Finish, PANEL, Strip, Walk};
+use crate::tile::{Finish, PANEL, Start, Strip, Sums, Walk};
 
 /// Elements of k taken at once: the weights of three panels then take 36 KiB, which stay in the first-level cache.
 const BLOCK_K: usize = 192;
@@ -41,15 +41,95 @@ pub(crate) enum Offsets<'a> {
     Table(&'a [u32]),
 }
 
-/// `c[channels, height * width]` from the image and the weights, then the epilogue. The caller has checked all sizes.
+/// The vectors that an image is multiplied by.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub packed: &'a Packed,
+    /// Where sums are whole numbers.
+    pub whole: Option<OfSums<'a>>,
+}
+
+/// What whole sums start from and what their one is worth, by vector, as far as whole panels.
+#[derive(Clone, Copy)]
+pub(crate) struct OfSums<'a> {
+    pub sums: Sums,
+    /// Whole numbers, in the bits of floats.
+    pub starts: &'a [f32],
+    pub scales: &'a [f32],
+    /// Where weights were shifted to be bytes.
+    pub shifts: Option<Shifts<'a>>,
+}
+
+/// By how much a vector's weights are more than their bytes, and the sums of what each place sees.
+#[derive(Clone, Copy)]
+pub(crate) struct Shifts<'a> {
+    pub by_vector: &'a [f32],
+    pub places: &'a [f32],
+}
+
+impl OfSums<'_> {
+    /// The values of one vector's sums at `n` places from `place` on, with a bias.
+    #[inline(always)]
+    pub unsafe fn of_vector<S: Simd>(
+        &self,
+        sums: S::V,
+        vector: usize,
+        place: usize,
+        n: usize,
+        bias: f32,
+    ) -> S::V {
+        // SAFETY: the slices have what is asked of them.
+        unsafe {
+            let mut sums = S::whole(sums);
+            if let Some(Shifts { by_vector, places }) = self.shifts {
+                let places = S::load_first(places[place..][..n].as_ptr(), n);
+                sums = S::fma(S::splat(by_vector[vector]), places, sums);
+            }
+            S::fma(sums, S::splat(self.scales[vector]), S::splat(bias))
+        }
+    }
+
+    /// The values of the sums of 16 vectors from `vector` on at one place.
+    #[inline(always)]
+    unsafe fn of_place<S: Simd>(&self, sums: S::V, vector: usize, place: usize) -> S::V {
+        // SAFETY: the slices have what is asked of them.
+        unsafe {
+            let mut sums = S::whole(sums);
+            if let Some(Shifts { by_vector, places }) = self.shifts {
+                let by_vector = S::load(by_vector[vector..][..PANEL].as_ptr());
+                sums = S::fma(by_vector, S::splat(places[place]), sums);
+            }
+            S::mul(sums, S::load(self.scales[vector..][..PANEL].as_ptr()))
+        }
+    }
+}
+
+impl<'a> Weights<'a> {
+    pub fn floats(packed: &'a Packed) -> Self {
+        Self { packed, whole: None }
+    }
+}
+
+/// How results lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Out {
+    /// `[channels, places]`.
+    Planes,
+    /// `[places, channels]`.
+    Rows,
+}
+
+/// `c` from the image and the weights, then the epilogue, whose bias is by channel. The caller has checked all sizes.
 pub(crate) fn direct(
     level: Level,
-    w: &Packed,
+    weights: Weights<'_>,
     seen: &Seen<'_>,
+    out: Out,
     c: &mut [f32],
     epilogue: &Epilogue<'_>,
     team: &dyn Team,
 ) {
+    let w = weights.packed;
     let groups = || Groups::new(w.extent().div_ceil(PANEL), tile_panels(level));
     let pieces = || Pieces::new(seen.height, seen.width);
     let all = groups().count() * pieces().count();
@@ -59,20 +139,23 @@ pub(crate) fn direct(
         let share = share_of(part, parts, all, 1);
         let each = groups().flat_map(|group| pieces().map(move |piece| (group, piece)));
         let each = each.skip(share.start).take(share.len());
-        direct_part(level, w, seen, each, c, epilogue, &mut room.panels);
+        direct_part(level, weights, seen, out, each, c, epilogue, &mut room.panels);
     });
 }
 
 /// The panels and pieces of [`direct`] that are given.
+#[expect(clippy::too_many_arguments, reason = "as `direct`")]
 fn direct_part(
     level: Level,
-    w: &Packed,
+    weights: Weights<'_>,
     seen: &Seen<'_>,
+    out: Out,
     part: impl Iterator<Item = ((usize, usize), Piece)>,
     c: Shared,
     epilogue: &Epilogue<'_>,
     room: &mut Buffer,
 ) {
+    let Weights { packed: w, whole } = weights;
     let sums = room.room(values_at_once(level)).as_mut_ptr();
     for ((panel, panels), piece) in part {
         let columns = piece.rows * piece.width;
@@ -88,6 +171,7 @@ fn direct_part(
                 run: piece.width,
                 run_step: seen.run_step,
                 walk,
+                sums: whole.map_or(Sums::Floats, |whole| whole.sums),
                 rows: columns,
                 k: block.len,
                 b: w.at(panel, block.from),
@@ -96,7 +180,9 @@ fn direct_part(
                 columns: panels * PANEL,
                 c: sums,
                 c_step: panels * PANEL,
-                start: block.start(None),
+                start: block.start(
+                    whole.map(|whole| Start::ColumnBias(whole.starts[panel * PANEL..].as_ptr())),
+                ),
                 finish: Finish::NONE,
             };
             // SAFETY: the caller has checked the image; the room holds a piece.
@@ -112,15 +198,17 @@ fn direct_part(
             place,
             plane: seen.height * seen.width,
             c: c.at(0),
+            whole,
             bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
-            finish: Finish {
-                residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
-                order: epilogue.order,
-                activation: epilogue.activation,
-            },
+            finish: Finish::of(epilogue, 0),
         };
         // SAFETY: the piece lies inside the output, whose size the caller has checked.
-        unsafe { level.run(turn) };
+        unsafe {
+            match out {
+                Out::Planes => level.run(turn),
+                Out::Rows => level.run(Rows { turn, extent: w.extent() }),
+            }
+        }
     }
 }
 
@@ -177,7 +265,7 @@ impl Iterator for Pieces {
 }
 
 /// Writes `sums[column][channel]` as planes, with bias and epilogue.
-pub(crate) struct Turn {
+pub(crate) struct Turn<'a> {
     pub sums: *const f32,
     pub panels: usize,
     pub columns: usize,
@@ -188,11 +276,13 @@ pub(crate) struct Turn {
     pub place: usize,
     pub plane: usize,
     pub c: *mut f32,
+    /// Where sums are whole numbers.
+    pub whole: Option<OfSums<'a>>,
     pub bias: *const f32,
     pub finish: Finish,
 }
 
-impl Kernel for Turn {
+impl Kernel for Turn<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -214,7 +304,7 @@ impl Kernel for Turn {
     }
 }
 
-impl Turn {
+impl Turn<'_> {
     #[inline(always)]
     unsafe fn write<S: Simd>(
         &self,
@@ -229,8 +319,46 @@ impl Turn {
             // SAFETY: as for `run`.
             unsafe {
                 let bias = if self.bias.is_null() { 0.0 } else { *self.bias.add(channel) };
-                let v = S::add(S::load(block.as_ptr().add(lane * PANEL)), S::splat(bias));
+                let v = S::load(block.as_ptr().add(lane * PANEL));
+                let v = match &self.whole {
+                    None => S::add(v, S::splat(bias)),
+                    Some(whole) => whole.of_vector::<S>(v, channel, self.place + column, n, bias),
+                };
                 S::store_first(self.c.add(at), self.finish.apply::<S>(v, at, n), n);
+            }
+        }
+    }
+}
+
+/// Writes `sums[column][channel]` as they lie, a row for each column, with bias and epilogue.
+struct Rows<'a> {
+    turn: Turn<'a>,
+    /// Channels of a row.
+    extent: usize,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Turn { sums, panels, columns, first, channels, place, c, whole, bias, finish, .. } =
+            self.turn;
+        for (column, panel) in (0..columns).flat_map(|column| (0..panels).map(move |p| (column, p)))
+        {
+            let from = panel * PANEL;
+            let n = PANEL.min(channels.saturating_sub(from));
+            let at = (place + column) * self.extent + first + from;
+            // SAFETY: as for `Turn`.
+            unsafe {
+                let mut v = S::Wide::load(sums.add(column * panels * PANEL + from));
+                if let Some(whole) = &whole {
+                    v = whole.of_place::<S::Wide>(v, first + from, place + column);
+                }
+                if !bias.is_null() {
+                    v = S::Wide::add(v, S::Wide::load_first(bias.add(first + from), n));
+                }
+                S::Wide::store_first(c.add(at), finish.apply::<S::Wide>(v, at, n), n);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::epilogue::Epilogue;
 use crate::packed::{Buffer, Packed, ShapeError, View, ensure};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};
-use crate::tile::{PANEL, Start, Strip, Walk};
+use crate::tile::{PANEL, Start, Strip, Sums, Walk};
 
 /// The broadcast operand's block is kept under this many values, half of a second-level cache of 1 MiB.
 const BLOCK_VALUES: usize = 128 * 1024;
@@ -92,6 +92,7 @@ fn linear_part(
                     run: count,
                     run_step: 0,
                     walk: Walk::Step(a.column_step),
+                    sums: Sums::Floats,
                     rows: count,
                     k: block.len,
                     b: w.at(panel, block.from),
@@ -251,6 +252,7 @@ fn spread_part(
                 run: left.run,
                 run_step: left.run_step,
                 walk: Walk::Step(left.k_step),
+                sums: Sums::Floats,
                 rows: left.rows,
                 k: block.len,
                 b: vectors,

@@ -28,6 +28,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod whole;
 pub mod window;
 mod winograd;
 
@@ -38,4 +39,5 @@ pub use lstm::Lstm;
 pub use packed::{Packed, Scratch, ShapeError, View};
 pub use simd::Level;
 pub use team::{Alone, Room, Team, share_values};
+pub use whole::{Grid, Layout, Whole, WholeConv, WholeParts};
 pub use winograd::Winograd;

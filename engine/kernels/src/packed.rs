@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::constant::Constant;
 use crate::tile::PANEL;
+use crate::whole::SumsRoom;
 
 /// An argument whose sizes do not fit together; the text names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +169,7 @@ impl<'a> View<'a> {
 pub struct Scratch {
     pub(crate) image: Buffer,
     pub(crate) offsets: Vec<u32>,
+    pub(crate) sums: SumsRoom,
 }
 
 /// Lines that grow and never shrink; their contents are whatever the last user left.

@@ -12,7 +12,7 @@ use crate::gemm::Left;
 use crate::packed::{Buffer, Packed};
 use crate::simd::{Kernel, Level, Simd};
 use crate::team::{self, Shared, Team, share_of};
-use crate::tile::{PANEL, Start, Strip, Walk};
+use crate::tile::{PANEL, Start, Strip, Sums, Walk};
 
 /// Values that are gathered at a time: rooms stay with their threads, and a signal may be one row of millions.
 const BLOCK_VALUES: usize = 32 * 1024;
@@ -71,6 +71,7 @@ fn rows_part(
                 run: left.run,
                 run_step: left.run_step,
                 walk: Walk::Step(left.k_step),
+                sums: Sums::Floats,
                 rows: left.rows,
                 k: block.len,
                 b: room,

@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 pub(crate) trait Simd: Copy {
     /// Lanes of one vector.
     const LANES: usize;
+    /// What the bits of unsigned bytes are changed by for [`Simd::dots`]: nothing, or each is 128 less and signed.
+    const FLIP: u32 = 0;
     /// The vector.
     type V: Copy;
     /// The same instructions taken 16 lanes at a time, the width of a panel of a packed matrix.
@@ -42,6 +44,11 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize);
     /// `a * b + acc`, rounded once where the processor can.
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V;
+    /// Lanes as whole numbers of 32 bits: `acc`, and the products of the four bytes of `x`, flipped by
+    /// [`Simd::FLIP`], and of `w`, which are signed. `FAST`: by the instruction that [`Level::has_dots`] asks for.
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V;
+    /// The whole numbers of 32 bits that the lanes are, as floats.
+    unsafe fn whole(v: Self::V) -> Self::V;
     /// Lane by lane sum.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// Lane by lane product.
@@ -107,6 +114,24 @@ impl Level {
             #[cfg(target_arch = "aarch64")]
             Level::Neon => true,
             Level::Scalar => true,
+            _ => false,
+        }
+    }
+
+    /// Whether bytes are flipped, see [`Simd::FLIP`].
+    pub(crate) fn flips(self) -> bool {
+        self == Level::Neon
+    }
+
+    /// Whether the processor sums products of bytes by instructions of their own, much faster than those of floats.
+    pub fn has_dots(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => std::is_x86_feature_detected!("avx512vnni") && self.available(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => std::is_x86_feature_detected!("avxvnni") && self.available(),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
             _ => false,
         }
     }
@@ -247,6 +272,19 @@ impl Simd for Scalar {
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
         // Not `mul_add`: without the instruction that is a call into libm for every lane.
         lanes!(i, a[i] * b[i] + acc[i])
+    }
+    #[inline(always)]
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V {
+        lanes!(i, {
+            let (x, w) = (x[i].to_bits().to_ne_bytes(), w[i].to_bits().to_ne_bytes());
+            let of = |at: usize| i32::from(x[at]) * i32::from(w[at] as i8);
+            let sum = (acc[i].to_bits() as i32).wrapping_add(of(0) + of(1) + of(2) + of(3));
+            f32::from_bits(sum as u32)
+        })
+    }
+    #[inline(always)]
+    unsafe fn whole(v: Self::V) -> Self::V {
+        lanes!(i, v[i].to_bits() as i32 as f32)
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {

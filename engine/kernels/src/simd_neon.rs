@@ -1,7 +1,7 @@
 //! NEON vectors. Every aarch64 processor has them.
 
 use super::{Kernel, Several, Simd};
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
 /// 4 lanes.
 #[derive(Clone, Copy)]
@@ -9,6 +9,7 @@ pub(crate) struct Neon;
 
 impl Simd for Neon {
     const LANES: usize = 4;
+    const FLIP: u32 = 0x8080_8080;
     type V = float32x4_t;
     type Wide = Several<Neon, 4>;
 
@@ -94,6 +95,29 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
         unsafe { vfmaq_f32(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V {
+        let mut acc = acc;
+        unsafe {
+            if FAST {
+                asm!(
+                    ".arch_extension dotprod",
+                    "sdot {acc:v}.4s, {x:v}.16b, {w:v}.16b",
+                    acc = inout(vreg) acc, x = in(vreg) x, w = in(vreg) w,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+                return acc;
+            }
+            let (x, w) = (vreinterpretq_s8_f32(x), vreinterpretq_s8_f32(w));
+            let low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(w)));
+            let sums = vpaddq_s32(low, vpaddlq_s16(vmull_high_s8(x, w)));
+            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(acc), sums))
+        }
+    }
+    #[inline(always)]
+    unsafe fn whole(v: Self::V) -> Self::V {
+        unsafe { vcvtq_f32_s32(vreinterpretq_s32_f32(v)) }
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {

@@ -30,6 +30,7 @@ fn share(n: usize, from: usize, lanes: usize) -> usize {
 
 impl<S: Simd, const N: usize> Simd for Several<S, N> {
     const LANES: usize = S::LANES * N;
+    const FLIP: u32 = S::FLIP;
     type V = [S::V; N];
     type Wide = S::Wide;
 
@@ -99,6 +100,14 @@ impl<S: Simd, const N: usize> Simd for Several<S, N> {
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
         parts!(i, S::fma(a[i], b[i], acc[i]))
+    }
+    #[inline(always)]
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V {
+        parts!(i, S::dots::<FAST>(x[i], w[i], acc[i]))
+    }
+    #[inline(always)]
+    unsafe fn whole(v: Self::V) -> Self::V {
+        parts!(i, S::whole(v[i]))
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {

@@ -1,7 +1,9 @@
 use super::*;
 
 /// Checks what is easy to get wrong, in the level's vectors and in its wide ones.
-struct Check;
+struct Check {
+    has_dots: bool,
+}
 
 impl Kernel for Check {
     type Output = ();
@@ -11,6 +13,10 @@ impl Kernel for Check {
             moves::<S>();
             moves::<S::Wide>();
             computes::<S>();
+            sums_bytes::<S, false>();
+            if self.has_dots {
+                sums_bytes::<S, true>();
+            }
             computes::<S::Wide>();
         }
     }
@@ -81,6 +87,30 @@ unsafe fn computes<S: Simd>() {
     }
 }
 
+/// Both ends of the range of bytes, so that what saturates shows.
+#[inline(always)]
+unsafe fn sums_bytes<S: Simd, const FAST: bool>() {
+    let cell = |bytes: [u8; 4]| f32::from_bits(u32::from_ne_bytes(bytes));
+    for (x, w) in [
+        ([255; 4], [127; 4]),
+        ([255; 4], [-128; 4]),
+        ([0, 1, 254, 128], [-128, 127, 3, -1]),
+        ([0; 4], [-128; 4]),
+        ([200, 0, 255, 7], [-128, -128, 0, 90]),
+    ] {
+        let products = x.iter().zip(&w).map(|(&x, &w)| (i32::from(x) - 128) * i32::from(w));
+        let weights: i32 = w.iter().map(|&w| i32::from(w)).sum();
+        let wanted = -70_000 + products.sum::<i32>() + if S::FLIP == 0 { 128 * weights } else { 0 };
+        let flipped = f32::from_bits(cell(x).to_bits() ^ S::FLIP);
+        unsafe {
+            let acc = S::splat(f32::from_bits(-70_000i32 as u32));
+            let sums =
+                S::dots::<FAST>(S::splat(flipped), S::splat(cell(w.map(|w: i8| w as u8))), acc);
+            assert_eq!(all::<S>(sums).to_bits() as i32, wanted, "{x:?} {w:?}");
+        }
+    }
+}
+
 #[inline(always)]
 fn lanes<S: Simd>(v: S::V) -> Vec<f32> {
     let mut out = vec![-1.0f32; S::LANES];
@@ -99,6 +129,6 @@ fn all<S: Simd>(v: S::V) -> f32 {
 #[test]
 fn every_level_moves_and_computes_lanes_alike() {
     for level in Level::ALL.into_iter().filter(|level| level.available()) {
-        unsafe { level.run(Check) };
+        unsafe { level.run(Check { has_dots: level.has_dots() }) };
     }
 }

@@ -1,7 +1,7 @@
 //! AVX-512 and AVX2 vectors.
 
 use super::{Kernel, Several, Simd};
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 /// 16 lanes.
 #[derive(Clone, Copy)]
@@ -80,6 +80,25 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
         unsafe { _mm512_fmadd_ps(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V {
+        unsafe {
+            if FAST {
+                return dots_avx512(x, w, acc);
+            }
+            let [x, w, acc] = [x, w, acc].map(|v| {
+                let v = _mm512_castps_pd(v);
+                [_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd::<1>(v)]
+                    .map(|v| _mm256_castpd_ps(v))
+            });
+            let half = |i: usize| _mm256_castps_pd(Avx2::dots::<false>(x[i], w[i], acc[i]));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castpd256_pd512(half(0)), half(1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn whole(v: Self::V) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
@@ -221,6 +240,27 @@ impl Simd for Avx2 {
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
     #[inline(always)]
+    unsafe fn dots<const FAST: bool>(x: Self::V, w: Self::V, acc: Self::V) -> Self::V {
+        unsafe {
+            if FAST {
+                return dots_avx2(x, w, acc);
+            }
+            // Even and odd bytes as pairs of 16 bits: the instruction that takes bytes saturates.
+            let (x, w) = (_mm256_castps_si256(x), _mm256_castps_si256(w));
+            let even = _mm256_madd_epi16(
+                _mm256_and_si256(x, _mm256_set1_epi16(0xff)),
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)),
+            );
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(x), _mm256_srai_epi16::<8>(w));
+            let acc = _mm256_add_epi32(_mm256_castps_si256(acc), even);
+            _mm256_castsi256_ps(_mm256_add_epi32(acc, odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn whole(v: Self::V) -> Self::V {
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) }
+    }
+    #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         unsafe { _mm256_add_ps(a, b) }
     }
@@ -273,4 +313,34 @@ unsafe fn call_avx512<K: Kernel>(kernel: K) -> K::Output {
 unsafe fn call_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: as above.
     unsafe { kernel.run::<Avx2>() }
+}
+
+// Not intrinsics: kernels are compiled for all processors of a level, and those could not be inlined.
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn dots_avx512(x: __m512, w: __m512, mut acc: __m512) -> __m512 {
+    // SAFETY: the caller has seen AVX512-VNNI.
+    unsafe {
+        asm!(
+            "vpdpbusd {acc}, {x}, {w}",
+            acc = inout(zmm_reg) acc, x = in(zmm_reg) x, w = in(zmm_reg) w,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn dots_avx2(x: __m256, w: __m256, mut acc: __m256) -> __m256 {
+    // SAFETY: the caller has seen AVX-VNNI.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpbusd {acc}, {x}, {w}",
+            acc = inout(ymm_reg) acc, x = in(ymm_reg) x, w = in(ymm_reg) w,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
 }

@@ -4,7 +4,7 @@
 //! which is loaded as vectors is the caller's choice: weights or image, see `conv.rs` and `gemm.rs`. What must never
 //! live here: packing, loops over blocks of k, shapes.
 
-use crate::epilogue::{Activation, ResidualOrder};
+use crate::epilogue::{Activation, Epilogue, ResidualOrder};
 use crate::simd::{Kernel, Several, Simd};
 
 /// Lanes of a panel, at every level, so that packed matrices are the same everywhere.
@@ -21,6 +21,21 @@ pub(crate) enum Start {
     ColumnBias(*const f32),
     /// What the output holds from the blocks of k before.
     Accumulate,
+}
+
+/// What is summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// Products of floats.
+    Floats,
+    /// Products of four bytes each, as whole numbers in the bits of what they start from and of the output, with
+    /// nothing done to them on their way out.
+    Bytes {
+        /// By the processor's own instruction.
+        fast: bool,
+        /// Whether it is the vectors whose bytes are flipped, see [`Simd::FLIP`], and not what is broadcast.
+        turned: bool,
+    },
 }
 
 /// What happens to the sums on their way out.
@@ -41,6 +56,12 @@ impl Finish {
         order: ResidualOrder::BeforeActivation,
         activation: Activation::None,
     };
+
+    /// All of the epilogue but the bias; `at` is where the output begins.
+    pub fn of(epilogue: &Epilogue<'_>, at: usize) -> Finish {
+        let residual = epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr().wrapping_add(at));
+        Finish { residual, order: epilogue.order, activation: epilogue.activation }
+    }
 
     /// Finishes `n` lanes whose place in the output is `at`.
     #[inline(always)]
@@ -80,6 +101,7 @@ pub(crate) struct Strip {
     pub run: usize,
     pub run_step: usize,
     pub walk: Walk,
+    pub sums: Sums,
     pub rows: usize,
     pub k: usize,
     /// Vectors: 16 values at `b + k * b_step + panel * panel_step`.
@@ -193,14 +215,61 @@ impl<const R: usize, const P: usize> Kernel for Tile<'_, R, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: as promised to this function.
-        unsafe { self.strip.tile::<S::Wide, R, P>(self.place) }
+        unsafe {
+            match self.strip.sums {
+                Sums::Floats => self.strip.tile::<S::Wide, Floats, R, P>(self.place),
+                Sums::Bytes { fast: true, turned: false } => {
+                    self.strip.tile::<S::Wide, Bytes<true, false>, R, P>(self.place)
+                }
+                Sums::Bytes { fast: true, turned: true } => {
+                    self.strip.tile::<S::Wide, Bytes<true, true>, R, P>(self.place)
+                }
+                Sums::Bytes { fast: false, turned: false } => {
+                    self.strip.tile::<S::Wide, Bytes<false, false>, R, P>(self.place)
+                }
+                Sums::Bytes { fast: false, turned: true } => {
+                    self.strip.tile::<S::Wide, Bytes<false, true>, R, P>(self.place)
+                }
+            }
+        }
+    }
+}
+
+/// How products are summed.
+trait Summed {
+    /// Whether sums are written as they are.
+    const AS_THEY_ARE: bool;
+
+    unsafe fn sum<S: Simd>(x: S::V, v: S::V, acc: S::V) -> S::V;
+}
+
+struct Floats;
+struct Bytes<const FAST: bool, const TURNED: bool>;
+
+impl Summed for Floats {
+    const AS_THEY_ARE: bool = false;
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(x: S::V, v: S::V, acc: S::V) -> S::V {
+        // SAFETY: as promised to this function.
+        unsafe { S::fma(x, v, acc) }
+    }
+}
+
+impl<const FAST: bool, const TURNED: bool> Summed for Bytes<FAST, TURNED> {
+    const AS_THEY_ARE: bool = true;
+
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(x: S::V, v: S::V, acc: S::V) -> S::V {
+        // SAFETY: as promised to this function.
+        unsafe { if TURNED { S::dots::<FAST>(v, x, acc) } else { S::dots::<FAST>(x, v, acc) } }
     }
 }
 
 impl Strip {
     /// The tile of `R` rows and `P` panels.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const P: usize>(&self, place: Place) {
+    unsafe fn tile<S: Simd, A: Summed, const R: usize, const P: usize>(&self, place: Place) {
         // SAFETY: every place touched lies inside the strip, whose pointers the caller vouches for.
         unsafe {
             let column = place.panel * PANEL;
@@ -227,12 +296,20 @@ impl Strip {
                 for r in 0..R {
                     let x = S::splat(*x.add(r * self.row_step));
                     for p in 0..P {
-                        acc[r][p] = S::fma(x, vectors[p], acc[r][p]);
+                        acc[r][p] = A::sum::<S>(x, vectors[p], acc[r][p]);
                     }
                 }
                 b = b.wrapping_add(self.b_step);
             }
-            self.end::<S, R, P>(acc, at, columns);
+            if !A::AS_THEY_ARE {
+                return self.end::<S, R, P>(acc, at, columns);
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    let n = (columns - p * PANEL).min(PANEL);
+                    S::store_first(self.c.add(at + r * self.c_step + p * PANEL), acc[r][p], n);
+                }
+            }
         }
     }
 

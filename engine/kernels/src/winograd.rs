@@ -215,12 +215,9 @@ impl Winograd {
             place: top * TILE * width,
             plane: height * width,
             c: output.at(0),
+            whole: None,
             bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias.as_ptr()),
-            finish: Finish {
-                residual: epilogue.residual.map_or(std::ptr::null(), |r| r.as_ptr()),
-                order: epilogue.order,
-                activation: epilogue.activation,
-            },
+            finish: Finish::of(epilogue, 0),
         };
         // SAFETY: the band lies inside the output, whose size was checked, and is no other part's.
         unsafe { level.run(turn) };

@@ -4,13 +4,18 @@ use wisp_kernels::depthwise::Depthwise;
 use wisp_kernels::elementwise::Function;
 use wisp_kernels::pool::{Pool, Pooling};
 use wisp_kernels::window::Window;
-use wisp_kernels::{Activation, Conv2d, Geometry, Packed, ResidualOrder, Steps, Winograd};
+use wisp_kernels::{
+    Activation, Conv2d, Geometry, Grid, Packed, ResidualOrder, Steps, Whole, WholeConv, WholeParts,
+    Winograd,
+};
 
 use super::parts::{Reader, Stored, Writer, stored_struct};
 
 stored_struct!(Window { kernel, strides, dilations, pads });
 stored_struct!(Geometry { outputs, inputs, groups, kernel, strides, dilations, pads });
 stored_struct!(Pool { window, pooling, ceil });
+stored_struct!(Steps { scale, least, most });
+stored_struct!(WholeParts { input, k, cells, sums, scales, shifts });
 
 impl Stored for Packed {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
@@ -50,6 +55,44 @@ impl Stored for Conv2d {
     }
 }
 
+impl Stored for Grid {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        match self {
+            Grid::Steps(steps) => to.variant(0, steps),
+            Grid::Whole => to.variant(1, &()),
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Some(match u8::take(from)? {
+            0 => Grid::Steps(Stored::take(from)?),
+            1 => Grid::Whole,
+            _ => return None,
+        })
+    }
+}
+
+impl Stored for Whole {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        self.parts().put(to)
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Whole::of(Stored::take(from)?).ok()
+    }
+}
+
+impl Stored for WholeConv {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        self.geometry().put(to)?;
+        put_all(self.weights(), to)
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        WholeConv::packed(Geometry::take(from)?, Vec::take(from)?).ok()
+    }
+}
+
 impl Stored for Winograd {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
         self.geometry().put(to)?;
@@ -61,7 +104,7 @@ impl Stored for Winograd {
     }
 }
 
-fn put_all<'a>(weights: &'a [Packed], to: &mut Writer<'a>) -> Option<()> {
+fn put_all<'a, T: Stored>(weights: &'a [T], to: &mut Writer<'a>) -> Option<()> {
     to.number(weights.len());
     weights.iter().try_for_each(|weights| weights.put(to))
 }
@@ -109,7 +152,7 @@ impl Stored for Activation {
             Activation::HardSwish => (3, vec![]),
             Activation::HardSigmoid { alpha, beta } => (4, vec![alpha, beta]),
             Activation::LeakyRelu(alpha) => (5, vec![alpha]),
-            Activation::Steps(Steps { scale, least, most }) => (6, vec![scale, least, most]),
+            Activation::Steps(ref steps) => return to.variant(6, steps),
         };
         to.small.push(number);
         parameters.iter().for_each(|parameter| to.small.extend(parameter.to_le_bytes()));
@@ -124,11 +167,7 @@ impl Stored for Activation {
             3 => Activation::HardSwish,
             4 => Activation::HardSigmoid { alpha: f32::take(from)?, beta: f32::take(from)? },
             5 => Activation::LeakyRelu(f32::take(from)?),
-            6 => Activation::Steps(Steps {
-                scale: f32::take(from)?,
-                least: f32::take(from)?,
-                most: f32::take(from)?,
-            }),
+            6 => Activation::Steps(Stored::take(from)?),
             _ => return None,
         })
     }

@@ -1,6 +1,6 @@
 //! Compiled plans: a graph after all that is slow (read, typed, simplified, fused, packed), in a
 //! form that is mapped into memory and used where it lies. What is left to do is tract's choice of
-//! its own kernels, so the file is the same for all processors.
+//! its own kernels, so any processor can use the file.
 //!
 //! ```text
 //! magic, length of the small part, its digest, length of the large part: 8 bytes each
@@ -32,7 +32,7 @@ pub(super) use parts::{Reader, Stored, Writer, stored_struct};
 const MAGIC: &[u8; 8] = b"wispplan";
 
 /// Changes where what is written, or what it means, does.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 const HEADER: usize = 32;
 const PAGE: usize = 4096;

@@ -12,11 +12,13 @@ use tract_onnx::tract_hir::tract_core::ops::nn::DataFormat;
 use wisp_kernels::depthwise::Depthwise;
 use wisp_kernels::window::Window;
 use wisp_kernels::{
-    Activation, Conv2d, Epilogue, Geometry, Level, ResidualOrder, Scratch, Winograd,
+    Activation, Conv2d, Epilogue, Geometry, Grid, Level, ResidualOrder, Scratch, Steps, WholeConv,
+    Winograd,
 };
 
 use super::chain::{Chain, apply_post, by_channel};
 use super::line::Line;
+use super::quantized::grid_of;
 use super::weights::PackedWeights;
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 use crate::tract::team::OfThread;
@@ -46,6 +48,7 @@ enum Kernel {
     Line(Line),
     Winograd(Winograd),
     General(Conv2d),
+    Whole(WholeConv),
 }
 
 stored_struct!(FusedConv { kernel, bias, order, activation, post, input, output });
@@ -57,6 +60,7 @@ impl Stored for Kernel {
             Kernel::Line(kernel) => to.variant(1, kernel),
             Kernel::Winograd(kernel) => to.variant(2, kernel),
             Kernel::General(kernel) => to.variant(3, kernel),
+            Kernel::Whole(kernel) => to.variant(4, kernel),
         }
     }
 
@@ -66,6 +70,7 @@ impl Stored for Kernel {
             1 => Kernel::Line(Stored::take(from)?),
             2 => Kernel::Winograd(Stored::take(from)?),
             3 => Kernel::General(Stored::take(from)?),
+            4 => Kernel::Whole(Stored::take(from)?),
             _ => return None,
         })
     }
@@ -75,6 +80,8 @@ impl Stored for Kernel {
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     geometry: Geometry,
+    /// What its input stands on, where bytes are worth while.
+    grid: Option<Grid>,
     /// May be turned over: a residual would have to be, too.
     may_be_line: bool,
     may_be_winograd: bool,
@@ -123,6 +130,10 @@ fn fuse_one(
     };
     let wanted = Wanted {
         geometry,
+        grid: match Level::best().has_dots() {
+            true => grid_of(model, node.inputs[0])?,
+            false => None,
+        },
         may_be_line: input[2] == 1 && chain.residual.is_none(),
         // Its fractions would spoil sums of whole numbers, which are exact otherwise.
         may_be_winograd: Winograd::pays(&geometry, [input[2], input[3]])
@@ -152,11 +163,14 @@ fn fuse_one(
 }
 
 fn pack(wanted: Wanted, window: Window, weights: &[f32]) -> Option<Kernel> {
-    let Wanted { geometry, may_be_line, may_be_winograd } = wanted;
+    let Wanted { geometry, grid, may_be_line, may_be_winograd } = wanted;
     let Geometry { inputs, outputs, groups, .. } = geometry;
     if groups == inputs && groups > 1 {
         let depthwise = Depthwise::new(groups, outputs / groups, window, weights.to_vec());
         return depthwise.map(Kernel::Depthwise).ok();
+    }
+    if let Some(whole) = grid.and_then(|grid| WholeConv::new(geometry, weights, grid)) {
+        return Some(Kernel::Whole(whole));
     }
     let is_line = may_be_line && groups == 1;
     if is_line && let Some(line) = Line::new(&window, [inputs, outputs], weights) {
@@ -225,6 +239,27 @@ fn along_rows(window: Window, [n, c, h, w]: [usize; 4]) -> (Window, [usize; 4]) 
     (window, [n, c, 1, h])
 }
 
+impl FusedConv {
+    /// The steps that its values are rounded to, if they are.
+    pub(super) fn steps(&self) -> Option<Steps> {
+        steps_after(self.activation, self.order, self.post)
+    }
+}
+
+/// The steps that an epilogue rounds to, if it does.
+pub(super) fn steps_after(
+    activation: Activation,
+    order: ResidualOrder,
+    post: Option<(f32, f32)>,
+) -> Option<Steps> {
+    match activation {
+        Activation::Steps(steps) if order == ResidualOrder::BeforeActivation && post.is_none() => {
+            Some(steps)
+        }
+        _ => None,
+    }
+}
+
 impl PartialEq for FusedConv {
     fn eq(&self, other: &Self) -> bool {
         // The same weights may be shared by convolutions that differ in all else.
@@ -245,6 +280,7 @@ impl Op for FusedConv {
             Kernel::Line(_) => "FusedLine".into(),
             Kernel::Winograd(_) => "FusedWinograd".into(),
             Kernel::General(_) => "FusedConv".into(),
+            Kernel::Whole(_) => "FusedWholeConv".into(),
         }
     }
 
@@ -284,6 +320,10 @@ impl EvalOp for FusedConv {
                 kernel.run(x, width, y, &epilogue, rows).map_err(TractError::new)
             }
             Kernel::Winograd(kernel) => {
+                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
+                ran.map_err(TractError::new)
+            }
+            Kernel::Whole(kernel) => {
                 let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
                 ran.map_err(TractError::new)
             }

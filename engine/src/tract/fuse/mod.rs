@@ -23,7 +23,7 @@ pub(super) use binary::FusedBinary;
 pub(super) use conv::FusedConv;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
-pub(super) use quantized::{MAX_WEIGHTS, Quantize};
+pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
 pub(super) use rows::FusedRows;
 pub(super) use table::FusedTable;
 pub(super) use weights::PackedWeights;

@@ -9,12 +9,17 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_core::ops::einsum::EinSum;
 
-use wisp_kernels::{Activation, Epilogue, Level, Packed, ResidualOrder, View, linear, product};
+use wisp_kernels::{
+    Activation, Epilogue, Layout, Level, Packed, ResidualOrder, Scratch, Steps, View, Whole,
+    linear, product,
+};
 
 use super::chain::{Chain, apply_post};
+use super::conv::steps_after;
+use super::quantized::grid_of;
 use super::spans::{Places, Plan};
 use super::weights::PackedWeights;
-use crate::tract::compiled::stored_struct;
+use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 use crate::tract::team::OfThread;
 
 /// Of a result that takes what follows it: a bias is held for each.
@@ -23,6 +28,42 @@ const MAX_COLUMNS: usize = 1 << 24;
 thread_local! {
     /// A product that is written in another order.
     static ROWS: RefCell<Vec<f32>> = RefCell::default();
+    /// What kernels need for the time of one call.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// A constant operand.
+#[derive(Debug)]
+enum Weights {
+    Floats(Packed),
+    Whole(Whole),
+}
+
+impl Weights {
+    /// Columns and their length.
+    fn sizes(&self) -> (usize, usize) {
+        match self {
+            Weights::Floats(weights) => (weights.extent(), weights.k()),
+            Weights::Whole(weights) => (weights.extent(), weights.k()),
+        }
+    }
+}
+
+impl Stored for Weights {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        match self {
+            Weights::Floats(weights) => to.variant(0, weights),
+            Weights::Whole(weights) => to.variant(1, weights),
+        }
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Some(match u8::take(from)? {
+            0 => Weights::Floats(Stored::take(from)?),
+            1 => Weights::Whole(Stored::take(from)?),
+            _ => return None,
+        })
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -33,7 +74,7 @@ pub(in crate::tract) struct FusedProduct {
     /// Where all sizes are known: what lies where, and the result's shape.
     planned: Option<(Plan, TVec<usize>)>,
     /// The right operand, where it is constant, and its shape before it was packed.
-    weights: Option<(Arc<Packed>, TVec<usize>)>,
+    weights: Option<(Arc<Weights>, TVec<usize>)>,
     /// By column.
     bias: Option<Arc<[f32]>>,
     order: ResidualOrder,
@@ -89,8 +130,18 @@ fn fuse_one(
         Some(konst) => {
             let data = konst.try_as_plain_ram()?.as_slice::<f32>()?;
             let (n, k) = (plan.n, plan.k);
-            let pack = || Packed::new(n.size, k.size, data, (n.steps[1], k.steps[1])).ok();
-            let Some(weights) = packed.get(&(n, k), data, pack) else { return Ok(None) };
+            // Bytes are made of rows whose values have no gaps.
+            let grid = match Level::best().has_dots() && k.steps[0] == 1 {
+                true => grid_of(model, left)?,
+                false => None,
+            };
+            let layout = Layout { sizes: [n.size, k.size, 1], steps: [n.steps[1], k.steps[1], 0] };
+            let pack = || {
+                let whole = grid.and_then(|grid| Whole::new(layout, data, grid));
+                let floats = || Packed::new(n.size, k.size, data, (n.steps[1], k.steps[1])).ok();
+                whole.map(Weights::Whole).or_else(|| floats().map(Weights::Floats))
+            };
+            let Some(weights) = packed.get(&(n, k, grid), data, pack) else { return Ok(None) };
             Some((weights, konst.shape().into()))
         }
         None => None,
@@ -182,6 +233,11 @@ fn sizes(facts: [&TypedFact; 3]) -> Option<[TVec<usize>; 3]> {
 }
 
 impl FusedProduct {
+    /// The steps that its values are rounded to, if they are.
+    pub(super) fn steps(&self) -> Option<Steps> {
+        steps_after(self.activation, self.order, self.post)
+    }
+
     /// What lies where for inputs of these shapes, and the shape of the result.
     fn plan_for(&self, inputs: &[TValue]) -> Option<(Plan, TVec<usize>)> {
         let right = self.weights.as_ref().map(|(_, shape)| &shape[..]);
@@ -199,8 +255,7 @@ impl FusedProduct {
         }
         let plan = Plan::of(&self.axes, [shapes[0], shapes[1], &output])?;
         let fits = self.weights.as_ref().is_none_or(|(weights, _)| {
-            let packed = (weights.extent(), weights.k());
-            plan.batch.is_empty() && packed == (plan.n.size, plan.k.size)
+            plan.batch.is_empty() && weights.sizes() == (plan.n.size, plan.k.size)
         });
         (fits && plan.swapped == self.swapped).then_some((plan, output))
     }
@@ -208,7 +263,7 @@ impl FusedProduct {
 
 impl PartialEq for FusedProduct {
     fn eq(&self, other: &Self) -> bool {
-        fn weights(op: &FusedProduct) -> Option<(*const Packed, &[usize])> {
+        fn weights(op: &FusedProduct) -> Option<(*const Weights, &[usize])> {
             op.weights.as_ref().map(|(weights, shape)| (Arc::as_ptr(weights), &shape[..]))
         }
         weights(self) == weights(other)
@@ -272,7 +327,15 @@ impl EvalOp for FusedProduct {
             column_step: k.steps[0],
         };
         if let Some((weights, _)) = &self.weights {
-            linear(Level::best(), m.size, a(0), weights, y, &epilogue, &OfThread)?;
+            let (level, a) = (Level::best(), a(0));
+            match &**weights {
+                Weights::Floats(weights) => {
+                    linear(level, m.size, a, weights, y, &epilogue, &OfThread)?;
+                }
+                Weights::Whole(weights) => SCRATCH.with_borrow_mut(|scratch| {
+                    weights.linear(level, m.size, a, y, &epilogue, scratch, &OfThread)
+                })?,
+            }
             apply_post(self.post, y);
             return Ok(tvec!(output.into_tvalue()));
         }

@@ -1,19 +1,26 @@
 //! Quantising and dequantising by one constant scale. One behind the other they round to steps, which a
 //! convolution or a product does as its sums are written: so a graph that is quantised for integers
-//! runs in single precision, as fast as one that is not.
+//! runs in single precision, as fast as one that is not, and with bytes where the processor is faster
+//! with those.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_core::ops::array::Gather;
+use tract_onnx::tract_hir::tract_core::ops::cnn::MaxPool;
 use wisp_kernels::elementwise::Function;
 use wisp_kernels::quantized::{Quantized, Scale, dequantize, quantize};
-use wisp_kernels::{Activation, Level, Steps};
+use wisp_kernels::{Activation, Grid, Level, Steps};
 
+use super::conv::FusedConv;
+use super::product::FusedProduct;
 use super::rows::FusedRows;
 use crate::tract::compiled::{Reader, Stored, Writer, stored_struct};
 
 /// Weights that are dequantised as a graph is loaded, bytes of what comes out; more are at each run.
 pub(in crate::tract) const MAX_WEIGHTS: usize = 64 << 20;
+
+/// The operator that dequantises by scales and zero points that are found at each run.
+pub(in crate::tract) const DEQUANTIZE: &str = "DequantizeLinear";
 
 /// Whole numbers for floats, or floats for whole numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +137,44 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         patch.apply(model)?;
     }
     model.compact()
+}
+
+/// How many nodes that only move values may stand between a value and what made it.
+const MOST_MOVES: usize = 16;
+
+/// What all of a value's numbers stand on, where its graph says so.
+pub(super) fn grid_of(model: &TypedModel, mut value: OutletId) -> TractResult<Option<Grid>> {
+    for _ in 0..MOST_MOVES {
+        let node = model.node(value.node);
+        let steps = if let Some(op) = node.op_as::<Quantize>() {
+            op.is_back.then(|| op.steps())
+        } else if let Some(op) = node.op_as::<FusedRows>() {
+            op.steps()
+        } else if let Some(op) = node.op_as::<FusedConv>() {
+            op.steps()
+        } else if let Some(op) = node.op_as::<FusedProduct>() {
+            op.steps()
+        } else if node.op_is::<AxisOp>() || node.op_is::<MaxPool>() && value.slot == 0 {
+            value = node.inputs[0];
+            continue;
+        } else {
+            return Ok(counts_bytes(model, node)?.then_some(Grid::Whole));
+        };
+        return Ok(steps.map(Grid::Steps));
+    }
+    Ok(None)
+}
+
+/// Whether a node gives bytes from a zero point on that is found at each run.
+fn counts_bytes(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
+    let [value, scale, zero] = node.inputs[..] else { return Ok(false) };
+    let is_byte = [DatumType::U8, DatumType::I8].contains(&model.outlet_fact(value)?.datum_type);
+    if node.op().name() != DEQUANTIZE || !is_byte {
+        return Ok(false);
+    }
+    let one =
+        model.outlet_fact(scale)?.konst.as_ref().is_some_and(|scale| **scale == tensor0(1f32));
+    Ok(one && model.outlet_fact(zero)?.shape.volume() == 1.to_dim())
 }
 
 /// Dequantises a constant, unless only rows of it are wanted.

@@ -10,7 +10,7 @@ use wisp_kernels::quantized::{Quantized, Scale, dequantize};
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
 use super::theirs::{Wiring, rewired};
-use crate::tract::fuse::{MAX_WEIGHTS, Quantize};
+use crate::tract::fuse::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -167,7 +167,7 @@ const INTEGERS: [DatumType; 4] = [DatumType::U8, DatumType::I8, DatumType::U16, 
 
 impl Kernel for Scaled {
     fn name(&self) -> &'static str {
-        if self.is_quantizing { "QuantizeLinear" } else { "DequantizeLinear" }
+        if self.is_quantizing { "QuantizeLinear" } else { DEQUANTIZE }
     }
 
     fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
