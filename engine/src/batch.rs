@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use half::bf16;
+
 use crate::choose::{Inputs, cpu_us};
 use crate::compare::agreement;
 use crate::graph::{Graph, Watch};
@@ -225,6 +227,10 @@ fn varied(row: &Inputs, by: usize) -> Inputs {
             }),
             Datatype::Fp64 => data.as_chunks_mut().0.iter_mut().for_each(|bytes| {
                 *bytes = (f64::from_le_bytes(*bytes) * factor).to_le_bytes();
+            }),
+            Datatype::Bf16 => data.as_chunks_mut().0.iter_mut().for_each(|bytes| {
+                let number = bf16::from_le_bytes(*bytes).to_f32() * factor as f32;
+                *bytes = bf16::from_f32(number).to_le_bytes();
             }),
             _ => {}
         }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use half::{bf16, f16};
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 
 /// Elements that one node may make where a constant says how many: 1 GiB of floats.
@@ -154,6 +155,7 @@ fn numbers(tensor: &TensorProto) -> Option<Vec<f64>> {
         raw.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
     }
     let raw = &tensor.raw_data;
+    let bits = || tensor.int32_data.iter().map(|&bits| bits as u16);
     if raw.len() > 1024 {
         return None;
     }
@@ -162,6 +164,12 @@ fn numbers(tensor: &TensorProto) -> Option<Vec<f64>> {
         DataType::Int64 => read(raw, |bytes| i64::from_le_bytes(bytes) as f64),
         DataType::Int32 if raw.is_empty() => tensor.int32_data.iter().map(|&v| v.into()).collect(),
         DataType::Int32 => read(raw, |bytes| i32::from_le_bytes(bytes).into()),
+        DataType::Float16 if raw.is_empty() => bits().map(|it| f16::from_bits(it).into()).collect(),
+        DataType::Float16 => read(raw, |bytes| f16::from_le_bytes(bytes).into()),
+        DataType::Bfloat16 if raw.is_empty() => {
+            bits().map(|it| bf16::from_bits(it).into()).collect()
+        }
+        DataType::Bfloat16 => read(raw, |bytes| bf16::from_le_bytes(bytes).into()),
         DataType::Float if raw.is_empty() => tensor.float_data.iter().map(|&v| v.into()).collect(),
         DataType::Float => read(raw, |bytes| f32::from_le_bytes(bytes).into()),
         DataType::Double if raw.is_empty() => tensor.double_data.clone(),

@@ -7,6 +7,7 @@ mod encode;
 use std::borrow::Cow;
 use std::path::Path;
 
+use half::bf16;
 use prost::Message;
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 use wisp_engine::tensor::{Datatype, Value};
@@ -115,6 +116,38 @@ fn weights_are_found_however_they_are_written() {
     assert_eq!(answer(&listed(whole).encode_to_vec()), Ok(expected(1, 2)), "among the inputs");
 }
 
+/// Of as many bytes as are not read with the rest. Whole numbers of few digits are exact in BF16.
+#[test]
+fn weights_of_bf16_are_found() {
+    let halves = |name: &str, seed| {
+        let halves = values(seed).into_iter().map(bf16::from_f32);
+        let raw_data = halves.flat_map(bf16::to_le_bytes).collect();
+        let data_type = DataType::Bfloat16 as i32;
+        TensorProto { data_type, raw_data, ..weights(name, seed) }
+    };
+    let cast = |from: &str, to: &str| pb::NodeProto {
+        op_type: "Cast".into(),
+        input: vec![from.into()],
+        output: vec![to.into()],
+        attribute: vec![pb::AttributeProto {
+            name: "to".into(),
+            r#type: pb::attribute_proto::AttributeType::Int as i32,
+            i: DataType::Float as i64,
+            ..pb::AttributeProto::default()
+        }],
+        ..pb::NodeProto::default()
+    };
+    let mut model = model(vec![halves("half a", 1), halves("half b", 2)]);
+    let graph = model.graph.as_mut().expect("a graph");
+    graph.node.splice(0..0, [cast("half a", "a"), cast("half b", "b")]);
+    let onnx = model.encode_to_vec();
+    assert_eq!(answer(&onnx), Ok(expected(1, 2)));
+    assert!(answer_of(&onnx, EngineKind::Rten).is_err());
+    if has_onnxruntime() {
+        assert_eq!(answer_of(&onnx, EngineKind::OnnxRuntime), Ok(expected(1, 2)));
+    }
+}
+
 fn has_onnxruntime() -> bool {
     let Some(path) = std::env::var_os("WISP_TEST_ONNXRUNTIME") else { return false };
     // SAFETY: whoever set it says that it is ONNX Runtime.
@@ -191,6 +224,7 @@ fn weights_that_are_not_their_shape_are_refused() {
         |tensor: &mut TensorProto| tensor.dims = vec![i64::MAX, i64::MAX],
         |tensor: &mut TensorProto| tensor.dims = vec![-1, -1],
         |tensor: &mut TensorProto| tensor.data_type = 99,
+        |tensor: &mut TensorProto| tensor.data_type = DataType::Bfloat16 as i32,
         |tensor: &mut TensorProto| tensor.data_type = DataType::Float8e4m3fn as i32,
     ] {
         let mut changed = weights("a", 1);

@@ -121,18 +121,22 @@ fn what_must_be_refused_is() {
 /// Of what does no harm, the cases that no engine may answer either.
 #[test]
 fn what_makes_no_sense_is_refused() {
-    const CASES: [&str; 12] = [
+    const CASES: [&str; 16] = [
         "weights: raw [3]",
         "weights: raw [5]",
         "weights: none [1099511627776]",
         "weights: raw [4611686018427387904, 4]",
         "weights: seventeen bytes",
+        "weights: type 16",
+        "weights: type 16, none",
         "structure: an initializer that is not there",
         "structure: its own input",
         "structure: two in a circle",
         "structure: weights named as the output",
         "structure: an unknown operator",
         "sizes: Expand 1099511627776",
+        "sizes: Range of BF16",
+        "sizes: Range of FP16",
         "sizes: Reshape of 1048576 axes by a node",
     ];
     let cases = hostile::cases();

@@ -1,5 +1,5 @@
-//! Operators of our own against ONNX Runtime's answers, and hostile attributes against the
-//! refusals they must meet. `fixtures/make_*.py` write the cases.
+//! Operators of our own against ONNX Runtime's answers, those of BF16 against onnx's reference's, and
+//! hostile attributes against the refusals they must meet. `fixtures/make_*.py` write the cases.
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot be read fails the test")]
 
@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use half::bf16;
 use tract_onnx::pb::{AttributeProto, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::Framework;
 use wisp_engine::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
@@ -155,6 +156,11 @@ fn floats(value: &Value<'_>) -> Option<Vec<f64>> {
             let (chunks, _) = data.as_chunks::<8>();
             Some(chunks.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect())
         }
+        // FP16 is to be the same bit for bit, as ONNX Runtime makes it of FP32, too.
+        Datatype::Bf16 => {
+            let (pairs, _) = data.as_chunks::<2>();
+            Some(pairs.iter().map(|&pair| bf16::from_le_bytes(pair).into()).collect())
+        }
         _ => None,
     }
 }
@@ -179,6 +185,7 @@ fn value_of(tensor: &TensorProto) -> Value<'static> {
         DataType::Float => Datatype::Fp32,
         DataType::Double => Datatype::Fp64,
         DataType::Float16 => Datatype::Fp16,
+        DataType::Bfloat16 => Datatype::Bf16,
         DataType::Int64 => Datatype::Int64,
         DataType::Int32 => Datatype::Int32,
         DataType::Int16 => Datatype::Int16,

@@ -7,7 +7,8 @@ For each suite (cases.py) and engine: how many cases pass, are refused (at load)
 run), come out wrong, crash or hang. `auto` stands for what wisp makes of several engines: a
 case passes where one of them, in order, loads it, runs it and gives the expected values.
 Values are compared as onnx's own runner does: shape and type exactly, floats by the case's
-tolerances. Cases with sequences, optionals or maps at the door cannot be served: they count.
+tolerances, BF16 within two of its steps (2**-6), as some references cut digits off, or round in
+between. Cases with sequences, optionals or maps at the door cannot be served: they count.
 
 expected.json beside this file has the outcome of each case. --check fails if a case that
 passed no longer does, or comes out wrong where it did not; --update writes it.

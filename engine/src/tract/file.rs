@@ -9,7 +9,8 @@ use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
-use super::{chain, halves};
+use super::halves::Half;
+use super::{chain, values};
 use crate::graph::LoadError;
 use crate::{functions, messages, zip_map};
 
@@ -40,6 +41,7 @@ pub(crate) struct File<'a> {
 #[derive(Debug, PartialEq)]
 struct Weights<'a> {
     datatype: DataType,
+    /// tract's type for it, or for its bits.
     datum: DatumType,
     shape: Vec<usize>,
     bytes: &'a [u8],
@@ -90,10 +92,11 @@ impl<'a> File<'a> {
         self.onnx
     }
 
-    /// Whether FP16 is anywhere in it.
-    pub(super) fn has_halves(&self) -> bool {
-        let has = |weights: &Weights<'_>| weights.datum == DatumType::F16;
-        self.weights.iter().any(has) || self.proto.graph.as_ref().is_some_and(halves::are_in)
+    /// Whether halves of that kind are anywhere in it.
+    pub(super) fn has(&self, half: Half) -> bool {
+        let has = |weights: &Weights<'_>| weights.datatype == half.datatype();
+        self.weights.iter().any(has)
+            || self.proto.graph.as_ref().is_some_and(|graph| half.is_in(graph))
     }
 
     /// Bytes of the file that it was read from.
@@ -173,6 +176,7 @@ impl<'a> Weights<'a> {
             DataType::Int32 => DatumType::I32,
             DataType::Int64 => DatumType::I64,
             DataType::Float16 => DatumType::F16,
+            DataType::Bfloat16 => DatumType::U16,
             DataType::Float => DatumType::F32,
             DataType::Double => DatumType::F64,
             _ => return None,
@@ -183,8 +187,11 @@ impl<'a> Weights<'a> {
         (size == Some(bytes.len())).then_some(Self { datatype, datum, shape, bytes })
     }
 
-    /// Halves as singles, where it `widens`.
+    /// Halves as singles, where it `widens`; BF16 is no other.
     fn copy(&self, widens: bool) -> TractResult<Tensor> {
+        if self.datatype == DataType::Bfloat16 {
+            return values::widened(&self.shape, self.bytes);
+        }
         // SAFETY: every bit pattern is a value of these types; the length is checked.
         let tensor = unsafe { Tensor::from_raw_dt(self.datum, &self.shape, self.bytes)? };
         match self.datum {

@@ -29,9 +29,10 @@ use tract_onnx::tract_core::plan::eval;
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
-use crate::tensor::{Contract, Value};
+use crate::tensor::{Contract, Datatype, Value};
 use crate::worker::{self, Given};
 pub(crate) use file::File;
+use halves::Half;
 use plans::{Plan, Plans};
 
 /// A graph before the last step of its optimisation, which a compiled plan can hold.
@@ -57,18 +58,23 @@ pub(crate) fn load(
 ) -> Result<(TractSession, Vec<Inferred>, Option<Fused>), LoadError> {
     contract::check(contract, EngineKind::Tract, values::has)?;
     let planned = Plans::planned(read(file)?, keeps_fused).map_err(LoadError)?;
-    let inferred = planned.outputs.iter().map(|fact| Inferred {
-        datatype: values::datatype_of(fact.datum_type),
+    let outputs = planned.outputs.iter().zip(&contract.outputs);
+    let inferred = outputs.map(|(fact, declared)| Inferred {
+        datatype: values::datatype_of(fact.datum_type, declared.datatype),
         shape: fact.shape.iter().map(|size| size.as_i64().unwrap_or(-1)).collect(),
     });
     let inferred = inferred.collect();
     let fused = planned.fused.filter(compiled::holds).map(Fused);
-    Ok((TractSession::new(planned.plans, file.len()), inferred, fused))
+    Ok((TractSession::new(planned.plans, file.len(), contract), inferred, fused))
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
     let mut proto = nibbles::unpacked(contrib::written_out(&file.proto)?);
-    let widens = file.has_halves() && !halves::are_looked_at(&file.proto);
+    let are_looked_at = halves::are_looked_at(&file.proto);
+    if are_looked_at && file.has(Half::Bf16) {
+        return Err(LoadError("cannot be read: a BitCast beside BF16 is not served".into()));
+    }
+    let widens = !are_looked_at && Half::ALL.into_iter().any(|half| file.has(half));
     if widens {
         proto = halves::widened(proto);
     }
@@ -113,7 +119,7 @@ pub(crate) fn wake(
 ) -> Result<(TractSession, Contract), LoadError> {
     let (contract, fused) = compiled::read(compiled, key).map_err(LoadError)?;
     let plans = Plans::compiled(fused, onnx).map_err(LoadError)?;
-    Ok((TractSession::new(plans, compiled.len()), contract))
+    Ok((TractSession::new(plans, compiled.len(), &contract), contract))
 }
 
 fn framework() -> tract_onnx::Onnx {
@@ -133,13 +139,16 @@ pub(crate) struct TractSession {
     given: Given,
     /// Of its file, or compiled plan: about what its weights are.
     bytes: usize,
+    /// The outputs' datatypes to a client.
+    datatypes: Arc<[Datatype]>,
     has_run: AtomicBool,
 }
 
 impl TractSession {
-    fn new(plans: Plans, bytes: usize) -> Self {
-        let plans = Arc::new(plans);
-        Self { plans, given: Given::default(), bytes, has_run: AtomicBool::new(false) }
+    fn new(plans: Plans, bytes: usize, contract: &Contract) -> Self {
+        let (plans, given, has_run) = (Arc::new(plans), Given::default(), AtomicBool::new(false));
+        let datatypes = contract.outputs.iter().map(|output| output.datatype).collect();
+        Self { plans, given, bytes, datatypes, has_run }
     }
 
     /// Makes a plan for these inputs, on a worker, which may take some copies of the weights, too.
@@ -164,7 +173,7 @@ impl TractSession {
                 watch.give_way();
                 watch.is_over()
             };
-            let run = || run_plan(plan, inputs, &is_over, None);
+            let run = || run_plan(plan, (inputs, &*self.datatypes), &is_over, None);
             // The first one mostly waits for memory: helped, EfficientNet-Lite0's took as long, and
             // half as much CPU time again.
             if self.has_run.load(Ordering::Relaxed) {
@@ -173,9 +182,10 @@ impl TractSession {
             self.has_run.store(true, Ordering::Relaxed);
             return run();
         }
-        let (plan, inputs) = (plan.clone(), inputs.to_vec());
+        let (plan, inputs, datatypes) = (plan.clone(), inputs.to_vec(), self.datatypes.clone());
         worker::run(&self.given, (watch, 0), move |bounds| {
-            bounds.within(|| run_plan(&plan, &inputs, &|| bounds.is_given_up(), None))
+            let ends = (&*inputs, &*datatypes);
+            bounds.within(|| run_plan(&plan, ends, &|| bounds.is_given_up(), None))
         })
     }
 }
@@ -203,7 +213,7 @@ impl Session for TractSession {
         let plan = plan?;
         let mut times = Vec::new();
         let mut timed = |operator: String, took| times.push((operator, took));
-        run_plan(&plan, &inputs, &|| false, Some(&mut timed))?;
+        run_plan(&plan, (&*inputs, &*self.datatypes), &|| false, Some(&mut timed))?;
         Ok(times)
     }
 }
@@ -213,9 +223,10 @@ fn tensors(inputs: &[Value<'_>]) -> Result<Vec<Arc<Tensor>>, Failure> {
     inputs.collect::<Result<_, _>>().map_err(Failure::Refused)
 }
 
+/// Runs it on these inputs, for outputs that are declared of these datatypes.
 fn run_plan(
     plan: &Plan,
-    inputs: &[Arc<Tensor>],
+    (inputs, datatypes): (&[Arc<Tensor>], &[Datatype]),
     is_over: &dyn Fn() -> bool,
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
 ) -> Result<Vec<Value<'static>>, Failure> {
@@ -229,7 +240,8 @@ fn run_plan(
     });
     match outputs {
         Ok(outputs) => {
-            let outputs = outputs.iter().map(|value| values::from_tract(value));
+            let outputs = outputs.iter().zip(datatypes);
+            let outputs = outputs.map(|(value, &declared)| values::from_tract(value, declared));
             outputs.collect::<Result<_, _>>().map_err(Failure::Failed)
         }
         Err(error) if bodies::is_stop(&error) => Err(Failure::Stopped),

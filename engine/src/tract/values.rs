@@ -1,7 +1,8 @@
-//! Tensors in and out of tract's own type, and its names of datatypes.
+//! Tensors in and out of tract's own type, and its names of datatypes. BF16 is FP32 inside.
 
 use std::borrow::Cow;
 
+use half::bf16;
 use tract_onnx::prelude::*;
 
 use crate::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
@@ -18,6 +19,9 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
         let array = tract_ndarray::ArrayD::from_shape_vec(&value.shape[..], strings);
         return Ok(array.map_err(|error| error.to_string())?.into_tensor());
     }
+    if value.datatype == Datatype::Bf16 {
+        return widened(&value.shape, &value.data).map_err(text);
+    }
     let datum =
         datum_of(value.datatype).ok_or_else(|| format!("the engine has no {}", value.datatype))?;
     // SAFETY: `data` is exactly shape × size bytes, every bit pattern is a value of these number
@@ -26,7 +30,16 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
     copied.map_err(text)
 }
 
-pub(super) fn from_tract(value: &Tensor) -> Result<Value<'static>, String> {
+/// FP32 of BF16, which is as long as its shape says.
+pub(super) fn widened(shape: &[usize], data: &[u8]) -> TractResult<Tensor> {
+    let (pairs, _) = data.as_chunks::<2>();
+    let numbers = pairs.iter().map(|&pair| bf16::from_le_bytes(pair).to_f32());
+    let numbers: Vec<f32> = numbers.collect();
+    Ok(tract_ndarray::ArrayD::from_shape_vec(shape, numbers)?.into_tensor())
+}
+
+/// The value of an output that is declared of that datatype.
+pub(super) fn from_tract(value: &Tensor, declared: Datatype) -> Result<Value<'static>, String> {
     let text = |error: TractError| error.to_string();
     let cast;
     let value = if value.datum_type() == DatumType::TDim {
@@ -36,23 +49,29 @@ pub(super) fn from_tract(value: &Tensor) -> Result<Value<'static>, String> {
         value
     };
     let datum = value.datum_type();
-    let datatype = datatype_of(datum).ok_or_else(|| format!("{datum:?} is not served"))?;
+    let datatype =
+        datatype_of(datum, declared).ok_or_else(|| format!("{datum:?} is not served"))?;
     let plain = value.try_as_plain_ram().map_err(text)?;
-    let data = if datatype == Datatype::Bytes {
-        let mut data = Vec::new();
-        for element in plain.as_slice::<String>().map_err(text)? {
-            push_bytes_element(&mut data, element.as_bytes())?;
+    let data = match datatype {
+        Datatype::Bytes => {
+            let mut data = Vec::new();
+            for element in plain.as_slice::<String>().map_err(text)? {
+                push_bytes_element(&mut data, element.as_bytes())?;
+            }
+            data
         }
-        data
-    } else {
-        plain.as_bytes().to_vec()
+        Datatype::Bf16 => {
+            let numbers = plain.as_slice::<f32>().map_err(text)?.iter();
+            numbers.flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect()
+        }
+        _ => plain.as_bytes().to_vec(),
     };
     Ok(Value { datatype, shape: value.shape().to_vec(), data: Cow::Owned(data) })
 }
 
 /// Whether tensors of a datatype can be made.
 pub(super) fn has(datatype: Datatype) -> bool {
-    datatype == Datatype::Bytes || datum_of(datatype).is_some()
+    matches!(datatype, Datatype::Bf16 | Datatype::Bytes) || datum_of(datatype).is_some()
 }
 
 fn datum_of(datatype: Datatype) -> Option<DatumType> {
@@ -73,7 +92,8 @@ fn datum_of(datatype: Datatype) -> Option<DatumType> {
     })
 }
 
-pub(super) fn datatype_of(datum: DatumType) -> Option<Datatype> {
+/// What a tensor is to a client, to whom it is declared of a datatype.
+pub(super) fn datatype_of(datum: DatumType, declared: Datatype) -> Option<Datatype> {
     Some(match datum.unquantized() {
         DatumType::Bool => Datatype::Bool,
         DatumType::U8 => Datatype::Uint8,
@@ -86,6 +106,7 @@ pub(super) fn datatype_of(datum: DatumType) -> Option<Datatype> {
         // tract's symbolic integers stand for ONNX's 64-bit shapes.
         DatumType::I64 | DatumType::TDim => Datatype::Int64,
         DatumType::F16 => Datatype::Fp16,
+        DatumType::F32 if declared == Datatype::Bf16 => Datatype::Bf16,
         DatumType::F32 => Datatype::Fp32,
         DatumType::F64 => Datatype::Fp64,
         DatumType::String => Datatype::Bytes,

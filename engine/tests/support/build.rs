@@ -14,6 +14,8 @@ const INT8: i32 = 3;
 pub const INT64: i32 = 7;
 pub const STRING: i32 = 8;
 pub const BOOL: i32 = 9;
+pub const FP16: i32 = 10;
+pub const BF16: i32 = 16;
 
 /// The numbers of `AttributeProto.AttributeType`.
 const KIND_FLOAT: i32 = 1;

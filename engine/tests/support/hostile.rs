@@ -7,8 +7,8 @@ use tract_onnx::pb::{
 };
 
 use crate::build::{
-    BOOL, FLOAT, INT64, body, file, graph, int, ints, longs, model, node, raw, singles, tensor,
-    value,
+    BF16, BOOL, FLOAT, FP16, INT64, body, file, graph, int, ints, longs, model, node, raw, singles,
+    tensor, value,
 };
 use crate::encode::encode;
 
@@ -26,7 +26,9 @@ pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
     let mut cases: Vec<_> = places
         .into_iter()
         .flat_map(|place| {
-            [true, false].map(|says_so| (place.to_owned(), weights_in(place, says_so), reason))
+            [(FLOAT, true), (FLOAT, false), (BF16, true)].map(|(element_type, says_so)| {
+                (place.to_owned(), weights_in(place, element_type, says_so), reason)
+            })
         })
         .collect();
     let nothing = model(body(&[value("x", FLOAT, &[1])], &[], &[], vec![]));
@@ -38,13 +40,13 @@ pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
     cases
 }
 
-fn weights_in(place: &str, says_so: bool) -> Vec<u8> {
+fn weights_in(place: &str, element_type: i32, says_so: bool) -> Vec<u8> {
     let entry =
         |key: &str, value: &str| StringStringEntryProto { key: key.into(), value: value.into() };
     let weights = TensorProto {
         data_location: says_so.then_some(DataLocation::External as i32),
         external_data: vec![entry("location", place), entry("length", "4")],
-        ..raw("w", FLOAT, &[1], &[])
+        ..raw("w", element_type, &[1], &[])
     };
     file(&[1], &[weights], vec![node("Add", &["x", "w"], &["y"], &[])])
 }
@@ -263,6 +265,8 @@ fn sizes() -> Vec<Named> {
         cases.push((format!("Reshape of {axes} axes by a node"), file(&[1], &[], nodes)));
     }
     cases.push(("Range without end".into(), endless_range()));
+    cases.push(("Range of FP16".into(), range_of_halves(FP16, 0x7bff, 1)));
+    cases.push(("Range of BF16".into(), range_of_halves(BF16, 0x7f7f, 0x3f80)));
     cases.into_iter().map(|(name, onnx)| (format!("sizes: {name}"), onnx)).collect()
 }
 
@@ -285,6 +289,13 @@ fn endless_range() -> Vec<u8> {
     let inits = [("from", 0.0), ("end", 1.0), ("by", 0.0)];
     let inits = inits.map(|(name, number)| singles(name, &[], &[number]));
     file(&[1], &inits, vec![node("Range", &["from", "end", "by"], &["y"], &[])])
+}
+
+fn range_of_halves(element_type: i32, end: u16, by: u16) -> Vec<u8> {
+    let inits = [("from", 0), ("end", end), ("by", by)];
+    let inits = inits.map(|(name, bits)| raw(name, element_type, &[], &bits.to_le_bytes()));
+    let range = node("Range", &["from", "end", "by"], &["r"], &[]);
+    file(&[1], &inits, vec![range, node("Cast", &["r"], &["y"], &[int("to", FLOAT.into())])])
 }
 
 fn doubled(times: usize) -> Vec<u8> {

@@ -23,6 +23,8 @@ use super::parts::{Reader, Stored, Writer, stored_struct};
 use crate::tract::fuse::{
     Barrier, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows, FusedTable, Quantize,
 };
+use crate::tract::halves::Half;
+use crate::tract::operators::rounded::Rounded;
 
 /// Writes an operator as its number and what it holds, and reads it by that.
 macro_rules! held {
@@ -119,23 +121,37 @@ impl Stored for TypedBinOp {
 
 impl Stored for ElementWiseOp {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
-        match self.0.downcast_ref::<LeakyRelu>() {
-            Some(leaky) => {
-                to.text("LeakyRelu");
-                leaky.alpha.put(to)?;
-            }
-            None => to.text(function_name(&*self.0)?),
+        if let Some(leaky) = self.0.downcast_ref::<LeakyRelu>() {
+            to.text("LeakyRelu");
+            leaky.alpha.put(to)?;
+        } else if let Some(Rounded(half)) = self.0.downcast_ref::<Rounded>() {
+            to.text("Rounded");
+            half.put(to)?;
+        } else {
+            to.text(function_name(&*self.0)?);
         }
         self.1.put(to)
     }
 
     fn take(from: &mut Reader<'_>) -> Option<Self> {
         let name = String::take(from)?;
-        let op = match &*name {
+        let op: Box<dyn ElementWiseMiniOp> = match &*name {
             "LeakyRelu" => Box::new(LeakyRelu { alpha: f32::take(from)? }),
+            "Rounded" => Box::new(Rounded(Half::take(from)?)),
             name => function(name)?,
         };
         Some(Self(op, Stored::take(from)?))
+    }
+}
+
+impl Stored for Half {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        to.number(self.datatype() as usize);
+        Some(())
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Half::of(i64::take(from)?)
     }
 }
 

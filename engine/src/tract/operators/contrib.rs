@@ -3,23 +3,19 @@
 
 use std::mem;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
-    Built, Form, Kernel, built, checked_axis, checked_len, expect_datum, integers_of, one,
+    Built, Form, Kernel, built, checked_axis, checked_len, expect_datum, integers_of,
 };
 use super::{TRANSPOSED, theirs};
 use crate::tract::contrib::{MASK, UNPACKED};
-use crate::tract::halves::ROUNDED;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert(MASK, mask);
     operators.insert(UNPACKED, unpacked);
-    operators.insert(ROUNDED, |_, node| built(node, Rounded));
     operators.insert(TRANSPOSED, |_, _| Ok((expand(Transposed), Vec::new())));
     operators.insert("BiasGelu", |context, node| gelu(context, node, 2));
     operators.insert("CDist", cdist);
@@ -250,34 +246,6 @@ impl Kernel for Unpacked {
             (f32::from(value) - zeros[block]) * scales[block]
         });
         Ok(tvec![numbers.into_tensor().cast_to_dt(datum)?.into_owned()])
-    }
-}
-
-/// What FP16 holds of each number, which stays FP32.
-#[derive(Debug)]
-struct Rounded;
-
-impl Kernel for Rounded {
-    fn name(&self) -> &'static str {
-        "Rounded"
-    }
-
-    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let input = one(inputs)?;
-        expect_datum(input, &[DatumType::F32])?;
-        Ok(tvec![Form::new(input.datum, input.shape.iter().cloned())])
-    }
-
-    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let mut output = (**one(inputs)?).clone();
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let mut halves = [f16::ZERO; 256];
-        for values in plain.as_slice_mut::<f32>()?.chunks_mut(halves.len()) {
-            let halves = &mut halves[..values.len()];
-            halves.convert_from_f32_slice(values);
-            halves.convert_to_f32_slice(values);
-        }
-        Ok(tvec![output])
     }
 }
 

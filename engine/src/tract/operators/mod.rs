@@ -31,6 +31,7 @@ mod ranks;
 mod recurrent;
 mod refused;
 mod regions;
+pub(super) mod rounded;
 mod scores;
 mod selection;
 mod stable;
@@ -71,6 +72,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     recurrent::register(operators);
     refused::register(operators);
     regions::register(operators);
+    rounded::register(operators);
     selection::register(operators);
     stable::register(operators);
     svm::register(operators);
