@@ -12,6 +12,7 @@ use crate::graph::LoadError;
 use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
 use crate::tract::contrib;
+use crate::versions;
 
 /// Functions and bodies of branches and loops that lie in each other, as engines follow them by
 /// recursion. A file's own graphs lie no deeper: its reader takes 100 messages in each other.
@@ -50,8 +51,8 @@ type Functions = HashMap<(String, String), Function>;
 /// whether any is.
 ///
 /// # Errors
-/// Functions are called that call themselves, are overloaded or of another operator set than the
-/// graph, or that make too much of it.
+/// Functions are called that call themselves, are overloaded, have operators that are others in the
+/// graph's operator set, or that make too much of it.
 pub(crate) fn inline(proto: &mut pb::ModelProto, onnx: &[u8]) -> Result<bool, LoadError> {
     if proto.functions.is_empty() {
         return Ok(false);
@@ -141,25 +142,32 @@ impl Inliner<'_> {
         Ok(())
     }
 
-    /// Makes the operator sets of a function the model's, too.
+    /// Makes the operator sets of a function the model's, too. ONNX Runtime takes its nodes for those of
+    /// the graph's version: only where they are the same is that right.
     fn import(&mut self, function: &FunctionProto) -> Result<(), LoadError> {
         for wanted in &function.opset_import {
             let domain = set_of(&wanted.domain);
-            match self.versions.get(domain) {
-                Some(&version) if version == wanted.version => {}
-                Some(version) => {
-                    return Err(LoadError(format!(
-                        "its function `{}` is of version {} of the operator set `{domain}`, \
-                         expected version {version} as the graph",
-                        function.name.as_deref().unwrap_or_default(),
-                        wanted.version
-                    )));
-                }
-                None => {
-                    self.versions.insert(domain.to_owned(), wanted.version);
-                    self.imports.push(wanted.clone());
-                }
+            let Some(&version) = self.versions.get(domain) else {
+                self.versions.insert(domain.to_owned(), wanted.version);
+                self.imports.push(wanted.clone());
+                continue;
+            };
+            if version == wanted.version {
+                continue;
             }
+            let changed = match is_onnx(domain) {
+                true => match versions::changed(&function.node, version, wanted.version) {
+                    Some(op_type) => format!(", where `{op_type}` may be another"),
+                    None => continue,
+                },
+                false => String::new(),
+            };
+            return Err(LoadError(format!(
+                "its function `{}` is of version {} of the operator set `{domain}`, expected \
+                 version {version} as the graph{changed}",
+                function.name.as_deref().unwrap_or_default(),
+                wanted.version
+            )));
         }
         Ok(())
     }

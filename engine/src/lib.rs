@@ -24,6 +24,7 @@ mod sound;
 mod stack;
 pub mod tensor;
 mod tract;
+mod versions;
 mod whole;
 mod worker;
 mod zip_map;

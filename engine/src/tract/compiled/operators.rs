@@ -21,7 +21,8 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
 
 use super::parts::{Reader, Stored, Writer, stored_struct};
 use crate::tract::fuse::{
-    Barrier, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows, FusedTable, Quantize,
+    Barrier, DeformedWindows, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows,
+    FusedTable, GatheredBlocks, Quantize,
 };
 use crate::tract::halves::Half;
 use crate::tract::operators::rounded::Rounded;
@@ -52,7 +53,7 @@ held! {
     7 => MultiBroadcastTo, 8 => TypedConcat, 9 => TypedBinOp, 10 => ElementWiseOp,
     11 => RmsNorm, 12 => Softmax, 13 => Iff,
     20 => Barrier, 21 => FusedConv, 22 => FusedPool, 23 => FusedProduct, 24 => FusedRows,
-    25 => FusedTable, 26 => FusedBinary, 27 => Quantize,
+    25 => FusedTable, 26 => FusedBinary, 27 => Quantize, 28 => GatheredBlocks, 29 => DeformedWindows,
 }
 
 stored_struct!(Cast { to });

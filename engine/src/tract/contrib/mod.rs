@@ -1,9 +1,10 @@
 //! ONNX Runtime's own operators, which its quantisation and its optimiser write: each is written with
-//! ONNX's. What tract has of them is left to it.
+//! ONNX's, and some of ONNX's with others. What tract has of them is left to it.
 
 mod attention;
 mod body;
 mod fused;
+mod newer;
 mod quantized;
 
 use std::borrow::Cow;
@@ -27,6 +28,12 @@ pub(super) const MASK: &str = "wisp.AttentionMask";
 /// Ours, which makes numbers of weights of a few bits.
 pub(super) const UNPACKED: &str = "wisp.Unpacked";
 
+/// Ours, which makes numbers of weights that are codes.
+pub(super) const DECODED: &str = "wisp.Decoded";
+
+/// Ours, which gives what the windows of a deformable convolution see.
+pub(super) const DEFORMED: &str = "wisp.Deformed";
+
 /// Ours, which make quantised values: of sums of products of whole numbers, of means, and of the sum
 /// and the product of two tensors.
 pub(super) const SUMS: &str = "wisp.Requantized";
@@ -38,7 +45,7 @@ pub(super) const PRODUCT: &str = "wisp.QuantizedProduct";
 pub(super) const ROUNDS_STATES: &str = "wisp.rounds_states";
 
 /// Its operators that tract has and computes as it does, or ours of the same name do.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "BiasGelu",
     "CDist",
     "DequantizeLinear",
@@ -48,6 +55,7 @@ const KNOWN: [&str; 14] = [
     "GatherND",
     "Gelu",
     "Inverse",
+    "MurmurHash3",
     "QuantizeLinear",
     "QuickGelu",
     "SimplifiedLayerNormalization",
@@ -88,11 +96,11 @@ fn is_plain(graph: &GraphProto) -> bool {
 }
 
 fn is_plain_node(node: &NodeProto) -> bool {
-    DOMAINS.contains(&node.domain.as_str()) && !is_of_integers(node)
+    DOMAINS.contains(&node.domain.as_str()) && !is_written(node)
 }
 
-fn is_of_integers(node: &NodeProto) -> bool {
-    is_onnx(&node.domain) && writer_of_integers(&node.op_type).is_some()
+fn is_written(node: &NodeProto) -> bool {
+    is_onnx(&node.domain) && writer_of_onnx(&node.op_type).is_some()
 }
 
 /// Adds the values that are needed as what they are: not only as floats, by a Cast.
@@ -125,7 +133,7 @@ impl Writer {
             }
             let is_summed = matches!(&*node.op_type, "ConvInteger" | "MatMulInteger");
             let is_exact = is_summed && node.output.iter().any(|name| self.exact.contains(name));
-            if is_plain_node(&node) || is_of_integers(&node) && is_exact {
+            if is_plain_node(&node) || is_written(&node) && is_exact {
                 graph.node.push(node);
                 continue;
             }
@@ -157,7 +165,7 @@ pub(crate) fn is_known(domain: &str, op_type: &str) -> bool {
 
 /// Writes a node out, and returns whether that was needed.
 fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
-    if let Some(write) = writer_of_integers(&node.op_type).filter(|_| is_onnx(&node.domain)) {
+    if let Some(write) = writer_of_onnx(&node.op_type).filter(|_| is_onnx(&node.domain)) {
         return write(body).map(|()| true);
     }
     if node.domain != DOMAIN {
@@ -172,14 +180,17 @@ fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
 
 type Write = fn(&mut Body<'_>) -> Result<(), String>;
 
-/// ONNX's operators on whole numbers: our kernels compute them as floats, which hold sums of 24 bits, as
-/// whatever comes of those does.
-fn writer_of_integers(op_type: &str) -> Option<Write> {
+/// Of ONNX's operators, those that tract lacks, and those on whole numbers: our kernels compute them as
+/// floats, which hold sums of 24 bits, as whatever comes of those does.
+fn writer_of_onnx(op_type: &str) -> Option<Write> {
     Some(match op_type {
         "ConvInteger" => quantized::convolution_of_integers,
+        "DeformConv" => newer::deformed_convolution,
         "MatMulInteger" => quantized::product_of_integers,
         "QLinearConv" => quantized::convolution,
         "QLinearMatMul" => quantized::quantized_product,
+        "SwiGLU" => newer::gated,
+        "Swish" => newer::swish,
         _ => return None,
     })
 }
@@ -194,6 +205,7 @@ fn writer_of(op_type: &str) -> Option<Write> {
         "FusedConv" => fused::convolution,
         "FusedGemm" => fused::gemm,
         "FusedMatMul" | "TransposeMatMul" => fused::product,
+        "MatMulBnb4" => quantized::product_of_codes,
         "MatMulIntegerToFloat" => quantized::product,
         "MatMulNBits" => quantized::product_of_bits,
         "MultiHeadAttention" => attention::of_heads,

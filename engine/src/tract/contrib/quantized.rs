@@ -357,6 +357,19 @@ pub(super) fn product_of_bits(body: &mut Body<'_>) -> Written {
     Ok(())
 }
 
+/// Of weights that are codes of four bits, as bitsandbytes has them.
+pub(super) fn product_of_codes(body: &mut Body<'_>) -> Written {
+    if body.int("transB", 1) == 0 {
+        return Err("weights the other way round (transB)".to_owned());
+    }
+    let attributes = body.attributes(&["K", "N", "block_size", "quant_type"]);
+    let weights = body.op_with(super::DECODED, &[body.input(1)?, body.input(2)?], attributes);
+    let weights = body.op_with("Transpose", &[&weights], vec![ints("perm", &[1, 0])]);
+    let y = body.op("MatMul", &[body.input(0)?, &weights]);
+    body.give(0, &y);
+    Ok(())
+}
+
 /// An LSTM of quantised weights, which lie the other way round than ONNX's. What it takes is quantised
 /// once, and its state before each product, which is the LSTM's own to do.
 pub(super) fn lstm(body: &mut Body<'_>) -> Written {

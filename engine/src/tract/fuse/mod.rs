@@ -4,8 +4,10 @@
 
 mod barrier;
 mod binary;
+mod blocks;
 mod chain;
 mod conv;
+mod deformed;
 mod gelu;
 mod line;
 mod one_hot;
@@ -20,7 +22,9 @@ mod weights;
 
 pub(super) use barrier::Barrier;
 pub(super) use binary::FusedBinary;
+pub(super) use blocks::GatheredBlocks;
 pub(super) use conv::FusedConv;
+pub(super) use deformed::DeformedWindows;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
 pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize};

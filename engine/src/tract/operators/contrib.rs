@@ -11,11 +11,10 @@ use super::kernel::{
     Built, Form, Kernel, built, checked_axis, checked_len, expect_datum, integers_of,
 };
 use super::{TRANSPOSED, theirs};
-use crate::tract::contrib::{MASK, UNPACKED};
+use crate::tract::contrib::MASK;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert(MASK, mask);
-    operators.insert(UNPACKED, unpacked);
     operators.insert(TRANSPOSED, |_, _| Ok((expand(Transposed), Vec::new())));
     operators.insert("BiasGelu", |context, node| gelu(context, node, 2));
     operators.insert("CDist", cdist);
@@ -168,84 +167,6 @@ impl Kernel for AttentionMask {
         }
         let addends = tract_ndarray::ArrayD::from_shape_vec(&shape[..], addends)?;
         Ok(tvec![addends.into_tensor().cast_to_dt(q.datum_type())?.into_owned()])
-    }
-}
-
-/// Numbers from weights of a few bits, several in a byte, the low ones first. Each block of a row
-/// has a scale, and a zero point, or the middle for one.
-#[derive(Debug)]
-struct Unpacked {
-    rows: usize,
-    columns: usize,
-    bits: usize,
-    block: usize,
-}
-
-fn unpacked(_context: &ParsingContext, node: &NodeProto) -> Built {
-    let size = |name: &str, otherwise: Option<i64>| -> TractResult<usize> {
-        let size = node.get_attr_opt::<i64>(name)?.or(otherwise);
-        let size = size.and_then(|size| usize::try_from(size).ok()).filter(|&size| size > 0);
-        size.with_context(|| format!("no {name}"))
-    };
-    let (rows, columns) = (size("N", None)?, size("K", None)?);
-    let (bits, block) = (size("bits", Some(4))?, size("block_size", None)?);
-    ensure!(matches!(bits, 2 | 4 | 8), "weights of {bits} bits");
-    ensure!(block.is_power_of_two() && block >= 16, "blocks of {block}");
-    checked_len(&[rows, columns.div_ceil(block), block])?;
-    built(node, Unpacked { rows, columns, bits, block })
-}
-
-impl Unpacked {
-    fn value(&self, bytes: &[u8], index: usize) -> u8 {
-        let of_byte = 8 / self.bits;
-        let shift = index % of_byte * self.bits;
-        bytes[index / of_byte] >> shift & (u8::MAX >> (8 - self.bits))
-    }
-}
-
-impl Kernel for Unpacked {
-    fn name(&self) -> &'static str {
-        "Unpacked"
-    }
-
-    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
-        let [weights, scales, ..] = inputs else { bail!("got {} inputs", inputs.len()) };
-        expect_datum(weights, &[DatumType::U8])?;
-        expect_datum(scales, &[DatumType::F32, DatumType::F16])?;
-        Ok(tvec![Form::new(scales.datum, [self.rows.to_dim(), self.columns.to_dim()])])
-    }
-
-    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
-        let [weights, scales, zeros @ ..] = inputs else { bail!("got {} inputs", inputs.len()) };
-        let &Self { rows, columns, bits, block } = self;
-        let blocks = columns.div_ceil(block);
-        let row_bytes = blocks * block * bits / 8;
-        let datum = scales.datum_type();
-        let (scales, weights) = (scales.cast_to::<f32>()?, weights.try_as_plain_ram()?);
-        let (scales, weights) = (scales.try_as_plain_ram()?, weights.as_slice::<u8>()?);
-        let scales = scales.as_slice::<f32>()?;
-        ensure!(weights.len() == rows * row_bytes, "{} bytes of weights", weights.len());
-        ensure!(scales.len() == rows * blocks, "{} scales for {rows} × {blocks}", scales.len());
-        let middle = f32::from(1u8 << (bits - 1));
-        let zeros: Vec<f32> = match zeros.first() {
-            None => vec![middle; rows * blocks],
-            Some(zeros) if zeros.datum_type() == DatumType::U8 => {
-                let of_row = (blocks * bits).div_ceil(8);
-                ensure!(zeros.len() == rows * of_row, "{} bytes of zero points", zeros.len());
-                let plain = zeros.try_as_plain_ram()?;
-                let rows = plain.as_slice::<u8>()?.chunks_exact(of_row);
-                let zeros = |row| (0..blocks).map(move |index| self.value(row, index).into());
-                rows.flat_map(zeros).collect()
-            }
-            Some(zeros) => zeros.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(),
-        };
-        ensure!(zeros.len() == rows * blocks, "{} zero points", zeros.len());
-        let numbers = tract_ndarray::Array2::from_shape_fn((rows, columns), |(row, column)| {
-            let value = self.value(&weights[row * row_bytes..][..row_bytes], column);
-            let block = row * blocks + column / block;
-            (f32::from(value) - zeros[block]) * scales[block]
-        });
-        Ok(tvec![numbers.into_tensor().cast_to_dt(datum)?.into_owned()])
     }
 }
 

@@ -50,7 +50,7 @@ fn given(scale: &Tensor, zero: &Tensor) -> TractResult<Scale> {
 }
 
 /// Sums of products of whole numbers, a factor for all or for each place along the axis, and a zero
-/// point, of whose type the answer is.
+/// point, of whose type the answer is. Factors of more than one axis are for each column of each matrix.
 #[derive(Debug)]
 struct Requantized {
     axis: i64,
@@ -73,6 +73,11 @@ impl Kernel for Requantized {
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         let [sums, factors, zero] = inputs else { bail!("expected three inputs") };
         let shape = sums.shape();
+        if self.axis == -1 && factors.len() > 1 && factors.rank() > 1 {
+            let zero_point = number(zero)?;
+            let quantized = of_bytes!(zero.datum_type(), of_matrices(sums, factors, zero_point));
+            return Ok(tvec![quantized?]);
+        }
         let factors = factors.try_as_plain_ram()?.as_slice::<f32>()?;
         let row = match factors.len() {
             1 => sums.len(),
@@ -107,6 +112,36 @@ fn requantized<T: Quantized + Datum>(
                 requantize(Level::best(), sums, *factor, zero, quantized)?;
             }
         }
+    }
+    Ok(output)
+}
+
+/// With factors \[…, 1, columns\]; the sums may be those of a vector's product, which has no rows.
+fn of_matrices<T: Quantized + Datum>(
+    sums: &Tensor,
+    factors: &Tensor,
+    zero: f32,
+) -> TractResult<Tensor> {
+    let (shape, mut lines) = (sums.shape(), factors.shape().to_vec());
+    ensure!(lines.remove(lines.len() - 2) == 1, "factors of {:?}", factors.shape());
+    let (columns, around) = shape.split_last().context("factors of columns for one sum")?;
+    let (rows, around) = match around.split_last() {
+        Some((&rows, around)) if factors.rank() <= shape.len() => (rows, around),
+        _ => (1, around),
+    };
+    if sums.len() == 0 {
+        return Tensor::zero_dt(T::datum_type(), shape);
+    }
+    let all = [around, &[*columns][..]].concat();
+    let factors = factors.clone().into_shape(&lines)?.broadcast_to_shape(&all)?;
+    let factors = factors.try_as_plain_ram()?.as_slice::<f32>()?;
+    let mut output = Tensor::zero_dt(T::datum_type(), shape)?;
+    let mut plain = output.try_as_plain_ram_mut()?;
+    let (sums, quantized) = (sums.try_as_plain_ram()?, plain.as_slice_mut::<T>()?);
+    let matrices =
+        sums.as_slice::<f32>()?.chunks(rows * columns).zip(quantized.chunks_mut(rows * columns));
+    for ((sums, quantized), factors) in matrices.zip(factors.chunks(*columns)) {
+        requantize_lines(sums, factors, zero, quantized)?;
     }
     Ok(output)
 }

@@ -201,6 +201,41 @@ pub(super) fn expect_datum(form: &Form, wanted: &[DatumType]) -> TractResult<()>
     Ok(())
 }
 
+/// # Errors
+/// The shape is known to be another.
+pub(super) fn expect_shape(name: &str, came: &[TDim], wanted: &[TDim]) -> TractResult<()> {
+    let may_be = |(came, wanted): (&TDim, &TDim)| {
+        let known = (came.to_usize(), wanted.to_usize());
+        came == wanted || !matches!(known, (Ok(_), Ok(_)))
+    };
+    let may_fit = came.len() == wanted.len() && came.iter().zip(wanted).all(may_be);
+    let shown = |shape: &[TDim]| {
+        let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
+        sizes.join(", ")
+    };
+    ensure!(may_fit, "{name} of [{}], expected [{}]", shown(came), shown(wanted));
+    Ok(())
+}
+
+/// The types and shapes of what a kernel runs on.
+pub(super) fn forms_of(inputs: &[TValue]) -> TVec<Form> {
+    let form = |input: &TValue| {
+        Form::new(input.datum_type(), input.shape().iter().map(|&size| size.to_dim()))
+    };
+    inputs.iter().map(form).collect()
+}
+
+/// The numbers of an input in single precision; none where it is left out.
+///
+/// # Errors
+/// Another type.
+pub(super) fn singles(input: Option<&TValue>) -> TractResult<&[f32]> {
+    match input {
+        Some(input) => input.try_as_plain_ram()?.as_slice::<f32>(),
+        None => Ok(&[]),
+    }
+}
+
 /// The numbers that the classical operators take.
 pub(super) const NUMBERS: [DatumType; 4] =
     [DatumType::F32, DatumType::F64, DatumType::I64, DatumType::I32];
@@ -233,12 +268,8 @@ impl Operator {
         if inputs.iter().all(|input| input.len() < FEW_ELEMENTS) {
             return Ok(());
         }
-        let forms = inputs.iter().map(|input| {
-            Form::new(input.datum_type(), input.shape().iter().map(|&size| size.to_dim()))
-        });
-        let forms: TVec<Form> = forms.collect();
         // What it needs values for says so itself when it runs.
-        let Ok(outputs) = self.kernel.outputs(&forms) else { return Ok(()) };
+        let Ok(outputs) = self.kernel.outputs(&forms_of(inputs)) else { return Ok(()) };
         for output in outputs {
             let sizes: Option<TVec<usize>> =
                 output.shape.iter().map(|size| size.to_usize().ok()).collect();

@@ -63,7 +63,9 @@ impl Wiring for Scaled {
             let narrow = narrow.is_none_or(|fact| fact.datum_type.size_of() == 1);
             let are_constants = facts[1..].iter().all(|fact| fact.konst.is_some());
             let are_several = facts[1].konst.as_ref().is_some_and(|scale| scale.len() > 1);
-            are_constants && are_several && (narrow || facts[0].datum_type == DatumType::I32)
+            let are_of_columns = facts[1].rank() > 1;
+            let is_taken = narrow || facts[0].datum_type == DatumType::I32;
+            are_constants && are_several && !are_of_columns && is_taken
         };
         if is_theirs {
             return inner.wire(prefix, model, inputs);
@@ -128,6 +130,9 @@ impl Scaled {
         let axis = checked_axis(self.axis, shape.len())?;
         let inner = shape[axis + 1..].iter().product();
         let size = shape[axis];
+        if self.block == 0 && scale.len() != size && scale.rank() > 1 {
+            return of_columns(shape, scale);
+        }
         if self.block == 0 {
             ensure!(scale.len() == size, "{} scales for {size} elements", scale.len());
             return Ok(Places { axis: size, inner, block: 1, of_blocks: 0, is_single: false });
@@ -138,6 +143,16 @@ impl Scaled {
         let (block, of_blocks) = (self.block, wanted[axis]);
         Ok(Places { axis: size, inner, block, of_blocks, is_single: false })
     }
+}
+
+/// Of QLinearMatMul's scales, one for each column of each matrix: each column is a block.
+fn of_columns(shape: &[usize], scale: &Tensor) -> TractResult<Places> {
+    let mut wanted: TVec<usize> = shape.into();
+    let axis = checked_axis(-2, shape.len())?;
+    wanted[axis] = 1;
+    ensure!(*wanted == *scale.shape(), "scales of another shape than {wanted:?}");
+    let (axis, inner) = (shape[axis], shape[axis + 1]);
+    Ok(Places { axis, inner, block: axis, of_blocks: 1, is_single: false })
 }
 
 struct Places {
