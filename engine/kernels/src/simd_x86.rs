@@ -233,7 +233,14 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
-        unsafe { _mm256_maskstore_ps(p, mask8(n), v) }
+        // Masks take some processors many times as long.
+        unsafe {
+            match n {
+                0 => {}
+                8 => _mm256_storeu_ps(p, v),
+                _ => _mm256_maskstore_ps(p, mask8(n), v),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, acc: Self::V) -> Self::V {

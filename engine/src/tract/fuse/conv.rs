@@ -128,16 +128,17 @@ fn fuse_one(
         dilations: window.dilations,
         pads: window.pads,
     };
+    // Its fractions would spoil sums of whole numbers, which are exact otherwise.
+    let may_be_winograd = Winograd::pays(&geometry, [input[2], input[3]])
+        && weights.iter().any(|weight| weight.fract() != 0.0);
+    let level = Level::best();
+    let are_bytes = level.favours_bytes(weights.len() / channels.max(1))
+        && (level.has_dots() || !may_be_winograd);
     let wanted = Wanted {
         geometry,
-        grid: match Level::best().has_dots() {
-            true => grid_of(model, node.inputs[0])?,
-            false => None,
-        },
+        grid: if are_bytes { grid_of(model, node.inputs[0])? } else { None },
         may_be_line: input[2] == 1 && chain.residual.is_none(),
-        // Its fractions would spoil sums of whole numbers, which are exact otherwise.
-        may_be_winograd: Winograd::pays(&geometry, [input[2], input[3]])
-            && weights.iter().any(|weight| weight.fract() != 0.0),
+        may_be_winograd,
     };
     let kernel = packed.get(&wanted, &weights, || pack(wanted, window, &weights));
     let Some(kernel) = kernel else { return Ok(None) };

@@ -131,7 +131,7 @@ fn fuse_one(
             let data = konst.try_as_plain_ram()?.as_slice::<f32>()?;
             let (n, k) = (plan.n, plan.k);
             // Bytes are made of rows whose values have no gaps.
-            let grid = match Level::best().has_dots() && k.steps[0] == 1 {
+            let grid = match Level::best().favours_bytes(k.size) && k.steps[0] == 1 {
                 true => grid_of(model, left)?,
                 false => None,
             };
