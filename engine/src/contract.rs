@@ -2,6 +2,7 @@
 
 use tract_onnx::pb;
 
+use crate::narrow::Narrow;
 use crate::tensor::{Contract, Datatype, TensorSpec};
 use crate::{EngineKind, LoadError};
 
@@ -42,8 +43,9 @@ fn read_spec(end: &str, value: &pb::ValueInfoProto) -> Result<TensorSpec, LoadEr
     };
     let datatype = from_onnx(tensor.elem_type).ok_or_else(|| {
         let known = pb::tensor_proto::DataType::try_from(tensor.elem_type);
-        let element =
-            known.map_or_else(|_| tensor.elem_type.to_string(), |known| known.as_str_name().into());
+        let known = known.ok().map(|known| known.as_str_name());
+        let known = known.or_else(|| Narrow::of(tensor.elem_type).map(Narrow::name));
+        let element = known.map_or_else(|| tensor.elem_type.to_string(), str::to_owned);
         LoadError(format!(
             "{end} `{name}` has ONNX's element type {element}, which the protocol lacks: give it another, with a Cast in the graph"
         ))

@@ -16,6 +16,7 @@ mod guard;
 mod kind;
 pub mod memory;
 mod messages;
+mod narrow;
 mod once;
 mod onnxruntime;
 mod rten;

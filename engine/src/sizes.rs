@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 
-use half::{bf16, f16};
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
+
+use crate::narrow::Narrow;
 
 /// Elements that one node may make where a constant says how many: 1 GiB of floats.
 const MAX_ELEMENTS: f64 = (1u64 << 28) as f64;
@@ -63,10 +64,12 @@ pub(crate) fn check_data(tensor: &TensorProto) -> Result<(), String> {
         return Err(format!("the weights of `{name}` cannot have the shape {:?}", tensor.dims));
     };
     let count = if tensor.dims.contains(&0) { 0 } else { count };
-    let Some(size) = size_of(tensor.data_type) else { return Ok(()) };
+    let Some(bits) = bits_of(tensor.data_type) else { return Ok(()) };
+    let bytes = (count * bits).div_ceil(8);
     let (expected, came) = match tensor.raw_data.len() {
-        0 => (count, list_length(tensor)),
-        length => (count * size, length),
+        // Those that share a byte share a place in the list, too.
+        0 => (count.min(bytes), list_length(tensor)),
+        length => (bytes, length),
     };
     match expected == came {
         true => Ok(()),
@@ -76,15 +79,18 @@ pub(crate) fn check_data(tensor: &TensorProto) -> Result<(), String> {
     }
 }
 
-/// Bytes of an element; `None` for those that are packed, are pairs or are not known.
-fn size_of(data_type: i32) -> Option<usize> {
+/// Bits of an element; `None` for those that are pairs or are not known.
+fn bits_of(data_type: i32) -> Option<usize> {
+    if let Some(narrow) = Narrow::of(data_type) {
+        return Some(narrow.bits());
+    }
     Some(match DataType::try_from(data_type).ok()? {
-        DataType::Bool | DataType::Uint8 | DataType::Int8 => 1,
-        DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16 => 2,
-        DataType::Float | DataType::Int32 | DataType::Uint32 => 4,
-        DataType::Double | DataType::Int64 | DataType::Uint64 => 8,
+        DataType::Bool | DataType::Uint8 | DataType::Int8 => 8,
+        DataType::Uint16 | DataType::Int16 => 16,
+        DataType::Float | DataType::Int32 | DataType::Uint32 => 32,
+        DataType::Double | DataType::Int64 | DataType::Uint64 => 64,
         // Only in a list.
-        DataType::String => 1,
+        DataType::String => 8,
         _ => return None,
     })
 }
@@ -155,21 +161,17 @@ fn numbers(tensor: &TensorProto) -> Option<Vec<f64>> {
         raw.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect()
     }
     let raw = &tensor.raw_data;
-    let bits = || tensor.int32_data.iter().map(|&bits| bits as u16);
     if raw.len() > 1024 {
         return None;
+    }
+    if let Some(narrow) = Narrow::of(tensor.data_type) {
+        return Some(narrow.read_tensor(tensor, f64::from));
     }
     Some(match DataType::try_from(tensor.data_type).ok()? {
         DataType::Int64 if raw.is_empty() => tensor.int64_data.iter().map(|&v| v as f64).collect(),
         DataType::Int64 => read(raw, |bytes| i64::from_le_bytes(bytes) as f64),
         DataType::Int32 if raw.is_empty() => tensor.int32_data.iter().map(|&v| v.into()).collect(),
         DataType::Int32 => read(raw, |bytes| i32::from_le_bytes(bytes).into()),
-        DataType::Float16 if raw.is_empty() => bits().map(|it| f16::from_bits(it).into()).collect(),
-        DataType::Float16 => read(raw, |bytes| f16::from_le_bytes(bytes).into()),
-        DataType::Bfloat16 if raw.is_empty() => {
-            bits().map(|it| bf16::from_bits(it).into()).collect()
-        }
-        DataType::Bfloat16 => read(raw, |bytes| bf16::from_le_bytes(bytes).into()),
         DataType::Float if raw.is_empty() => tensor.float_data.iter().map(|&v| v.into()).collect(),
         DataType::Float => read(raw, |bytes| f32::from_le_bytes(bytes).into()),
         DataType::Double if raw.is_empty() => tensor.double_data.clone(),

@@ -226,6 +226,7 @@ fn weights_that_are_not_their_shape_are_refused() {
         |tensor: &mut TensorProto| tensor.data_type = 99,
         |tensor: &mut TensorProto| tensor.data_type = DataType::Bfloat16 as i32,
         |tensor: &mut TensorProto| tensor.data_type = DataType::Float8e4m3fn as i32,
+        |tensor: &mut TensorProto| tensor.data_type = DataType::Int4 as i32,
     ] {
         let mut changed = weights("a", 1);
         change(&mut changed);

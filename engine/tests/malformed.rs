@@ -13,6 +13,8 @@ mod hostile;
 mod memory;
 #[path = "support/mutate.rs"]
 mod mutate;
+#[path = "support/weights.rs"]
+mod weights;
 #[path = "support/worker.rs"]
 mod worker;
 
@@ -121,7 +123,7 @@ fn what_must_be_refused_is() {
 /// Of what does no harm, the cases that no engine may answer either.
 #[test]
 fn what_makes_no_sense_is_refused() {
-    const CASES: [&str; 16] = [
+    const CASES: [&str; 27] = [
         "weights: raw [3]",
         "weights: raw [5]",
         "weights: none [1099511627776]",
@@ -129,6 +131,17 @@ fn what_makes_no_sense_is_refused() {
         "weights: seventeen bytes",
         "weights: type 16",
         "weights: type 16, none",
+        "weights: type 17",
+        "weights: type 17, none",
+        "weights: type 22",
+        "weights: type 24",
+        "weights: type 26, none",
+        "weights: 3 of type 22 in 1",
+        "weights: 3 of type 22 in 3, listed",
+        "weights: 3 of type 19 in 1, listed",
+        "weights: 5 of type 23 in 4",
+        "weights: 5 of type 25 in 1",
+        "weights: 5 of type 25 in 1, listed",
         "structure: an initializer that is not there",
         "structure: its own input",
         "structure: two in a circle",

@@ -1,5 +1,5 @@
-//! Operators of our own against ONNX Runtime's answers, those of BF16 against onnx's reference's, and
-//! hostile attributes against the refusals they must meet. `fixtures/make_*.py` write the cases.
+//! Operators of our own against ONNX Runtime's answers, those of BF16 and narrower datatypes against onnx's
+//! reference's, and hostile attributes against the refusals they must meet. `fixtures/make_*.py` write the cases.
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot be read fails the test")]
 

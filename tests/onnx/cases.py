@@ -6,7 +6,9 @@ opset28   node tests of onnx 1.23.2, which makes them (the release that is insta
 
 A case is a folder: model.onnx, and for each of its data sets n, n/inputs/0.pb … and
 n/expected/0.pb …, TensorProtos in the order of the graph's inputs and outputs; case.json
-says the rest. A suite is made once: `.complete` is its last file.
+says the rest. Where the door has datatypes that the protocol lacks, the folder `cast` has the same
+with a Cast for each of them (door.py): engines run that, ONNX Runtime the case as it is. A suite is
+made once: `.complete` is its last file.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "models"))
 import fetch  # noqa: E402  (models/fetch.py)
 
+import door  # noqa: E402
+
 ROOT = REPOSITORY / "target" / "onnx-tests"
-LAYOUT = "2"  # of what is under ROOT; another one is made anew
+LAYOUT = "3"  # of what is under ROOT; another one is made anew
 
 OLD = "onnx==1.13.1"
 OLD_SHA256 = "fb7951ed7c13383223bc57c4aacd2c07f3b35c8e6b3959c0e56b19f4bf22d193"
@@ -51,10 +55,21 @@ class Case:
     rtol: float
     atol: float
     data_sets: int
+    exact: tuple[int, ...]  # outputs of datatypes that the protocol lacks
 
     @property
     def folder(self):
+        """As the suite has it."""
         return ROOT / self.suite / self.name
+
+    @property
+    def has_casts(self):
+        return (self.folder / "cast").exists()
+
+    @property
+    def served_folder(self):
+        """As wisp's engines run it."""
+        return self.folder / "cast" if self.has_casts else self.folder
 
 
 def load(suite):
@@ -73,6 +88,7 @@ def load(suite):
 def read_case(suite, folder):
     about = json.loads((folder / "case.json").read_text())
     about["operators"] = tuple(about["operators"])
+    about["exact"] = tuple(about["exact"])
     return Case(suite, folder.name, group_of(folder.name), **about)
 
 
@@ -179,21 +195,31 @@ def write_case(folder, model, content, sets, tolerance):
     inputs = [value for value in graph.input if value.name not in initializers]
     servable = all(value.type.HasField("tensor_type") for value in [*inputs, *graph.output])
     if servable:
-        for index, rows in enumerate(sets):
-            ends = [("inputs", inputs), ("expected", graph.output)]
-            for (row, infos), tensors in zip(ends, rows):
-                at = folder / str(index) / row
-                at.mkdir(parents=True)
-                for number, tensor in enumerate(tensors):
-                    (at / f"{number}.pb").write_bytes(typed(infos[number], tensor))
+        ends = [("inputs", inputs), ("expected", graph.output)]
+        write_sets(folder, ends, sets, typed)
+        with_casts = door.widened(model)
+        if with_casts:
+            (folder / "cast").mkdir()
+            onnx.save(with_casts, folder / "cast" / "model.onnx")
+            write_sets(folder / "cast", ends, sets, door.widened_tensor)
     about = {
         "operators": sorted({node.op_type for node in graph.node}),
         "servable": servable,
         "rtol": tolerance[0],
         "atol": tolerance[1],
         "data_sets": len(sets),
+        "exact": [number for number, value in enumerate(graph.output) if door.is_lacking(value)],
     }
     (folder / "case.json").write_text(json.dumps(about))
+
+
+def write_sets(folder, ends, sets, written):
+    for index, rows in enumerate(sets):
+        for (row, infos), tensors in zip(ends, rows):
+            at = folder / str(index) / row
+            at.mkdir(parents=True)
+            for number, tensor in enumerate(tensors):
+                (at / f"{number}.pb").write_bytes(written(infos[number], tensor))
 
 
 def typed(info, content):

@@ -24,7 +24,9 @@ def print_all(chosen, engines, outcomes):
         print_suite(f"{suite}, all", picked, outcomes)
         for group in GROUPS:
             print_suite(f"{suite}, {group}", [i for i in picked if chosen[i].group == group], outcomes)
-    print("auto: the first of the engines that loads the case and agrees with what is expected\n")
+    print("auto: the first of the engines that loads the case and agrees with what is expected")
+    casts = sum(case.has_casts for case in chosen)
+    print(f"{casts} cases have datatypes at the door that the protocol lacks: engines run them with Casts there\n")
     for kind in ("wrong", "crashed", "hung"):
         print_cases(kind, chosen, engines, outcomes)
     for engine in engines:

@@ -9,9 +9,9 @@ use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::ops::konst::Const;
 
-use super::halves::Half;
-use super::{chain, values};
+use super::{chain, values, widen};
 use crate::graph::LoadError;
+use crate::narrow::Narrow;
 use crate::{functions, messages, zip_map};
 
 /// Weights of fewer bytes are read with the rest.
@@ -92,11 +92,11 @@ impl<'a> File<'a> {
         self.onnx
     }
 
-    /// Whether halves of that kind are anywhere in it.
-    pub(super) fn has(&self, half: Half) -> bool {
-        let has = |weights: &Weights<'_>| weights.datatype == half.datatype();
-        self.weights.iter().any(has)
-            || self.proto.graph.as_ref().is_some_and(|graph| half.is_in(graph))
+    /// A wanted datatype of narrow numbers that is anywhere in it.
+    pub(super) fn find(&self, is_wanted: &dyn Fn(Narrow) -> bool) -> Option<Narrow> {
+        let mut large = self.weights.iter().filter_map(Weights::narrow);
+        let in_graph = || widen::find(self.proto.graph.as_ref()?, is_wanted);
+        large.find(|&narrow| is_wanted(narrow)).or_else(in_graph)
     }
 
     /// Bytes of the file that it was read from.
@@ -177,6 +177,10 @@ impl<'a> Weights<'a> {
             DataType::Int64 => DatumType::I64,
             DataType::Float16 => DatumType::F16,
             DataType::Bfloat16 => DatumType::U16,
+            DataType::Float8e4m3fn
+            | DataType::Float8e4m3fnuz
+            | DataType::Float8e5m2
+            | DataType::Float8e5m2fnuz => DatumType::U8,
             DataType::Float => DatumType::F32,
             DataType::Double => DatumType::F64,
             _ => return None,
@@ -187,10 +191,14 @@ impl<'a> Weights<'a> {
         (size == Some(bytes.len())).then_some(Self { datatype, datum, shape, bytes })
     }
 
-    /// Halves as singles, where it `widens`; BF16 is no other.
+    fn narrow(&self) -> Option<Narrow> {
+        Narrow::of(self.datatype as i32)
+    }
+
+    /// FP16 as FP32, where it `widens`; what is narrower, or BF16, is no other.
     fn copy(&self, widens: bool) -> TractResult<Tensor> {
-        if self.datatype == DataType::Bfloat16 {
-            return values::widened(&self.shape, self.bytes);
+        if let Some(narrow) = self.narrow().filter(|&narrow| narrow != Narrow::Fp16) {
+            return values::widened(narrow, &self.shape, self.bytes);
         }
         // SAFETY: every bit pattern is a value of these types; the length is checked.
         let tensor = unsafe { Tensor::from_raw_dt(self.datum, &self.shape, self.bytes)? };

@@ -8,12 +8,11 @@ pub(crate) mod contrib;
 mod extent;
 mod file;
 mod fuse;
-mod halves;
-mod nibbles;
 mod operators;
 mod plans;
 mod team;
 mod values;
+mod widen;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -29,10 +28,10 @@ use tract_onnx::tract_core::plan::eval;
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
+use crate::narrow::Narrow;
 use crate::tensor::{Contract, Datatype, Value};
 use crate::worker::{self, Given};
 pub(crate) use file::File;
-use halves::Half;
 use plans::{Plan, Plans};
 
 /// A graph before the last step of its optimisation, which a compiled plan can hold.
@@ -69,14 +68,16 @@ pub(crate) fn load(
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let mut proto = nibbles::unpacked(contrib::written_out(&file.proto)?);
-    let are_looked_at = halves::are_looked_at(&file.proto);
-    if are_looked_at && file.has(Half::Bf16) {
-        return Err(LoadError("cannot be read: a BitCast beside BF16 is not served".into()));
+    let mut proto = contrib::written_out(&file.proto)?;
+    let are_looked_at = widen::are_looked_at(&file.proto);
+    // FP16 can stay as it is.
+    let other = file.find(&|narrow| narrow != Narrow::Fp16).map(Narrow::name);
+    if let Some(other) = other.filter(|_| are_looked_at) {
+        return Err(LoadError(format!("cannot be read: a BitCast beside {other} is not served")));
     }
-    let widens = !are_looked_at && Half::ALL.into_iter().any(|half| file.has(half));
+    let widens = !are_looked_at && file.find(&|_| true).is_some();
     if widens {
-        proto = halves::widened(proto);
+        proto = widen::widened(proto);
     }
     let model = framework().model_for_proto_model(&proto);
     let mut model =

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use half::bf16;
 use tract_onnx::prelude::*;
 
+use crate::narrow::Narrow;
 use crate::tensor::{Datatype, Value, bytes_elements, push_bytes_element};
 
 pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
@@ -20,7 +21,7 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
         return Ok(array.map_err(|error| error.to_string())?.into_tensor());
     }
     if value.datatype == Datatype::Bf16 {
-        return widened(&value.shape, &value.data).map_err(text);
+        return widened(Narrow::Bf16, &value.shape, &value.data).map_err(text);
     }
     let datum =
         datum_of(value.datatype).ok_or_else(|| format!("the engine has no {}", value.datatype))?;
@@ -30,11 +31,9 @@ pub(super) fn to_tract(value: &Value<'_>) -> Result<Tensor, String> {
     copied.map_err(text)
 }
 
-/// FP32 of BF16, which is as long as its shape says.
-pub(super) fn widened(shape: &[usize], data: &[u8]) -> TractResult<Tensor> {
-    let (pairs, _) = data.as_chunks::<2>();
-    let numbers = pairs.iter().map(|&pair| bf16::from_le_bytes(pair).to_f32());
-    let numbers: Vec<f32> = numbers.collect();
+/// FP32 of floats that are narrower, and as long as their shape says.
+pub(super) fn widened(narrow: Narrow, shape: &[usize], data: &[u8]) -> TractResult<Tensor> {
+    let numbers = narrow.read(data, shape.iter().product(), |number| number);
     Ok(tract_ndarray::ArrayD::from_shape_vec(shape, numbers)?.into_tensor())
 }
 

@@ -16,6 +16,7 @@ pub const STRING: i32 = 8;
 pub const BOOL: i32 = 9;
 pub const FP16: i32 = 10;
 pub const BF16: i32 = 16;
+pub const INT4: i32 = 22;
 
 /// The numbers of `AttributeProto.AttributeType`.
 const KIND_FLOAT: i32 = 1;

@@ -7,15 +7,16 @@ use tract_onnx::pb::{
 };
 
 use crate::build::{
-    BF16, BOOL, FLOAT, FP16, INT64, body, file, graph, int, ints, longs, model, node, raw, singles,
-    tensor, value,
+    BF16, BOOL, FLOAT, FP16, INT4, INT64, body, file, graph, int, ints, longs, model, node, raw,
+    singles, tensor, value,
 };
 use crate::encode::encode;
+use crate::weights;
 
 pub type Named = (String, Vec<u8>);
 
 pub fn cases() -> Vec<Named> {
-    let all = [tensors(), structure(), sizes(), depths(), loops("endless")];
+    let all = [weights::cases(), structure(), sizes(), depths(), loops("endless")];
     all.into_iter().flatten().collect()
 }
 
@@ -26,9 +27,11 @@ pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
     let mut cases: Vec<_> = places
         .into_iter()
         .flat_map(|place| {
-            [(FLOAT, true), (FLOAT, false), (BF16, true)].map(|(element_type, says_so)| {
-                (place.to_owned(), weights_in(place, element_type, says_so), reason)
-            })
+            [(FLOAT, true), (FLOAT, false), (BF16, true), (INT4, true)].map(
+                |(element_type, says_so)| {
+                    (place.to_owned(), weights_in(place, element_type, says_so), reason)
+                },
+            )
         })
         .collect();
     let nothing = model(body(&[value("x", FLOAT, &[1])], &[], &[], vec![]));
@@ -49,43 +52,6 @@ fn weights_in(place: &str, element_type: i32, says_so: bool) -> Vec<u8> {
         ..raw("w", element_type, &[1], &[])
     };
     file(&[1], &[weights], vec![node("Add", &["x", "w"], &["y"], &[])])
-}
-
-/// Weights that are not what they say.
-fn tensors() -> Vec<Named> {
-    let four = singles("", &[4], &[1.0, 2.0, 3.0, 4.0]).raw_data;
-    let mut weights: Vec<(String, TensorProto)> = Vec::new();
-    let giants: [&[i64]; 11] = [
-        &[3],
-        &[5],
-        &[-1],
-        &[-4],
-        &[1 << 40],
-        &[1 << 40, 1 << 40],
-        &[1 << 62, 4],
-        &[i64::MAX, 2],
-        &[i64::MIN],
-        &[0, 1 << 62],
-        &[1 << 32, 1 << 32, 0],
-    ];
-    for dims in giants {
-        weights.push((format!("raw {dims:?}"), raw("w", FLOAT, dims, &four)));
-        weights.push((format!("none {dims:?}"), raw("w", FLOAT, dims, &[])));
-        let apart = TensorProto { float_data: vec![1.0; 4], ..raw("w", FLOAT, dims, &[]) };
-        weights.push((format!("apart {dims:?}"), apart));
-    }
-    let both = TensorProto { float_data: vec![1.0; 7], ..raw("w", FLOAT, &[4], &four) };
-    weights.push(("raw and apart".into(), both));
-    weights.push(("seventeen bytes".into(), raw("w", FLOAT, &[4], &[0; 17])));
-    for data_type in -1..26 {
-        weights.push((format!("type {data_type}"), raw("w", data_type, &[4], &four)));
-        weights.push((format!("type {data_type}, none"), raw("w", data_type, &[4], &[])));
-    }
-    let named = weights.into_iter().map(|(name, weights)| {
-        let add = vec![node("Add", &["x", "w"], &["y"], &[])];
-        (format!("weights: {name}"), file(&[4], &[weights], add))
-    });
-    named.collect()
 }
 
 /// Nodes that do not add up to a graph.

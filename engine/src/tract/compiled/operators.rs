@@ -20,11 +20,11 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
 };
 
 use super::parts::{Reader, Stored, Writer, stored_struct};
+use crate::narrow::{Narrow, Rounding, Towards};
 use crate::tract::fuse::{
     Barrier, DeformedWindows, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows,
     FusedTable, GatheredBlocks, Quantize,
 };
-use crate::tract::halves::Half;
 use crate::tract::operators::rounded::Rounded;
 
 /// Writes an operator as its number and what it holds, and reads it by that.
@@ -125,9 +125,9 @@ impl Stored for ElementWiseOp {
         if let Some(leaky) = self.0.downcast_ref::<LeakyRelu>() {
             to.text("LeakyRelu");
             leaky.alpha.put(to)?;
-        } else if let Some(Rounded(half)) = self.0.downcast_ref::<Rounded>() {
+        } else if let Some(Rounded(rounding)) = self.0.downcast_ref::<Rounded>() {
             to.text("Rounded");
-            half.put(to)?;
+            rounding.put(to)?;
         } else {
             to.text(function_name(&*self.0)?);
         }
@@ -138,21 +138,33 @@ impl Stored for ElementWiseOp {
         let name = String::take(from)?;
         let op: Box<dyn ElementWiseMiniOp> = match &*name {
             "LeakyRelu" => Box::new(LeakyRelu { alpha: f32::take(from)? }),
-            "Rounded" => Box::new(Rounded(Half::take(from)?)),
+            "Rounded" => Box::new(Rounded(Rounding::take(from)?)),
             name => function(name)?,
         };
         Some(Self(op, Stored::take(from)?))
     }
 }
 
-impl Stored for Half {
+stored_struct!(Rounding { to, saturates, towards });
+
+impl Stored for Narrow {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
-        to.number(self.datatype() as usize);
+        to.number(self.number() as usize);
         Some(())
     }
 
     fn take(from: &mut Reader<'_>) -> Option<Self> {
-        Half::of(i64::take(from)?)
+        Narrow::of(i64::take(from)?)
+    }
+}
+
+impl Stored for Towards {
+    fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
+        to.variant(*self as u8, &())
+    }
+
+    fn take(from: &mut Reader<'_>) -> Option<Self> {
+        Towards::ALL.get(usize::from(u8::take(from)?)).copied()
     }
 }
 

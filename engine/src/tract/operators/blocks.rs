@@ -1,4 +1,4 @@
-//! GatherBlockQuantized, of tables in UINT8 and in INT4 and UINT4, which `nibbles` has made INT8. tract's
+//! GatherBlockQuantized, of tables in UINT8 and in INT4 and UINT4, which `widen` has made INT8. tract's
 //! takes matrices of four bits only, and rounds the scales of blocks of 32 to FP16.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};

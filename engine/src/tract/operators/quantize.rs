@@ -9,7 +9,9 @@ use wisp_kernels::Level;
 use wisp_kernels::quantized::{Quantized, Scale, dequantize};
 
 use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
+use super::rounded::rounding;
 use super::theirs::{Wiring, rewired};
+use crate::narrow::Rounding;
 use crate::tract::fuse::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -25,6 +27,8 @@ struct Scaled {
     block: usize,
     /// What comes out, where a zero point does not say it.
     datum: Option<DatumType>,
+    /// How what comes out is rounded, where it stands for narrow numbers.
+    narrow: Option<Rounding>,
 }
 
 fn quantize_linear(context: &ParsingContext, node: &NodeProto) -> Built {
@@ -34,8 +38,9 @@ fn quantize_linear(context: &ParsingContext, node: &NodeProto) -> Built {
     let asked = node.get_attr_opt::<i64>("output_dtype")?.unwrap_or(0) != 0;
     let datum = if asked { Some(node.get_attr::<DatumType>("output_dtype")?) } else { None };
     let is_quantizing = node.op_type == "QuantizeLinear";
-    let scaled = Scaled { is_quantizing, axis, block, datum };
-    if block > 0 || datum.is_some() {
+    let narrow = rounding(node)?.filter(|_| is_quantizing);
+    let scaled = Scaled { is_quantizing, axis, block, datum, narrow };
+    if block > 0 || datum.is_some() || narrow.is_some() {
         return built(node, scaled);
     }
     rewired(context, node, scaled)
@@ -193,10 +198,13 @@ impl Kernel for Scaled {
         match self.is_quantizing {
             true => {
                 ensure!(input.datum.is_number(), "expected numbers, got {:?}", input.datum);
-                expect_datum(&form, &INTEGERS)?;
+                let is_float = self.narrow.is_some_and(|narrow| !narrow.to.is_whole());
+                expect_datum(&form, if is_float { &[DatumType::F32] } else { &INTEGERS })?;
             }
             false => {
-                expect_datum(input, &[&INTEGERS[..], &[DatumType::I32]].concat())?;
+                // Of narrower floats, which are FP32.
+                let others = [DatumType::I32, DatumType::F32];
+                expect_datum(input, &[&INTEGERS[..], &others].concat())?;
                 ensure!(datum.is_float(), "expected an output of floats, got {datum:?}");
             }
         }
@@ -225,22 +233,29 @@ impl Kernel for Scaled {
         }
         let mut values = input.cast_to::<f32>()?.into_owned();
         let mut plain = values.try_as_plain_ram_mut()?;
-        let (least, most) = match datum {
-            DatumType::U8 => (u8::LEAST, u8::MOST),
-            DatumType::I8 => (i8::LEAST, i8::MOST),
-            DatumType::U16 => (u16::LEAST, u16::MOST),
-            _ => (i16::LEAST, i16::MOST),
+        let limits = match (self.narrow, datum) {
+            (Some(narrow), _) => narrow.to.limits(),
+            (None, DatumType::U8) => Some((u8::LEAST, u8::MOST)),
+            (None, DatumType::I8) => Some((i8::LEAST, i8::MOST)),
+            (None, DatumType::U16) => Some((u16::LEAST, u16::MOST)),
+            (None, DatumType::I16) => Some((i16::LEAST, i16::MOST)),
+            _ => None,
         };
-        for (element, value) in plain.as_slice_mut::<f32>()?.iter_mut().enumerate() {
+        let numbers = plain.as_slice_mut::<f32>()?;
+        for (element, value) in numbers.iter_mut().enumerate() {
             let place = places.of(element);
-            *value = match self.is_quantizing {
-                true => {
+            *value = match limits.filter(|_| self.is_quantizing) {
+                None if self.is_quantizing => *value / scale[place] + zeros[place],
+                Some((least, most)) => {
                     let rounded = (*value / scale[place]).round_ties_even() + zeros[place];
                     // What is no number is the lowest.
                     rounded.max(least).min(most)
                 }
-                false => (*value - zeros[place]) * scale[place],
+                None => (*value - zeros[place]) * scale[place],
             };
+        }
+        if let Some(narrow) = self.narrow {
+            narrow.round(numbers);
         }
         Ok(tvec![values.cast_to_dt(datum)?.into_owned()])
     }

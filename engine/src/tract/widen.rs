@@ -1,16 +1,16 @@
-//! A graph of halves, of FP16 and BF16, as one of FP32. tract multiplies FP16 one by one, hundreds of
-//! times as slowly, and adds it up in halves; of BF16 it has no type.
+//! A graph of narrow numbers as one of wider ones: FP32 for floats of 16 bits and fewer, INT8 for whole
+//! numbers of two bits and four. tract multiplies FP16 one by one, hundreds of times as slowly, and adds it
+//! up in halves; of the others it has no type.
 //!
 //! At its door the graph takes and gives FP16, and FP32 for BF16, which `values` makes of the one and
-//! of the other. ONNX Runtime computes FP16 in FP32, too, and rounds on the way from a cast to it to a
-//! cast from it: so does this. For BF16 it has next to no kernels: each cast to it rounds, as ONNX says.
+//! of the other; the protocol has no others. ONNX Runtime computes FP16 in FP32, too, and rounds on the way
+//! from a cast to it to a cast from it: so does this. For the others it has next to no kernels: each cast to
+//! one rounds, as ONNX says.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::mem;
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
@@ -18,12 +18,15 @@ use tract_onnx::pb::{
 use tract_onnx::pb::{attribute_proto::AttributeType, type_proto::Value};
 
 use crate::messages::{bodies, free_prefix, graphs_of};
+use crate::narrow::Narrow;
 
-const FP32: i32 = DataType::Float as i32;
-
-/// Ours, which rounds FP32 to what halves hold, and its attribute that says of which kind: ONNX's number.
+/// Ours, which rounds to what narrow numbers hold, and its attribute that says which: ONNX's number of the
+/// datatype. A QuantizeLinear to narrow numbers has the attribute, too.
 pub(super) const ROUNDED: &str = "wisp.Rounded";
 pub(super) const KIND: &str = "kind";
+
+/// Attributes of a cast that say how it rounds.
+const OF_ROUNDING: [&str; 2] = ["saturate", "round_mode"];
 
 /// Attributes that name the datatype of what an operator gives.
 const OF_OUTPUTS: [&str; 4] = ["to", "dtype", "output_datatype", "output_dtype"];
@@ -44,71 +47,19 @@ const MOVING: [&str; 9] = [
     "Unsqueeze",
 ];
 
-/// Floats of 16 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Half {
-    Fp16,
-    Bf16,
+/// A wanted datatype of those that a graph takes, gives, holds or makes.
+pub(super) fn find(graph: &GraphProto, is_wanted: &dyn Fn(Narrow) -> bool) -> Option<Narrow> {
+    let values = graph.input.iter().chain(&graph.output).filter_map(declared);
+    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    let tensors = attributes.clone().flat_map(|it| it.t.iter().chain(&it.tensors));
+    let held = graph.initializer.iter().chain(tensors);
+    let held = held.filter_map(|tensor| Narrow::of(tensor.data_type));
+    let mut found = values.chain(held).chain(attributes.filter_map(named));
+    let within = || bodies(graph).find_map(|body| find(body, is_wanted));
+    found.find(|&narrow| is_wanted(narrow)).or_else(within)
 }
 
-impl Half {
-    pub(super) const ALL: [Self; 2] = [Self::Fp16, Self::Bf16];
-
-    /// By ONNX's number of a datatype.
-    pub(super) fn of(datatype: impl Into<i64>) -> Option<Self> {
-        let datatype = datatype.into();
-        Self::ALL.into_iter().find(|half| half.datatype() as i64 == datatype)
-    }
-
-    pub(super) fn datatype(self) -> DataType {
-        match self {
-            Self::Fp16 => DataType::Float16,
-            Self::Bf16 => DataType::Bfloat16,
-        }
-    }
-
-    /// Whether a graph takes, gives, holds or makes any.
-    pub(super) fn is_in(self, graph: &GraphProto) -> bool {
-        let is_of = |tensor: &TensorProto| Self::of(tensor.data_type) == Some(self);
-        let makes = |attribute: &AttributeProto| {
-            named(attribute) == Some(self)
-                || attribute.t.iter().chain(&attribute.tensors).any(is_of)
-        };
-        let mut values = graph.input.iter().chain(&graph.output);
-        values.any(|value| declared(value) == Some(self))
-            || graph.initializer.iter().any(is_of)
-            || graph.node.iter().flat_map(|node| &node.attribute).any(makes)
-            || bodies(graph).any(|body| self.is_in(body))
-    }
-
-    fn number(self, bits: u16) -> f32 {
-        match self {
-            Self::Fp16 => f16::from_bits(bits).into(),
-            Self::Bf16 => bf16::from_bits(bits).into(),
-        }
-    }
-
-    /// Makes of each number the nearest that it holds, of two as near the even one.
-    pub(super) fn round(self, numbers: &mut [f32]) {
-        match self {
-            Self::Fp16 => round_through(&mut [f16::ZERO; 256], numbers),
-            Self::Bf16 => round_through(&mut [bf16::ZERO; 256], numbers),
-        }
-    }
-}
-
-fn round_through<H>(halves: &mut [H], numbers: &mut [f32])
-where
-    [H]: HalfFloatSliceExt,
-{
-    for numbers in numbers.chunks_mut(halves.len()) {
-        let halves = &mut halves[..numbers.len()];
-        halves.convert_from_f32_slice(numbers);
-        halves.convert_to_f32_slice(numbers);
-    }
-}
-
-/// The messages in FP32.
+/// The messages in wider numbers.
 pub(super) fn widened(proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
     let mut proto = proto.into_owned();
     let [rounded, prefix] = ["rounded", "wide"].map(|wanted| free_prefix(&proto, wanted));
@@ -120,7 +71,7 @@ pub(super) fn widened(proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
     Cow::Owned(proto)
 }
 
-/// Whether an operator looks at the bits of what may be halves: then they must stay.
+/// Whether an operator looks at the bits of what may be narrow: then they must stay.
 pub(super) fn are_looked_at(proto: &ModelProto) -> bool {
     proto.graph.as_ref().is_some_and(looks_at_bits)
 }
@@ -129,20 +80,20 @@ fn looks_at_bits(graph: &GraphProto) -> bool {
     graph.node.iter().any(|node| node.op_type == "BitCast") || bodies(graph).any(looks_at_bits)
 }
 
-/// The kind of halves that an attribute names.
-fn named(attribute: &AttributeProto) -> Option<Half> {
+/// The narrow datatype that an attribute names.
+fn named(attribute: &AttributeProto) -> Option<Narrow> {
     let name = attribute.name.as_str();
     let is_datatype = OF_OUTPUTS.contains(&name) || WITHIN.contains(&name);
-    Half::of(attribute.i).filter(|_| is_datatype)
+    Narrow::of(attribute.i).filter(|_| is_datatype)
 }
 
 /// What is known of a graph's values, and of those around it.
 struct Scope<'a> {
     own: HashSet<String>,
-    /// Those that the graph says are halves.
-    declared: HashMap<String, Half>,
-    /// Those that were cast to halves, as they are or moved.
-    cast: HashMap<String, Half>,
+    /// Those that the graph says are narrow.
+    declared: HashMap<String, Narrow>,
+    /// Those that were made narrow on purpose, as they are or moved.
+    cast: HashMap<String, Narrow>,
     around: Option<&'a Scope<'a>>,
 }
 
@@ -151,8 +102,9 @@ impl<'a> Scope<'a> {
         let values = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
         let values = values.filter_map(|value| Some((value.name.clone(), declared(value)?)));
         let tensors = graph.initializer.iter();
-        let tensors = tensors.filter_map(|it| Some((it.name.clone(), Half::of(it.data_type)?)));
-        let declared = values.chain(tensors).collect();
+        let tensors = tensors.filter_map(|it| Some((it.name.clone(), Narrow::of(it.data_type)?)));
+        let constants = graph.node.iter().filter_map(constant);
+        let declared = values.chain(tensors).chain(constants).collect();
         Self { own: own_names(graph), declared, cast: HashMap::new(), around }
     }
 
@@ -164,27 +116,39 @@ impl<'a> Scope<'a> {
         }
     }
 
-    fn cast(&self, name: &str) -> Option<Half> {
+    fn cast(&self, name: &str) -> Option<Narrow> {
         self.owner(name).cast.get(name).copied()
     }
 
-    /// What a node makes halves of on purpose.
-    fn made(&self, node: &NodeProto) -> Option<Half> {
+    /// What is known of an input of a node.
+    fn kind(&self, node: &NodeProto, index: usize) -> Option<Narrow> {
+        let name = node.input.get(index)?;
+        let owner = self.owner(name);
+        owner.declared.get(name).or_else(|| owner.cast.get(name)).copied()
+    }
+
+    /// What a node makes narrow on purpose.
+    fn made(&self, node: &NodeProto) -> Option<Narrow> {
         let is_output = |it: &&AttributeProto| OF_OUTPUTS.contains(&it.name.as_str());
+        let named = || node.attribute.iter().filter(is_output).find_map(named);
         match node.op_type.as_str() {
             // Of no elements.
             "SequenceEmpty" => None,
-            "CastLike" => {
-                let like = node.input.get(1)?;
-                let owner = self.owner(like);
-                owner.declared.get(like).or_else(|| owner.cast.get(like)).copied()
-            }
-            _ => node.attribute.iter().filter(is_output).find_map(named),
+            "CastLike" => self.kind(node, 1),
+            "QuantizeLinear" => self.kind(node, 2).or_else(named).filter(|it| !it.is_half()),
+            _ => named(),
         }
     }
 }
 
-/// Rounds what was cast to halves: to BF16 there and then; to FP16 where it is cast on. What is
+/// What a node gives that is in the file, and its datatype.
+fn constant(node: &NodeProto) -> Option<(String, Narrow)> {
+    let is_constant = matches!(node.op_type.as_str(), "Constant" | "ConstantOfShape");
+    let value = node.attribute.iter().find_map(|it| it.t.as_ref()).filter(|_| is_constant)?;
+    Some((node.output.first()?.clone(), Narrow::of(value.data_type)?))
+}
+
+/// Rounds what was made narrow on purpose: there and then, but to FP16 where it is cast on. What is
 /// computed of that is computed of all its digits, as ONNX Runtime leaves out a cast before one of its
 /// own: infinities would come of large ones.
 fn round(graph: &mut GraphProto, around: Option<&Scope<'_>>, prefix: &str) {
@@ -197,18 +161,18 @@ fn round(graph: &mut GraphProto, around: Option<&Scope<'_>>, prefix: &str) {
         let taken = node.input.first().and_then(|name| scope.cast(name));
         let made = scope.made(&node);
         let is_cast = matches!(kind, "Cast" | "CastLike");
-        if let Some(half) = made.or(taken.filter(|_| MOVING.contains(&kind))) {
+        if let Some(narrow) = made.or(taken.filter(|_| MOVING.contains(&kind))) {
             let names = node.output.iter().filter(|name| !name.is_empty());
-            scope.cast.extend(names.map(|name| (name.clone(), half)));
+            scope.cast.extend(names.map(|name| (name.clone(), narrow)));
         }
-        if is_cast && taken == Some(Half::Fp16) && made != Some(Half::Fp16) {
+        if is_cast && taken == Some(Narrow::Fp16) && made != Some(Narrow::Fp16) {
             let name =
                 format!("{prefix} before {}", node.output.first().map_or("", String::as_str));
             let from = mem::replace(&mut node.input[0], name.clone());
-            graph.node.push(rounding(Half::Fp16, from, name));
+            graph.node.push(rounding(Narrow::Fp16, from, name));
         }
         let after = match made {
-            Some(Half::Bf16) => round_outputs(&mut node, prefix),
+            Some(narrow) if narrow != Narrow::Fp16 => round_outputs(&mut node, narrow, prefix),
             _ => Vec::new(),
         };
         graph.node.push(node);
@@ -216,32 +180,51 @@ fn round(graph: &mut GraphProto, around: Option<&Scope<'_>>, prefix: &str) {
     }
 }
 
-/// Gives a node's outputs other names, and returns what rounds them.
-fn round_outputs(node: &mut NodeProto, prefix: &str) -> Vec<NodeProto> {
+/// Has a node's outputs rounded: by itself, where it can, else by those that are returned.
+fn round_outputs(node: &mut NodeProto, to: Narrow, prefix: &str) -> Vec<NodeProto> {
+    match node.op_type.as_str() {
+        "QuantizeLinear" => {
+            node.attribute.push(int(KIND, to.number()));
+            return Vec::new();
+        }
+        // Of all digits of what it takes: INT8 would have them cut off or saturated.
+        "Cast" | "CastLike" if to.is_whole() => {
+            node.op_type = ROUNDED.to_owned();
+            node.input.truncate(1);
+            node.attribute = vec![int(KIND, to.number())];
+            return Vec::new();
+        }
+        _ if to.is_whole() => return Vec::new(),
+        _ => {}
+    }
+    let is_of_rounding = |it: &&AttributeProto| OF_ROUNDING.contains(&it.name.as_str());
+    let how: Vec<_> = node.attribute.iter().filter(is_of_rounding).cloned().collect();
     let named = node.output.iter_mut().filter(|name| !name.is_empty());
     let rounded = named.map(|name| {
         let from = format!("{prefix} after {name}");
-        let to = mem::replace(name, from.clone());
-        rounding(Half::Bf16, from, to)
+        let given = mem::replace(name, from.clone());
+        let mut node = rounding(to, from, given);
+        node.attribute.extend_from_slice(&how);
+        node
     });
     rounded.collect()
 }
 
-fn rounding(half: Half, from: String, to: String) -> NodeProto {
+fn rounding(narrow: Narrow, from: String, to: String) -> NodeProto {
     NodeProto {
         // Another node may have the name of what it gives.
         name: format!("{from}, rounded"),
         input: vec![from],
         output: vec![to],
         op_type: ROUNDED.to_owned(),
-        attribute: vec![int(KIND, half.datatype())],
+        attribute: vec![int(KIND, narrow.number())],
         ..NodeProto::default()
     }
 }
 
-/// Makes FP32 of what comes in, and FP16 of what goes out. BF16 does not come in or go out here.
+/// Makes FP32 of what comes in, and FP16 of what goes out. Others do not come in or go out here.
 fn widen_door(graph: &mut GraphProto, prefix: &str) {
-    let is_fp16 = |value: &&ValueInfoProto| declared(value) == Some(Half::Fp16);
+    let is_fp16 = |value: &&ValueInfoProto| declared(value) == Some(Narrow::Fp16);
     let is_weight = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
     let inputs = graph.input.iter().filter(is_fp16).filter(|input| !is_weight(&input.name));
     let inputs: Vec<String> = inputs.map(|input| input.name.clone()).collect();
@@ -268,7 +251,7 @@ fn widen_door(graph: &mut GraphProto, prefix: &str) {
     widen_nodes(&mut graph.node);
     graph.node.extend(casts);
     let values = graph.input.iter_mut().chain(&mut graph.output);
-    values.filter(|value| declared(value) == Some(Half::Bf16)).for_each(widen_value);
+    values.filter(|value| !is_fp16(&&**value)).for_each(widen_value);
 }
 
 /// What a graph inside a node has of such a name itself is another.
@@ -306,24 +289,24 @@ fn cast(from: &str, to: &str, datatype: DataType) -> NodeProto {
         input: vec![from.to_owned()],
         output: vec![to.to_owned()],
         op_type: "Cast".to_owned(),
-        attribute: vec![int("to", datatype)],
+        attribute: vec![int("to", datatype as i32)],
         ..NodeProto::default()
     }
 }
 
-fn int(name: &str, datatype: DataType) -> AttributeProto {
+fn int(name: &str, datatype: i32) -> AttributeProto {
     AttributeProto {
         name: name.to_owned(),
         r#type: AttributeType::Int as i32,
-        i: datatype as i64,
+        i: datatype.into(),
         ..AttributeProto::default()
     }
 }
 
-/// The kind of halves that a graph says a value is.
-fn declared(value: &ValueInfoProto) -> Option<Half> {
+/// The narrow datatype that a graph says a value is of.
+fn declared(value: &ValueInfoProto) -> Option<Narrow> {
     match value.r#type.as_ref()?.value.as_ref()? {
-        Value::TensorType(tensor) => Half::of(tensor.elem_type),
+        Value::TensorType(tensor) => Narrow::of(tensor.elem_type),
     }
 }
 
@@ -335,35 +318,36 @@ fn widen(graph: &mut GraphProto) {
 
 fn widen_nodes(nodes: &mut [NodeProto]) {
     for attribute in nodes.iter_mut().flat_map(|node| &mut node.attribute) {
-        if named(attribute).is_some() {
-            attribute.i = FP32.into();
+        if let Some(narrow) = named(attribute) {
+            attribute.i = narrow.wide() as i64;
         }
         attribute.t.iter_mut().chain(&mut attribute.tensors).for_each(widen_tensor);
         for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
             widen(graph);
             widen_nodes(&mut graph.node);
             let values = graph.input.iter_mut().chain(&mut graph.output);
-            let values = values.chain(&mut graph.value_info);
-            values.filter(|value| declared(value).is_some()).for_each(widen_value);
+            values.chain(&mut graph.value_info).for_each(widen_value);
         }
     }
 }
 
 fn widen_value(value: &mut ValueInfoProto) {
     let kind = value.r#type.as_mut().and_then(|kind| kind.value.as_mut());
-    if let Some(Value::TensorType(tensor)) = kind {
-        tensor.elem_type = FP32;
+    if let Some(Value::TensorType(tensor)) = kind
+        && let Some(narrow) = Narrow::of(tensor.elem_type)
+    {
+        tensor.elem_type = narrow.wide() as i32;
     }
 }
 
-/// Halves lie in a tensor as bytes, or each in an integer.
 fn widen_tensor(tensor: &mut TensorProto) {
-    let Some(half) = Half::of(tensor.data_type) else { return };
-    tensor.data_type = FP32;
-    let (pairs, _) = tensor.raw_data.as_chunks::<2>();
-    let bytes = pairs.iter().map(|&pair| u16::from_le_bytes(pair));
-    let bits = tensor.int32_data.iter().map(|&bits| bits as u16);
-    tensor.float_data = bytes.chain(bits).map(|bits| half.number(bits)).collect();
-    tensor.raw_data.clear();
+    let Some(narrow) = Narrow::of(tensor.data_type) else { return };
+    if narrow.is_whole() {
+        tensor.raw_data = narrow.read_tensor(tensor, |number| (number as i8).cast_unsigned());
+    } else {
+        tensor.float_data = narrow.read_tensor(tensor, |number| number);
+        tensor.raw_data.clear();
+    }
     tensor.int32_data.clear();
+    tensor.data_type = narrow.wide() as i32;
 }
