@@ -9,6 +9,8 @@ mod build;
 mod encode;
 #[path = "support/hostile.rs"]
 mod hostile;
+#[path = "support/loops.rs"]
+mod loops;
 #[path = "support/memory.rs"]
 mod memory;
 #[path = "support/mutate.rs"]

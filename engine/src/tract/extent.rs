@@ -20,7 +20,8 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// `None` where sizes depend on values, or on which branch is taken, or strings are made.
+    /// `None` where sizes depend on values, or on which branch is taken or how often a loop goes round,
+    /// or strings are made.
     pub(super) fn of(model: &TypedModel) -> Option<Self> {
         let mut extent = Self { bytes: TDim::Val(0), strings: TDim::Val(0) };
         extent.add(model, true)?;
@@ -54,7 +55,7 @@ impl Extent {
         let known: HashSet<Symbol> =
             inputs.flat_map(|fact| fact.shape.volume().symbols()).collect();
         for node in model.nodes() {
-            if node.op.name() == "If" {
+            if matches!(&*node.op.name(), "If" | "Repeated") {
                 return None;
             }
             if let Some(scan) = node.op_as::<OptScan>() {

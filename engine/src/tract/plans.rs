@@ -291,8 +291,8 @@ fn asks_of_free_sizes(model: &InferenceModel) -> bool {
         facts.map(|fact| fact.value.concretize()).collect()
     };
     analysed.nodes().iter().any(|node| match &*node.op.name() {
-        // A branch may ask, too.
-        "If" => true,
+        // What is within may ask, too.
+        "If" | "Repeated" => true,
         "Eq" | "NE" => {
             let values = values(node);
             // Exporters look for the -1 that stands for a size that is to be kept.

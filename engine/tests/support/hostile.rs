@@ -7,16 +7,17 @@ use tract_onnx::pb::{
 };
 
 use crate::build::{
-    BF16, BOOL, FLOAT, FP16, INT4, INT64, body, file, graph, int, ints, longs, model, node, raw,
-    singles, tensor, value,
+    BF16, BOOL, FLOAT, FP16, INT4, INT64, body, file, int, ints, longs, model, node, raw, singles,
+    tensor, value,
 };
 use crate::encode::encode;
+use crate::loops;
 use crate::weights;
 
 pub type Named = (String, Vec<u8>);
 
 pub fn cases() -> Vec<Named> {
-    let all = [weights::cases(), structure(), sizes(), depths(), loops("endless")];
+    let all = [weights::cases(), structure(), sizes(), depths(), loops::endless("endless")];
     all.into_iter().flatten().collect()
 }
 
@@ -239,7 +240,8 @@ fn sizes() -> Vec<Named> {
 /// Sizes that no constant says.
 pub fn computed() -> Vec<Named> {
     let mut cases = asked_for();
-    cases.extend(loops("grows"));
+    cases.extend(loops::endless("grows"));
+    cases.extend(loops::of_nothing());
     cases.push(("doubled forty times".into(), doubled(40)));
     cases.push(("squared by an outer product".into(), outer_products()));
     cases
@@ -374,39 +376,4 @@ fn field(bytes: &mut Vec<u8>, number: u8, content: &[u8]) {
     }
     bytes.push(length as u8);
     bytes.extend(content);
-}
-
-/// Loops that do not end by themselves: of a carried value that stays as it is, or `grows`.
-fn loops(kind: &str) -> Vec<Named> {
-    let flag = |name: &str| value(name, BOOL, &[]);
-    let inner = || {
-        body(
-            &[value("i", INT64, &[]), flag("c"), value("v", FLOAT, &[1])],
-            &[flag("again"), value("grown", FLOAT, &[1])],
-            &[],
-            vec![
-                node("Identity", &["c"], &["again"], &[]),
-                node("Add", &["v", "v"], &["grown"], &[]),
-            ],
-        )
-    };
-    let grows = || {
-        let mut inner = inner();
-        inner.node[1] = node("Concat", &["v", "v"], &["grown"], &[int("axis", 0)]);
-        inner.output[1] = value("grown", FLOAT, &[-1]);
-        inner.input[2] = value("v", FLOAT, &[-1]);
-        inner
-    };
-    let forever = raw("true", BOOL, &[], &[1]);
-    let mut cases = Vec::new();
-    let inner = if kind == "grows" { grows() } else { inner() };
-    for most in [1 << 40, i64::MAX, -1, i64::MIN] {
-        let inits = [forever.clone(), longs("most", &[], &[most])];
-        let node = node("Loop", &["most", "true", "x"], &["y"], &[graph("body", inner.clone())]);
-        cases.push((format!("loops: {kind}, at most {most}"), file(&[1], &inits, vec![node])));
-    }
-    let node = node("Loop", &["", "true", "x"], &["y"], &[graph("body", inner)]);
-    let onnx = file(&[1], std::slice::from_ref(&forever), vec![node]);
-    cases.push((format!("loops: {kind}, without a bound"), onnx));
-    cases
 }

@@ -100,7 +100,7 @@ fn is_plain_node(node: &NodeProto) -> bool {
 }
 
 fn is_written(node: &NodeProto) -> bool {
-    is_onnx(&node.domain) && writer_of_onnx(&node.op_type).is_some()
+    is_onnx(&node.domain) && writer_of_onnx(node).is_some()
 }
 
 /// Adds the values that are needed as what they are: not only as floats, by a Cast.
@@ -165,7 +165,7 @@ pub(crate) fn is_known(domain: &str, op_type: &str) -> bool {
 
 /// Writes a node out, and returns whether that was needed.
 fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
-    if let Some(write) = writer_of_onnx(&node.op_type).filter(|_| is_onnx(&node.domain)) {
+    if let Some(write) = writer_of_onnx(node).filter(|_| is_onnx(&node.domain)) {
         return write(body).map(|()| true);
     }
     if node.domain != DOMAIN {
@@ -180,10 +180,11 @@ fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
 
 type Write = fn(&mut Body<'_>) -> Result<(), String>;
 
-/// Of ONNX's operators, those that tract lacks, and those on whole numbers: our kernels compute them as
-/// floats, which hold sums of 24 bits, as whatever comes of those does.
-fn writer_of_onnx(op_type: &str) -> Option<Write> {
-    Some(match op_type {
+/// Of ONNX's operators, those that tract lacks, one as it is trained, and those on whole numbers: our
+/// kernels compute them as floats, which hold sums of 24 bits, as whatever comes of those does.
+fn writer_of_onnx(node: &NodeProto) -> Option<Write> {
+    Some(match node.op_type.as_str() {
+        "BatchNormalization" if is_training(node) => newer::normalized_batch,
         "ConvInteger" => quantized::convolution_of_integers,
         "DeformConv" => newer::deformed_convolution,
         "MatMulInteger" => quantized::product_of_integers,
@@ -193,6 +194,10 @@ fn writer_of_onnx(op_type: &str) -> Option<Write> {
         "Swish" => newer::swish,
         _ => return None,
     })
+}
+
+fn is_training(node: &NodeProto) -> bool {
+    node.attribute.iter().any(|attribute| attribute.name == "training_mode" && attribute.i != 0)
 }
 
 /// What writes an operator out, for those that are.

@@ -1,6 +1,6 @@
-//! ONNX's operators that tract lacks, with those that it has.
+//! ONNX's operators that tract lacks, or has for inference only, with those that it has.
 
-use super::body::Body;
+use super::body::{Body, ints};
 
 type Written = Result<(), String>;
 
@@ -45,4 +45,52 @@ fn swish_of(body: &mut Body<'_>, index: usize) -> Result<String, String> {
     let scaled = body.op("Mul", &[x, &alpha]);
     let gate = body.op("Sigmoid", &[&scaled]);
     Ok(body.op("Mul", &[x, &gate]))
+}
+
+/// BatchNormalization by the batch's own means, which go into those that are kept.
+pub(super) fn normalized_batch(body: &mut Body<'_>) -> Written {
+    let (x, scale, bias) = (body.input(0)?, body.input(1)?, body.input(2)?);
+    let kept = [body.input(3)?, body.input(4)?];
+    let places = body.integers(&[0, 0, -1]);
+    let rows = body.op("Reshape", &[x, &places]);
+    let mean = channel_means(body, &rows);
+    let centred = body.op("Sub", &[&rows, &mean]);
+    let squares = body.op("Mul", &[&centred, &centred]);
+    let variance = channel_means(body, &squares);
+    let epsilon = body.float("epsilon", 1e-5);
+    let epsilon = body.number(epsilon, x);
+    let sum = body.op("Add", &[&variance, &epsilon]);
+    let root = body.op("Sqrt", &[&sum]);
+    let by_channel = body.integers(&[1, -1, 1]);
+    let [scale, bias] = [scale, bias].map(|it| body.op("Reshape", &[it, &by_channel]));
+    let unit = body.op("Div", &[&centred, &root]);
+    let scaled = body.op("Mul", &[&unit, &scale]);
+    let rows = body.op("Add", &[&scaled, &bias]);
+    let shape = body.op("Shape", &[x]);
+    let y = body.op("Reshape", &[&rows, &shape]);
+    body.give(0, &y);
+    let momentum = body.float("momentum", 0.9);
+    for (index, (kept, new)) in kept.into_iter().zip([mean, variance]).enumerate() {
+        if body.is_wanted(index + 1) {
+            let list = body.integers(&[-1]);
+            let new = body.op("Reshape", &[&new, &list]);
+            let new = body.op("CastLike", &[&new, kept]);
+            let [old_share, share] = [momentum, 1.0 - momentum].map(|it| body.number(it, kept));
+            let [old, new] = [(kept, &old_share), (&*new, &share)]
+                .map(|(value, share)| body.op("Mul", &[value, share]));
+            let running = body.op("Add", &[&old, &new]);
+            body.give(index + 1, &running);
+        }
+    }
+    Ok(())
+}
+
+/// Of rows, channels and places: each channel's mean, whatever the operator set says of axes.
+fn channel_means(body: &mut Body<'_>, rows: &str) -> String {
+    let turned = body.op_with("Transpose", &[rows], vec![ints("perm", &[1, 0, 2])]);
+    let all = body.integers(&[0, -1]);
+    let channels = body.op("Reshape", &[&turned, &all]);
+    let first = body.integers(&[0]);
+    let image = body.op("Unsqueeze", &[&channels, &first]);
+    body.op("GlobalAveragePool", &[&image])
 }

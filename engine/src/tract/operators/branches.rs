@@ -10,7 +10,7 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
-use super::kernel::Built;
+use super::kernel::{Built, only};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("If", read_if);
@@ -151,7 +151,7 @@ impl InferenceOp for If {
         condition.datum_type.unify_with(&DatumType::Bool.into())?;
         let found = match condition.value.concretize() {
             Some(condition) => {
-                let taken = usize::from(condition.cast_to_scalar::<bool>()?);
+                let taken = usize::from(only::<bool>(&condition)?);
                 self.branches[taken].infer(&inputs)?
             }
             None => {
@@ -188,7 +188,7 @@ impl InferenceOp for If {
             None => source.outlet_fact(node.inputs[0])?.value.concretize(),
         };
         if let Some(condition) = known {
-            let taken = usize::from(condition.cast_to_scalar::<bool>()?);
+            let taken = usize::from(only::<bool>(&condition)?);
             return self.branches[taken].inline(&node.name, target, &inputs);
         }
         let [otherwise, then] = &self.branches;
@@ -261,7 +261,7 @@ impl EvalOp for Taken {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let condition = inputs.first().context("no condition")?.cast_to_scalar::<bool>()?;
+        let condition = only::<bool>(inputs.first().context("no condition")?)?;
         match &self.planned[usize::from(condition)] {
             Ok(branch) => {
                 let inputs = branch.inputs.iter().map(|&index| inputs[index].clone());

@@ -140,6 +140,15 @@ pub(super) fn integers_of(tensor: &Tensor) -> TractResult<Vec<i64>> {
     Ok(cast.try_as_plain_ram()?.as_slice::<i64>()?.to_vec())
 }
 
+/// The one element of a tensor. tract reads it where there is none, too.
+///
+/// # Errors
+/// More elements or none, or not one of that type.
+pub(super) fn only<D: Datum + Copy>(tensor: &Tensor) -> TractResult<D> {
+    ensure!(tensor.len() == 1, "{} elements, expected one", tensor.len());
+    tensor.cast_to_scalar::<D>()
+}
+
 /// # Errors
 /// No axis of that rank.
 pub(super) fn checked_axis(axis: i64, rank: usize) -> TractResult<usize> {

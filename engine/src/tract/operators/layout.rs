@@ -1,5 +1,5 @@
-//! Operators that put values elsewhere: CenterCropPad, ConstantOfShape, OneHot, Pad, TensorScatter, BitCast
-//! and SpaceToDepth by columns.
+//! Operators that put values elsewhere: CenterCropPad, ConstantOfShape, OneHot, TensorScatter, BitCast and
+//! SpaceToDepth by columns.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::{NodeProto, TensorProto};
@@ -16,7 +16,6 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("CenterCropPad", center_crop_pad);
     operators.insert("ConstantOfShape", constant_of_shape);
     operators.insert("OneHot", one_hot);
-    operators.insert("Pad", pad);
     operators.insert("SpaceToDepth", space_to_depth);
     operators.insert("TensorScatter", tensor_scatter);
 }
@@ -31,48 +30,6 @@ fn constant_of_shape(context: &ParsingContext, node: &NodeProto) -> Built {
     ensure!(came == 1, "`value` has {came} elements, expected one");
     let value = value.into_shape(&[])?.into_arc_tensor();
     Ok((expand(ConstantOfShape::new(value)), vec![]))
-}
-
-/// tract's own, which fills up with a value where one is given, whatever the mode.
-fn pad(context: &ParsingContext, node: &NodeProto) -> Built {
-    let is_given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
-    let is_constant = matches!(node.get_attr_opt::<&str>("mode")?, None | Some("constant"));
-    if is_constant || !is_given(2) {
-        return theirs::built(context, node);
-    }
-    ensure!(!is_given(3), "axes beside a value that is not used are not served");
-    let mut without = node.clone();
-    without.input.truncate(2);
-    Ok((expand(WithoutValue(theirs::expansion(context, &without)?)), Vec::new()))
-}
-
-/// tract's Pad of the first two inputs.
-#[derive(Debug, Clone)]
-struct WithoutValue(Box<dyn Expansion>);
-
-impl Expansion for WithoutValue {
-    fn name(&self) -> StaticName {
-        self.0.as_ref().name()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        check_input_arity(inputs, 3)?;
-        self.0.as_ref().rules(solver, &inputs[..2], outputs)
-    }
-
-    fn wire(
-        &self,
-        prefix: &str,
-        model: &mut TypedModel,
-        inputs: &[OutletId],
-    ) -> TractResult<TVec<OutletId>> {
-        self.0.as_ref().wire(prefix, model, &inputs[..2])
-    }
 }
 
 /// Cuts off or adds, on both sides alike, until axes have the sizes asked for.

@@ -30,6 +30,8 @@ pub(super) fn checked(built: (Box<dyn InferenceOp>, Vec<String>), need: Need) ->
 pub(super) enum Need {
     Channels,
     Axis(i64),
+    /// The last but one axis, or the one that another input names.
+    GivenAxis,
     Rank(i64),
 }
 
@@ -62,6 +64,17 @@ impl Expansion for Checked {
                     ensure!(rank == wanted, "an input of rank {rank}, expected {wanted}")
                 }
                 Need::Axis(axis) => drop(checked_axis(axis, usize::try_from(rank)?)?),
+                Need::GivenAxis => {
+                    checked_axis(-2, usize::try_from(rank)?)?;
+                    // tract reads one where there is none, too.
+                    for input in &inputs[1..] {
+                        solver.given(&input.shape, |_, shape| {
+                            let is_one = shape.iter().all(|size| size.as_i64() == Some(1));
+                            ensure!(is_one, "an axis of shape {shape:?}, expected one");
+                            Ok(())
+                        })?;
+                    }
+                }
             }
             self.inner.as_ref().rules(solver, inputs, outputs)
         })

@@ -6,8 +6,11 @@
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::ops::rec::{common::CommonRec, common::WireBody, gru::GRU, lstm::LSTM, rnn::RNN};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_core::ops::{math::tanh, nn::leaky_relu, nn::sigmoid};
+use tract_onnx::tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+use tract_onnx::tract_core::ops::math::tanh;
+use tract_onnx::tract_core::ops::nn::{Sigmoid, leaky_relu, sigmoid};
 use tract_onnx::tract_hir::internal::*;
+use wisp_kernels::elementwise::{Function, apply};
 
 use super::attributes::strings;
 use super::kernel::{Built, Form, Kernel, constant_at, typed, typed_with};
@@ -32,8 +35,31 @@ fn lstm(_context: &ParsingContext, node: &NodeProto) -> Built {
 fn gru(_context: &ParsingContext, node: &NodeProto) -> Built {
     expect_activations(node, &["Sigmoid", "Tanh"])?;
     let linear_before_reset = node.get_attr_opt::<i64>("linear_before_reset")?.unwrap_or(0) != 0;
-    let (f, g) = (Box::new(sigmoid()), Box::new(tanh()));
-    recurrent(node, 3, Box::new(GRU { f, g, linear_before_reset }))
+    // tract has one operator for the whole step of the one kind, with a sigmoid of its own.
+    let f: Box<dyn TypedOp> = match linear_before_reset {
+        true => Box::new(sigmoid()),
+        false => Box::new(ElementWiseOp(Box::new(Logistic), None)),
+    };
+    recurrent(node, 3, Box::new(GRU { f, g: Box::new(tanh()), linear_before_reset }))
+}
+
+/// Our sigmoid of FP32. tract's ends at 1 - 4.8e-7: a GRU whose update gate is shut would still let in
+/// that share of its candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Logistic;
+
+impl ElementWiseMiniOp for Logistic {
+    fn name(&self) -> String {
+        "Logistic".to_owned()
+    }
+
+    fn eval_in_place(&self, numbers: &mut Tensor, datum: Option<DatumType>) -> TractResult<()> {
+        if numbers.datum_type() != DatumType::F32 {
+            return Sigmoid {}.eval_in_place(numbers, datum);
+        }
+        apply(Function::Sigmoid, numbers.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
+        Ok(())
+    }
 }
 
 fn rnn(_context: &ParsingContext, node: &NodeProto) -> Built {
