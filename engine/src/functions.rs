@@ -1,8 +1,8 @@
 //! A file's own functions: each node that calls one becomes the nodes of its body, as no engine here
 //! has functions.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::{iter, mem};
 
 use prost::Message;
@@ -67,8 +67,16 @@ pub(crate) fn inline(proto: &mut pb::ModelProto, onnx: &[u8]) -> Result<bool, Lo
         versions.entry(set_of(&import.domain).to_owned()).or_insert(import.version);
     }
     let (functions, imports) = (&functions, &mut proto.opset_import);
-    let mut inliner =
-        Inliner { functions, imports, versions, prefix, calls: 0, nodes: 0, bytes: 0 };
+    let mut inliner = Inliner {
+        functions,
+        imports,
+        versions,
+        imported: HashSet::new(),
+        prefix,
+        calls: 0,
+        nodes: 0,
+        bytes: 0,
+    };
     inliner.inline(&mut graph.node, 0)?;
     Ok(inliner.calls > 0)
 }
@@ -112,6 +120,8 @@ struct Inliner<'a> {
     /// The model's operator sets.
     imports: &'a mut Vec<pb::OperatorSetIdProto>,
     versions: HashMap<String, i64>,
+    /// Functions whose operator sets are among them.
+    imported: HashSet<(String, String)>,
     /// What no name starts with.
     prefix: String,
     calls: usize,
@@ -134,7 +144,9 @@ impl Inliner<'_> {
             };
             let depth = deeper(depth, || format!("its function `{}` is called", key.1))?;
             check_call(function, &node)?;
-            self.import(&function.body)?;
+            if self.imported.insert(key) {
+                self.import(&function.body)?;
+            }
             let mut body = self.called(function, &node)?;
             self.inline(&mut body, depth)?;
             nodes.append(&mut body);
@@ -145,8 +157,15 @@ impl Inliner<'_> {
     /// Makes the operator sets of a function the model's, too. ONNX Runtime takes its nodes for those of
     /// the graph's version: only where they are the same is that right.
     fn import(&mut self, function: &FunctionProto) -> Result<(), LoadError> {
+        let mut known = HashSet::new();
         for wanted in &function.opset_import {
             let domain = set_of(&wanted.domain);
+            if !known.insert(domain) {
+                let name = function.name.as_deref().unwrap_or_default();
+                return Err(LoadError(format!(
+                    "its function `{name}` names the operator set `{domain}` twice"
+                )));
+            }
             let Some(&version) = self.versions.get(domain) else {
                 self.versions.insert(domain.to_owned(), wanted.version);
                 self.imports.push(wanted.clone());

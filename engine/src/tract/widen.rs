@@ -35,16 +35,41 @@ const OF_OUTPUTS: [&str; 4] = ["to", "dtype", "output_datatype", "output_dtype"]
 const WITHIN: [&str; 3] = ["precision", "softmax_precision", "stash_type"];
 
 /// Operators that give the numbers of their first input, elsewhere.
-const MOVING: [&str; 9] = [
+const MOVING: [&str; 11] = [
     "Concat",
+    "Expand",
     "Flatten",
     "Gather",
     "Identity",
     "Reshape",
     "Slice",
+    "Split",
     "Squeeze",
     "Transpose",
     "Unsqueeze",
+];
+
+/// Operators that give something else than what they take.
+const OF_OTHER_TYPES: [&str; 19] = [
+    "ArgMax",
+    "ArgMin",
+    "Cast",
+    "CastLike",
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "MatMulInteger",
+    "NonZero",
+    "QuantizeLinear",
+    "Shape",
+    "Size",
 ];
 
 /// A wanted datatype of those that a graph takes, gives, holds or makes.
@@ -94,6 +119,8 @@ struct Scope<'a> {
     declared: HashMap<String, Narrow>,
     /// Those that were made narrow on purpose, as they are or moved.
     cast: HashMap<String, Narrow>,
+    /// Those that are computed of narrow ones.
+    computed: HashMap<String, Narrow>,
     around: Option<&'a Scope<'a>>,
 }
 
@@ -105,7 +132,8 @@ impl<'a> Scope<'a> {
         let tensors = tensors.filter_map(|it| Some((it.name.clone(), Narrow::of(it.data_type)?)));
         let constants = graph.node.iter().filter_map(constant);
         let declared = values.chain(tensors).chain(constants).collect();
-        Self { own: own_names(graph), declared, cast: HashMap::new(), around }
+        let (cast, computed) = (HashMap::new(), HashMap::new());
+        Self { own: own_names(graph), declared, cast, computed, around }
     }
 
     /// The scope of a value of that name.
@@ -124,7 +152,8 @@ impl<'a> Scope<'a> {
     fn kind(&self, node: &NodeProto, index: usize) -> Option<Narrow> {
         let name = node.input.get(index)?;
         let owner = self.owner(name);
-        owner.declared.get(name).or_else(|| owner.cast.get(name)).copied()
+        let known = owner.declared.get(name).or_else(|| owner.cast.get(name));
+        known.or_else(|| owner.computed.get(name)).copied()
     }
 
     /// What a node makes narrow on purpose.
@@ -158,8 +187,16 @@ fn round(graph: &mut GraphProto, around: Option<&Scope<'_>>, prefix: &str) {
             round(inner, Some(&scope), prefix);
         }
         let kind = node.op_type.as_str();
-        let taken = node.input.first().and_then(|name| scope.cast(name));
+        // Of what is put together it is enough that one was.
+        let looked_at = if kind == "Concat" { node.input.len() } else { 1 };
+        let taken = node.input.iter().take(looked_at).find_map(|name| scope.cast(name));
         let made = scope.made(&node);
+        if made.is_none() && !OF_OTHER_TYPES.contains(&kind) {
+            let mut kinds = (0..node.input.len()).filter_map(|index| scope.kind(&node, index));
+            if let Some(narrow) = kinds.next() {
+                scope.computed.extend(node.output.iter().map(|name| (name.clone(), narrow)));
+            }
+        }
         let is_cast = matches!(kind, "Cast" | "CastLike");
         if let Some(narrow) = made.or(taken.filter(|_| MOVING.contains(&kind))) {
             let names = node.output.iter().filter(|name| !name.is_empty());
@@ -169,7 +206,7 @@ fn round(graph: &mut GraphProto, around: Option<&Scope<'_>>, prefix: &str) {
             let name =
                 format!("{prefix} before {}", node.output.first().map_or("", String::as_str));
             let from = mem::replace(&mut node.input[0], name.clone());
-            graph.node.push(rounding(Narrow::Fp16, from, name));
+            graph.node.push(rounding(Narrow::Fp16, &name, from, name.clone()));
         }
         let after = match made {
             Some(narrow) if narrow != Narrow::Fp16 => round_outputs(&mut node, narrow, prefix),
@@ -203,17 +240,17 @@ fn round_outputs(node: &mut NodeProto, to: Narrow, prefix: &str) -> Vec<NodeProt
     let rounded = named.map(|name| {
         let from = format!("{prefix} after {name}");
         let given = mem::replace(name, from.clone());
-        let mut node = rounding(to, from, given);
+        let mut node = rounding(to, &from.clone(), from, given);
         node.attribute.extend_from_slice(&how);
         node
     });
     rounded.collect()
 }
 
-fn rounding(narrow: Narrow, from: String, to: String) -> NodeProto {
+/// `own`: a name that only this one has. Another node may have that of what it gives.
+fn rounding(narrow: Narrow, own: &str, from: String, to: String) -> NodeProto {
     NodeProto {
-        // Another node may have the name of what it gives.
-        name: format!("{from}, rounded"),
+        name: format!("{own}, rounded"),
         input: vec![from],
         output: vec![to],
         op_type: ROUNDED.to_owned(),

@@ -167,7 +167,7 @@ impl Whole {
     pub fn of(parts: WholeParts) -> Result<Whole, ShapeError> {
         let WholeParts { k, cells, sums, scales, shifts, .. } = &parts;
         let lanes = cells.extent().next_multiple_of(PANEL);
-        ensure(k.div_ceil(CELL) <= cells.k() && *k <= MOST_K, "whole vectors")?;
+        ensure((1..=MOST_K).contains(k) && k.div_ceil(CELL) <= cells.k(), "whole vectors")?;
         ensure(sums.len() == lanes && scales.len() == lanes, "vectors' sums or scales")?;
         let fit = |(shifts, ones): &(Arc<[f32]>, Packed)| {
             shifts.len() == lanes && (ones.extent(), ones.k()) == (1, cells.k())

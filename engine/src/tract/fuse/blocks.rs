@@ -8,6 +8,9 @@ use tract_onnx::tract_hir::internal::*;
 
 use crate::tract::compiled::stored_struct;
 
+/// That come of one table: a table of no bytes may have any sizes.
+const MOST_NUMBERS: usize = 1 << 28;
+
 /// Of a table, the places wanted of it, its scales, and zero points where it has them. Bytes hold a
 /// number or several, the low ones first, along the last axis; INT8 a number of four bits each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +97,7 @@ impl GatheredBlocks {
         let outer = product(&blocks.sizes[..axes.gather])?;
         let width = product(&blocks.sizes[axes.gather + 1..])?;
         let places = places.try_as_plain_ram()?.as_slice::<i64>()?;
+        ensure!(product(&shape)? <= MOST_NUMBERS, "a shape of {shape:?} is too large");
         let mut output = Tensor::zero::<f32>(&shape)?;
         if output.len() == 0 {
             return Ok(output);

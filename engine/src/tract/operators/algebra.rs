@@ -67,10 +67,11 @@ fn dft(context: &ParsingContext, node: &NodeProto) -> Built {
     let has_axis = node.input.get(2).is_some_and(|name| !name.is_empty());
     let need = match context.onnx_operator_set_version {
         ..20 => Need::Axis(node.get_attr_opt::<i64>("axis")?.unwrap_or(1)),
-        _ if has_axis => Need::GivenAxis,
+        _ if has_axis => Need::Axis(-2),
         _ => Need::Rank(3),
     };
-    ranks::checked(rewired(context, node, Finer { types: &TYPES, is_complex: true })?, need)
+    let finer = rewired(context, node, Finer { types: &TYPES, is_complex: true })?;
+    ranks::checked_with(finer, need, 1..3)
 }
 
 #[derive(Debug, Clone)]

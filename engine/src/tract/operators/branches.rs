@@ -17,6 +17,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 }
 
 fn read_if(context: &ParsingContext, node: &NodeProto) -> Built {
+    ensure!(node.input.first().is_some_and(|name| !name.is_empty()), "no condition");
     let parse = |name: &str| context.parse_graph(node.get_attr::<&GraphProto>(name)?);
     let parsed = [parse("else_branch")?, parse("then_branch")?];
     let mut captured: Vec<String> = Vec::new();

@@ -5,7 +5,9 @@ use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
-use super::kernel::{Built, Form, Kernel, built, expect_datum, expect_shape, forms_of, singles};
+use super::kernel::{
+    Built, Form, Kernel, built, checked_len, expect_datum, expect_shape, forms_of, singles,
+};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("CausalConvWithState", causal_convolution);
@@ -87,12 +89,16 @@ impl Kernel for CausalConvolution {
         let before = width - 1;
         let (bias, past) = (singles(bias)?, singles(past)?);
         let (x, weights) = (singles(Some(x))?, singles(Some(weights))?);
+        checked_len(&[batch, channels, length.max(before)])?;
         let mut output = Tensor::zero::<f32>(&[batch, channels, length])?;
         let mut present = Tensor::zero::<f32>(&[batch, channels, before])?;
+        if output.len() == 0 && present.len() == 0 {
+            return Ok(tvec![output, present]);
+        }
         let (mut y, mut last) = (output.try_as_plain_ram_mut()?, present.try_as_plain_ram_mut()?);
         let (y, last) = (y.as_slice_mut::<f32>()?, last.as_slice_mut::<f32>()?);
         // The line's first places are zero, or what came before.
-        let mut line = if batch * channels > 0 { vec![0.0; before + length] } else { Vec::new() };
+        let mut line = vec![0.0; before + length];
         for row in 0..batch * channels {
             let channel = row % channels;
             if self.has_past {

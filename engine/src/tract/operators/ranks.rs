@@ -1,6 +1,8 @@
 //! Operators as tract has them, for inputs of the ranks that they need: of others, tract reads sizes
 //! that are not there, or counts up to an axis that it never comes to.
 
+use std::ops::Range;
+
 use tract_onnx::model::OnnxOpRegister;
 use tract_onnx::tract_hir::internal::*;
 
@@ -10,6 +12,9 @@ use super::theirs;
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BatchNormalization", |context, node| {
         checked(theirs::built(context, node)?, Need::Channels)
+    });
+    operators.insert("STFT", |context, node| {
+        checked_with(theirs::built(context, node)?, Need::Rank(3), 1..2)
     });
     for name in ["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"] {
         operators.insert(name, |context, node| {
@@ -21,8 +26,17 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 
 /// The same operator, which refuses inputs of other ranks.
 pub(super) fn checked(built: (Box<dyn InferenceOp>, Vec<String>), need: Need) -> Built {
+    checked_with(built, need, 0..0)
+}
+
+/// And some inputs that are not one number each, as far as there are such.
+pub(super) fn checked_with(
+    built: (Box<dyn InferenceOp>, Vec<String>),
+    need: Need,
+    numbers: Range<usize>,
+) -> Built {
     let inner = theirs::wired(&*built.0)?;
-    Ok((expand(Checked { inner, need }), built.1))
+    Ok((expand(Checked { inner, need, numbers }), built.1))
 }
 
 /// What the first input has to have.
@@ -30,8 +44,6 @@ pub(super) fn checked(built: (Box<dyn InferenceOp>, Vec<String>), need: Need) ->
 pub(super) enum Need {
     Channels,
     Axis(i64),
-    /// The last but one axis, or the one that another input names.
-    GivenAxis,
     Rank(i64),
 }
 
@@ -39,6 +51,7 @@ pub(super) enum Need {
 struct Checked {
     inner: Box<dyn Expansion>,
     need: Need,
+    numbers: Range<usize>,
 }
 
 impl Expansion for Checked {
@@ -64,17 +77,14 @@ impl Expansion for Checked {
                     ensure!(rank == wanted, "an input of rank {rank}, expected {wanted}")
                 }
                 Need::Axis(axis) => drop(checked_axis(axis, usize::try_from(rank)?)?),
-                Need::GivenAxis => {
-                    checked_axis(-2, usize::try_from(rank)?)?;
-                    // tract reads one where there is none, too.
-                    for input in &inputs[1..] {
-                        solver.given(&input.shape, |_, shape| {
-                            let is_one = shape.iter().all(|size| size.as_i64() == Some(1));
-                            ensure!(is_one, "an axis of shape {shape:?}, expected one");
-                            Ok(())
-                        })?;
-                    }
-                }
+            }
+            // tract reads one where there is none, too.
+            for input in inputs.iter().take(self.numbers.end).skip(self.numbers.start) {
+                solver.given(&input.shape, |_, shape| {
+                    let is_one = shape.iter().all(|size| size.as_i64() == Some(1));
+                    ensure!(is_one, "an input of shape {shape:?}, expected one number");
+                    Ok(())
+                })?;
             }
             self.inner.as_ref().rules(solver, inputs, outputs)
         })
