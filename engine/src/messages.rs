@@ -1,7 +1,9 @@
 //! What is asked of a file's messages by all who rewrite them: the graphs inside others, ONNX's own
 //! domain, names that are free. No operator is known here by what it computes.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::mem;
 
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
@@ -41,6 +43,35 @@ pub(crate) fn trim(nodes: &mut [NodeProto]) -> bool {
         }
     }
     has_trimmed
+}
+
+/// The messages with an operator between each input and an output of its name: tract would forget what
+/// the input is.
+pub(crate) fn parted(mut proto: Cow<'_, ModelProto>) -> Cow<'_, ModelProto> {
+    let passed = |graph: &GraphProto| -> Vec<usize> {
+        let held: HashSet<&str> = graph.initializer.iter().map(|it| &*it.name).collect();
+        let taken: HashSet<&str> = graph.input.iter().map(|it| &*it.name).collect();
+        let is_passed = |name: &str| taken.contains(name) && !held.contains(name);
+        (0..graph.output.len()).filter(|&at| is_passed(&graph.output[at].name)).collect()
+    };
+    let passed = proto.graph.as_ref().map(passed).unwrap_or_default();
+    if passed.is_empty() {
+        return proto;
+    }
+    let prefix = free_prefix(&proto, "passed");
+    if let Some(graph) = &mut proto.to_mut().graph {
+        for at in passed {
+            let name = mem::replace(&mut graph.output[at].name, format!("{prefix}.{at}"));
+            graph.node.push(NodeProto {
+                name: format!("{prefix} node {at}"),
+                input: vec![name],
+                output: vec![graph.output[at].name.clone()],
+                op_type: "Identity".to_owned(),
+                ..NodeProto::default()
+            });
+        }
+    }
+    proto
 }
 
 /// `wanted` and a number, with which no name of a value or a node starts anywhere in a file.

@@ -28,6 +28,7 @@ use tract_onnx::tract_core::plan::eval;
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
+use crate::messages;
 use crate::narrow::Narrow;
 use crate::tensor::{Contract, Datatype, Value};
 use crate::worker::{self, Given};
@@ -68,7 +69,7 @@ pub(crate) fn load(
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let mut proto = contrib::written_out(&file.proto)?;
+    let mut proto = messages::parted(contrib::written_out(&file.proto)?);
     let are_looked_at = widen::are_looked_at(&file.proto);
     // FP16 can stay as it is.
     let other = file.find(&|narrow| narrow != Narrow::Fp16).map(Narrow::name);

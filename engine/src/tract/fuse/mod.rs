@@ -16,6 +16,7 @@ mod product;
 mod quantized;
 mod rows;
 mod spans;
+mod square;
 mod table;
 mod variance;
 mod weights;
@@ -47,6 +48,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     conv::fuse(&mut model, packed)?;
     pool::fuse(&mut model)?;
     model.declutter()?;
+    square::fuse(&mut model)?;
     one_hot::fuse(&mut model, packed)?;
     product::fuse(&mut model, packed)?;
     rows::fuse(&mut model)?;
