@@ -59,8 +59,8 @@ fn patience(questions: usize) -> impl Fn() -> bool + Sync {
     move || asked.fetch_add(1, Ordering::Relaxed) >= questions
 }
 
-/// `nodes` sines one after the other, of `turns` rows each added to the last answer.
-fn scan(turns: i64, nodes: usize) -> Vec<u8> {
+/// `nodes` sines one after the other, of `turns` rows of that width, each added to the last answer.
+fn scan(turns: i64, nodes: usize, width: i64) -> Vec<u8> {
     let mut steps = vec![node("Add", &["state", "row"], &["sine0"], vec![])];
     for index in 0..nodes {
         let names = [format!("sine{index}"), format!("sine{}", index + 1)];
@@ -70,30 +70,32 @@ fn scan(turns: i64, nodes: usize) -> Vec<u8> {
     steps.push(node("Identity", &[&last], &["next"], vec![]));
     let body = GraphProto {
         node: steps,
-        input: vec![named("state", &[4]), named("row", &[4])],
-        output: vec![named("next", &[4])],
+        input: vec![named("state", &[width]), named("row", &[width])],
+        output: vec![named("next", &[width])],
         ..GraphProto::default()
     };
     let attributes = vec![graph("body", body), int("num_scan_inputs", 1)];
     file(GraphProto {
         node: vec![node("Scan", &["x", "rows"], &["y"], attributes)],
-        input: vec![named("x", &[4]), named("rows", &[turns, 4])],
-        output: vec![named("y", &[4])],
+        input: vec![named("x", &[width]), named("rows", &[turns, width])],
+        output: vec![named("y", &[width])],
         ..GraphProto::default()
     })
 }
 
 #[test]
 fn loops_end_between_turns_and_operators() {
-    for (turns, nodes) in [(500, 1), (2, 500)] {
-        let onnx = scan(turns, nodes);
+    // Long enough for a caller to look several times whether they are over.
+    for (turns, nodes, width) in [(200_000, 1, 4), (2, 200, 100_000)] {
+        let onnx = scan(turns, nodes, width);
+        let width = width as usize;
         let graph = Graph::load(&onnx, EngineKind::Tract).expect("a graph");
-        let rows = floats(&[turns as usize, 4], &vec![0.5; turns as usize * 4]);
+        let rows = floats(&[turns as usize, width], &vec![0.5; turns as usize * width]);
         let run = |watch: &(dyn Fn() -> bool + Sync)| {
-            graph.run(&mut [floats(&[4], &[0.25; 4]), rows.clone()], &|| watch())
+            graph.run(&mut [floats(&[width], &vec![0.25; width]), rows.clone()], &|| watch())
         };
         let answer = run(&|| false).expect("an answer");
-        assert_eq!(run(&patience(30)), Err(Failure::Stopped), "{turns} turns of {nodes}");
+        assert_eq!(run(&patience(3)), Err(Failure::Stopped), "{turns} turns of {nodes}");
         assert_eq!(run(&|| false), Ok(answer), "goes on");
     }
 }

@@ -1,7 +1,8 @@
-//! Loop, which tract lacks, and Scan where tract cannot: whose body does not say of what types its inputs
-//! are, as those of ONNX's own functions, or of ONNX's operator set 8, by rows of a batch. What a body
-//! takes follows from what the node does. It is planned once and runs turn by turn; other Scans are
-//! tract's, which takes apart what does not depend on the turn before.
+//! Loop, which tract lacks, and Scan, where tract takes apart what does not depend on the turn before:
+//! one within another goes on from where it was, outputs that are alike have one direction, and some
+//! graphs keep it busy for ever. What a body takes follows from what the node does, also where it does
+//! not say of what types its inputs are, as those of ONNX's own functions. It is planned once and runs
+//! turn by turn.
 
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
@@ -14,7 +15,6 @@ use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
 use super::attributes::integers;
 use super::kernel::{Built, Unknown, checked_axis};
-use super::theirs;
 use super::turns::{Kind, Planned, Repeated, Sequence, Turns};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -31,10 +31,6 @@ fn read_loop(context: &ParsingContext, node: &NodeProto) -> Built {
 
 fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_batched = context.onnx_operator_set_version < 9;
-    let body = node.get_attr::<&GraphProto>("body")?;
-    if !is_batched && body.input.iter().all(is_typed) {
-        return theirs::built(context, node);
-    }
     let mut inputs = &node.input[..];
     if is_batched {
         let lengths = inputs.split_off_first().context("no inputs")?;
@@ -46,11 +42,6 @@ fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let directions = if is_batched { "directions" } else { "scan_input_directions" };
     let sequences = sequences(node, count, ["scan_input_axes", directions])?;
     read(context, node, Kind::Scan { is_batched }, (states, sequences))
-}
-
-fn is_typed(value: &ValueInfoProto) -> bool {
-    let value = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
-    value.is_some_and(|type_proto::Value::TensorType(tensor)| tensor.elem_type != 0)
 }
 
 /// # Errors

@@ -7,7 +7,7 @@ use tract_onnx::model::OnnxOpRegister;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::array::Range as TractRange;
 
-use super::kernel::{checked_len, only};
+use super::kernel::{Form, Kernel, checked_len, only, typed};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Range", |_, _| Ok((expand(Range), Vec::new())));
@@ -69,7 +69,38 @@ impl Expansion for Range {
                 *input = model.wire_node(name, AxisOp::Rm(axis), &[*input])?[0];
             }
         }
+        let (mut are_known, mut has_sizes) = (true, false);
+        for &input in &inputs {
+            let fact = model.outlet_fact(input)?;
+            are_known &= fact.konst.is_some();
+            has_sizes |= fact.datum_type == DatumType::TDim;
+        }
+        // Sizes are bounded by what they are the sizes of.
+        if !are_known && !has_sizes {
+            inputs[1] = model.wire_node(format!("{prefix}.bounded"), typed(Bounded), &inputs)?[0];
+        }
         TractRange.wire(prefix, model, &inputs)
+    }
+}
+
+/// Gives the end of a Range that is not too long.
+#[derive(Debug)]
+struct Bounded;
+
+impl Kernel for Bounded {
+    fn name(&self) -> &'static str {
+        "Bounded"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [_, end, _] = inputs else { bail!("expected three inputs, got {}", inputs.len()) };
+        Ok(tvec![Form::new(end.datum, end.shape.iter().cloned())])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [from, end, by] = inputs else { bail!("expected three, got {}", inputs.len()) };
+        length(from, end, by)?;
+        Ok(tvec![(**end).clone()])
     }
 }
 

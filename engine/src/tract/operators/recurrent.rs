@@ -29,18 +29,22 @@ fn lstm(_context: &ParsingContext, node: &NodeProto) -> Built {
     let coupled = node.get_attr_opt::<i64>("input_forget")?.unwrap_or(0);
     ensure!(coupled == 0, "coupled input and forget gates are not served");
     let (f, g, h) = (Box::new(sigmoid()), Box::new(tanh()), Box::new(tanh()));
-    recurrent(node, 4, Box::new(LSTM { f, g, h }))
+    recurrent(node, 4, Box::new(LSTM { f, g, h }), None)
 }
 
 fn gru(_context: &ParsingContext, node: &NodeProto) -> Built {
     expect_activations(node, &["Sigmoid", "Tanh"])?;
     let linear_before_reset = node.get_attr_opt::<i64>("linear_before_reset")?.unwrap_or(0) != 0;
-    // tract has one operator for the whole step of the one kind, with a sigmoid of its own.
-    let f: Box<dyn TypedOp> = match linear_before_reset {
-        true => Box::new(sigmoid()),
-        false => Box::new(ElementWiseOp(Box::new(Logistic), None)),
+    let cell = |f: Box<dyn TypedOp>| -> Box<dyn WireBody> {
+        Box::new(GRU { f, g: Box::new(tanh()), linear_before_reset })
     };
-    recurrent(node, 3, Box::new(GRU { f, g: Box::new(tanh()), linear_before_reset }))
+    let ours = cell(Box::new(ElementWiseOp(Box::new(Logistic), None)));
+    match linear_before_reset {
+        // tract has one operator for the whole step, with a sigmoid of its own. It fails with inputs
+        // of one number.
+        true => recurrent(node, 3, cell(Box::new(sigmoid())), Some(ours)),
+        false => recurrent(node, 3, ours, None),
+    }
 }
 
 /// Our sigmoid of FP32. tract's ends at 1 - 4.8e-7: a GRU whose update gate is shut would still let in
@@ -67,10 +71,10 @@ fn rnn(_context: &ParsingContext, node: &NodeProto) -> Built {
     if !names.is_empty() && names.iter().all(|name| name.eq_ignore_ascii_case("relu")) {
         expect_activations(node, &["Relu"])?;
         let (fore, back) = (Box::new(leaky_relu(0.0)), Box::new(leaky_relu(0.0)));
-        return recurrent(node, 1, Box::new(RNN { fore, back }));
+        return recurrent(node, 1, Box::new(RNN { fore, back }), None);
     }
     expect_activations(node, &["Tanh"])?;
-    recurrent(node, 1, Box::new(RNN { fore: Box::new(tanh()), back: Box::new(tanh()) }))
+    recurrent(node, 1, Box::new(RNN { fore: Box::new(tanh()), back: Box::new(tanh()) }), None)
 }
 
 /// # Errors
@@ -93,7 +97,13 @@ fn directions(node: &NodeProto) -> TractResult<usize> {
     })
 }
 
-fn recurrent(node: &NodeProto, gates: usize, cell: Box<dyn WireBody>) -> Built {
+/// `of_one`: the cell for inputs of one number, where it is another.
+fn recurrent(
+    node: &NodeProto,
+    gates: usize,
+    cell: Box<dyn WireBody>,
+    of_one: Option<Box<dyn WireBody>>,
+) -> Built {
     let clip = node.get_attr_opt::<f32>("clip")?;
     ensure!(clip.is_none_or(|clip| clip == 0.0), "a clip of cells is not served");
     let is_reversed = node.get_attr_opt::<&str>("direction")? == Some("reverse");
@@ -105,12 +115,13 @@ fn recurrent(node: &NodeProto, gates: usize, cell: Box<dyn WireBody>) -> Built {
         hidden: node.get_attr_opt::<i64>("hidden_size")?,
         batch_first: inner.batch_first,
     };
-    Ok((expand(Recurrent { inner, layer, is_reversed, rounds_states }), Vec::new()))
+    Ok((expand(Recurrent { inner, of_one, layer, is_reversed, rounds_states }), Vec::new()))
 }
 
 #[derive(Debug, Clone)]
 struct Recurrent {
     inner: CommonRec,
+    of_one: Option<Box<dyn WireBody>>,
     layer: Layer,
     is_reversed: bool,
     rounds_states: bool,
@@ -164,7 +175,11 @@ impl Expansion for Recurrent {
         // tract panics otherwise.
         ensure!(batch.to_usize().is_ok(), "the batch's size is not known");
         ensure!(r.shape[2].to_usize().is_ok(), "the state's size is not known");
-        let (inner, mut inputs) = self.with_states(prefix, model, &inputs)?;
+        let is_of_one = x.shape[2] == 1.to_dim();
+        let (mut inner, mut inputs) = self.with_states(prefix, model, &inputs)?;
+        if let Some(cell) = self.of_one.as_ref().filter(|_| is_of_one) {
+            inner.body = cell.clone();
+        }
         if !self.is_reversed {
             return inner.wire(prefix, model, &inputs);
         }

@@ -220,6 +220,9 @@ impl Planned {
     }
 }
 
+/// Elements that a row counts as, at least.
+const LEAST_OF_ROW: usize = 32;
+
 /// The rows of collected outputs, by output.
 struct Rows<'a> {
     planned: &'a Planned,
@@ -234,8 +237,8 @@ impl<'a> Rows<'a> {
 
     fn add(&mut self, made: impl Iterator<Item = TValue>) -> TractResult<()> {
         for (rows, row) in self.rows.iter_mut().zip(made) {
-            // One that is empty takes a place, too.
-            self.elements = self.elements.saturating_add(row.len().max(1));
+            // Each has some memory of its own, also where it is empty.
+            self.elements = self.elements.saturating_add(row.len().max(LEAST_OF_ROW));
             rows.push(row);
         }
         checked_len(&[self.elements])?;
