@@ -6,6 +6,7 @@ use std::mem;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::tract_core::ops::konst::Const;
 use tract_onnx::tract_hir::tract_core::ops::scan::OptScan;
 use tract_onnx::tract_hir::tract_core::plan::eval;
@@ -87,6 +88,21 @@ pub(super) fn ask() -> TractResult<()> {
         Some(is_over) if is_over() => Err(Over.into()),
         _ => Ok(()),
     }
+}
+
+/// Has a graph give whole numbers where tract has sizes.
+///
+/// # Errors
+/// tract's.
+pub(super) fn give_numbers(body: &mut TypedModel) -> TractResult<()> {
+    let mut outputs = body.output_outlets()?.to_vec();
+    for (index, output) in outputs.iter_mut().enumerate() {
+        if body.outlet_fact(*output)?.datum_type == DatumType::TDim {
+            let name = format!("whole_output_{index}");
+            *output = body.wire_node(name, cast(DatumType::I64), &[*output])?[0];
+        }
+    }
+    body.select_output_outlets(&outputs)
 }
 
 /// Operators of a loop's body from one that asks to the next: most are so small that to ask takes

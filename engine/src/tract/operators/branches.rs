@@ -100,8 +100,17 @@ impl Branch {
         Ok(body.output_outlets()?.iter().map(|outlet| wires[outlet]).collect())
     }
 
-    fn plan(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Planned> {
-        let typed = self.typed(model, inputs)?;
+    /// `are_numbers`: what tract has as sizes it gives as whole numbers.
+    fn plan(
+        &self,
+        model: &TypedModel,
+        inputs: &[OutletId],
+        are_numbers: bool,
+    ) -> TractResult<Planned> {
+        let mut typed = self.typed(model, inputs)?;
+        if are_numbers {
+            bodies::give_numbers(&mut typed)?;
+        }
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
@@ -193,7 +202,13 @@ impl InferenceOp for If {
             return self.branches[taken].inline(&node.name, target, &inputs);
         }
         let [otherwise, then] = &self.branches;
-        let planned = [otherwise.plan(target, &inputs), then.plan(target, &inputs)];
+        let plan =
+            |are_numbers| [otherwise, then].map(|branch| branch.plan(target, &inputs, are_numbers));
+        let planned = match plan(false) {
+            // Sizes in one of them only.
+            [Ok(otherwise), Ok(then)] if otherwise.facts != then.facts => plan(true),
+            planned => planned,
+        };
         let planned = match planned {
             [Err(error), Err(_)] => return Err(error),
             planned => planned.map(|planned| {

@@ -223,14 +223,7 @@ impl Repeat {
         }
         body.set_input_outlets(&left)?;
         let mut typed = body.into_typed()?;
-        let mut outputs = typed.output_outlets()?.to_vec();
-        for (index, output) in outputs.iter_mut().enumerate() {
-            if typed.outlet_fact(*output)?.datum_type == DatumType::TDim {
-                let name = format!("whole_output_{index}");
-                *output = typed.wire_node(name, cast(DatumType::I64), &[*output])?[0];
-            }
-        }
-        typed.select_output_outlets(&outputs)?;
+        bodies::give_numbers(&mut typed)?;
         self.check_states(&typed)?;
         Ok((typed, captured))
     }
