@@ -11,11 +11,12 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::mem;
 
+use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto};
 
 use crate::graph::LoadError;
-use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
+use crate::messages::{bodies, free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
 use body::Body;
 
@@ -75,10 +76,15 @@ pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, Loa
     if proto.graph.as_ref().is_none_or(is_plain) {
         return Ok(Cow::Borrowed(proto));
     }
-    let mut exact = HashSet::new();
-    proto.graph.iter().for_each(|graph| exact_values(graph, &mut exact));
+    let mut values = Values::default();
+    if let Some(graph) = &proto.graph {
+        values.see_sums(graph);
+        values.see(graph);
+    }
+    let (exact, shifted) = values.taken_apart();
     let mut writer = Writer {
-        exact: exact.into_iter().map(str::to_owned).collect(),
+        exact,
+        shifted,
         prefix: free_prefix(proto, "part"),
         is_recent: proto.opset_import.iter().any(|it| is_onnx(&it.domain) && it.version >= 13),
         written: 0,
@@ -103,22 +109,74 @@ fn is_written(node: &NodeProto) -> bool {
     is_onnx(&node.domain) && writer_of_onnx(node).is_some()
 }
 
-/// Adds the values that are needed as what they are: not only as floats, by a Cast.
-fn exact_values<'a>(graph: &'a GraphProto, exact: &mut HashSet<&'a str>) {
-    exact.extend(graph.output.iter().map(|output| output.name.as_str()));
-    for node in &graph.node {
-        let to = node.attribute.iter().find(|attribute| attribute.name == "to");
-        let is_cast = node.op_type == "Cast" && to.is_some_and(|to| to.i == DataType::Float as i64);
-        if !is_cast {
-            exact.extend(node.input.iter().map(String::as_str));
+/// What a file's values are taken for; of all its graphs, so that of two values of one name neither is
+/// lost.
+#[derive(Default)]
+struct Values<'a> {
+    /// Sums of products of whole numbers.
+    sums: HashSet<&'a str>,
+    /// Those that are needed as what they are: not only as floats, by a Cast.
+    exact: HashSet<&'a str>,
+    /// Nodes that add something to a sum.
+    adds: Vec<&'a NodeProto>,
+}
+
+/// Over what is added to sums, before all of it stays as it is.
+const MOST_PASSES: usize = 8;
+
+fn is_sum(node: &NodeProto) -> bool {
+    matches!(&*node.op_type, "ConvInteger" | "MatMulInteger")
+}
+
+impl<'a> Values<'a> {
+    fn see_sums(&mut self, graph: &'a GraphProto) {
+        let sums = graph.node.iter().filter(|node| is_sum(node));
+        self.sums.extend(sums.flat_map(|node| &node.output).map(String::as_str));
+        bodies(graph).for_each(|body| self.see_sums(body));
+    }
+
+    fn see(&mut self, graph: &'a GraphProto) {
+        self.exact.extend(graph.output.iter().map(|output| output.name.as_str()));
+        for node in &graph.node {
+            let to = node.attribute.iter().find(|attribute| attribute.name == "to");
+            let is_float = to.is_some_and(|to| to.i == DataType::Float as i64);
+            let are_sums = node.input.iter().filter(|name| self.sums.contains(name.as_str()));
+            if node.op_type == "Add" && are_sums.count() == 1 {
+                self.adds.push(node);
+            } else if node.op_type != "Cast" || !is_float {
+                self.exact.extend(node.input.iter().map(String::as_str));
+            }
         }
-        graphs_in(node).for_each(|inner| exact_values(inner, exact));
+        bodies(graph).for_each(|body| self.see(body));
+    }
+
+    /// The values that stay as they are, and the sums of those that do not and something else.
+    fn taken_apart(mut self) -> (HashSet<String>, HashSet<String>) {
+        // What comes of one may go into another: the last ones first, and more than once where they
+        // stand in another order.
+        for pass in 0..=MOST_PASSES {
+            let before = self.exact.len();
+            for node in self.adds.iter().rev() {
+                let sums = node.input.iter().filter(|name| self.sums.contains(name.as_str()));
+                let mut all = sums.chain(&node.output);
+                if pass == MOST_PASSES || all.any(|name| self.exact.contains(name.as_str())) {
+                    self.exact.extend(node.input.iter().chain(&node.output).map(String::as_str));
+                }
+            }
+            if self.exact.len() == before {
+                break;
+            }
+        }
+        let outputs = self.adds.iter().flat_map(|node| &node.output);
+        let shifted = outputs.filter(|name| !self.exact.contains(name.as_str()));
+        (self.exact.iter().map(|&name| name.to_owned()).collect(), shifted.cloned().collect())
     }
 }
 
 struct Writer {
-    /// Of the whole file, so that of two values of one name neither is lost.
     exact: HashSet<String>,
+    /// What comes of an Add to a sum that becomes a float.
+    shifted: HashSet<String>,
     /// What no name starts with.
     prefix: String,
     is_recent: bool,
@@ -131,8 +189,11 @@ impl Writer {
             for inner in graphs_of(&mut node) {
                 self.write_out(inner)?;
             }
-            let is_summed = matches!(&*node.op_type, "ConvInteger" | "MatMulInteger");
-            let is_exact = is_summed && node.output.iter().any(|name| self.exact.contains(name));
+            if node.output.iter().any(|name| self.shifted.contains(name)) {
+                self.add_floats(&mut node, graph);
+            }
+            let is_exact =
+                is_sum(&node) && node.output.iter().any(|name| self.exact.contains(name));
             if is_plain_node(&node) || is_written(&node) && is_exact {
                 graph.node.push(node);
                 continue;
@@ -154,6 +215,30 @@ impl Writer {
         match graph.node.len() > MAX_NODES {
             true => Err(format!("a graph of more than {MAX_NODES} nodes is not served")),
             false => Ok(()),
+        }
+    }
+}
+
+impl Writer {
+    /// Makes floats of what is added, as the sum is one.
+    fn add_floats(&mut self, node: &mut NodeProto, graph: &mut GraphProto) {
+        self.written += 1;
+        for (index, name) in node.input.iter_mut().enumerate() {
+            let float = format!("{}{}.{index}", self.prefix, self.written);
+            let to = AttributeProto {
+                name: "to".to_owned(),
+                r#type: AttributeType::Int as i32,
+                i: DataType::Float as i64,
+                ..AttributeProto::default()
+            };
+            graph.node.push(NodeProto {
+                name: float.clone(),
+                input: vec![mem::replace(name, float.clone())],
+                output: vec![float],
+                op_type: "Cast".to_owned(),
+                attribute: vec![to],
+                ..NodeProto::default()
+            });
         }
     }
 }
