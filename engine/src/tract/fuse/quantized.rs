@@ -6,7 +6,10 @@
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_core::ops::array::Gather;
+use tract_onnx::tract_hir::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_hir::tract_core::ops::cast::Cast;
 use tract_onnx::tract_hir::tract_core::ops::cnn::MaxPool;
+use tract_onnx::tract_hir::tract_core::ops::math::{Mul, Sub};
 use wisp_kernels::elementwise::Function;
 use wisp_kernels::quantized::{Quantized, Scale, dequantize, quantize};
 use wisp_kernels::{Activation, Grid, Level, Steps};
@@ -21,6 +24,9 @@ pub(in crate::tract) const MAX_WEIGHTS: usize = 64 << 20;
 
 /// The operator that dequantises by scales and zero points that are found at each run.
 pub(in crate::tract) const DEQUANTIZE: &str = "DequantizeLinear";
+
+/// Elements that are made floats of more than once.
+const MOST_OF_SHARED: usize = 1 << 18;
 
 /// Whole numbers for floats, or floats for whole numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,20 +183,41 @@ fn counts_bytes(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
     Ok(one && model.outlet_fact(zero)?.shape.volume() == 1.to_dim())
 }
 
-/// Dequantises a constant, unless only rows of it are wanted.
+/// Makes floats of a constant of whole numbers, however the graph writes that, unless only rows of it are
+/// wanted. tract leaves those that are large to each run.
 fn weights(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
-    let Some(op) = node.op_as::<Quantize>().filter(|op| op.is_back) else { return Ok(None) };
-    let Some(konst) = model.outlet_fact(node.inputs[0])?.konst.clone() else { return Ok(None) };
-    let mut ends = node.outputs[0].successors.iter();
-    if konst.len() * size_of::<f32>() > MAX_WEIGHTS
+    let is_arithmetic = |op: &TypedBinOp| op.0.is::<Sub>() || op.0.is::<Mul>();
+    let makes_floats = node.op_as::<Quantize>().is_some_and(|op| op.is_back)
+        || node.op_is::<Cast>()
+        || node.op_as::<TypedBinOp>().is_some_and(is_arithmetic);
+    let Some(output) = node.outputs.first().filter(|_| makes_floats) else { return Ok(None) };
+    let fact = &output.fact;
+    let size = fact.shape.volume().as_i64().and_then(|size| usize::try_from(size).ok());
+    let fits = size.is_some_and(|size| size <= MAX_WEIGHTS / size_of::<f32>());
+    let mut ends = output.successors.iter();
+    if fact.datum_type != DatumType::F32
+        || !fits
         || ends.any(|inlet| model.node(inlet.node).op_is::<Gather>())
     {
         return Ok(None);
     }
-    let values = op.of_tensor(&konst)?;
+    // One that many would make floats of is not made as many large constants.
+    let is_shared = |input: &OutletId| {
+        let output = &model.node(input.node).outputs[input.slot];
+        output.successors.len() > 1 && size.is_none_or(|size| size > MOST_OF_SHARED)
+    };
+    if !node.op_is::<Quantize>() && node.inputs.iter().any(is_shared) {
+        return Ok(None);
+    }
+    let inputs = node.inputs.iter().map(|&input| Ok(model.outlet_fact(input)?.konst.clone()));
+    let inputs: Option<TVec<Arc<Tensor>>> = inputs.collect::<TractResult<_>>()?;
+    let known = inputs.filter(|all| all.iter().all(|it| it.datum_type() != DatumType::TDim));
+    let Some(inputs) = known else { return Ok(None) };
+    let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+    let Some(made) = node.op.eval_out_of_plan(inputs)? else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
-    let wired = patch.add_const(&node.name, values)?;
+    let wired = patch.add_const(&node.name, made[0].clone().into_arc_tensor())?;
     patch.shunt_outside(model, id.into(), wired)?;
     Ok(Some(patch))
 }
