@@ -1,8 +1,8 @@
-//! Loop, which tract lacks, and Scan, where tract takes apart what does not depend on the turn before:
-//! one within another goes on from where it was, outputs that are alike have one direction, and some
-//! graphs keep it busy for ever. What a body takes follows from what the node does, also where it does
-//! not say of what types its inputs are, as those of ONNX's own functions. It is planned once and runs
-//! turn by turn.
+//! Loop, which tract lacks, and Scan but for the simplest. tract takes apart what does not depend on the
+//! turn before: of others one within another goes on from where it was, outputs that are alike have one
+//! direction, and some graphs keep it busy for ever. What a body takes follows from what the node does,
+//! also where it does not say of what types its inputs are, as those of ONNX's own functions. It is
+//! planned once and runs turn by turn.
 
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
@@ -15,7 +15,9 @@ use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
 use super::attributes::integers;
 use super::kernel::{Built, Unknown, checked_axis};
+use super::theirs;
 use super::turns::{Kind, Planned, Repeated, Sequence, Turns};
+use crate::messages::graphs_in;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Loop", read_loop);
@@ -31,6 +33,9 @@ fn read_loop(context: &ParsingContext, node: &NodeProto) -> Built {
 
 fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_batched = context.onnx_operator_set_version < 9;
+    if !is_batched && is_simple(node)? {
+        return theirs::built(context, node);
+    }
     let mut inputs = &node.input[..];
     if is_batched {
         let lengths = inputs.split_off_first().context("no inputs")?;
@@ -42,6 +47,24 @@ fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let directions = if is_batched { "directions" } else { "scan_input_directions" };
     let sequences = sequences(node, count, ["scan_input_axes", directions])?;
     read(context, node, Kind::Scan { is_batched }, (states, sequences))
+}
+
+/// Whether tract takes a Scan apart rightly: of typed inputs, along first axes and forwards, and of nothing
+/// that has states of its own.
+fn is_simple(node: &NodeProto) -> TractResult<bool> {
+    let body = node.get_attr::<&GraphProto>("body")?;
+    let is_typed = |value: &ValueInfoProto| {
+        let value = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+        value.is_some_and(|type_proto::Value::TensorType(tensor)| tensor.elem_type != 0)
+    };
+    let is_plain = |inner: &NodeProto| {
+        let has_states = matches!(&*inner.op_type, "GRU" | "LSTM" | "RNN");
+        !has_states && graphs_in(inner).next().is_none()
+    };
+    let is_usual = |name: &str| matches!(name, "body" | "num_scan_inputs");
+    Ok(node.attribute.iter().all(|attribute| is_usual(&attribute.name))
+        && body.input.iter().all(is_typed)
+        && body.node.iter().all(is_plain))
 }
 
 /// # Errors
