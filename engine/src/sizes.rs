@@ -64,6 +64,9 @@ pub(crate) fn check_data(tensor: &TensorProto) -> Result<(), String> {
         return Err(format!("the weights of `{name}` cannot have the shape {:?}", tensor.dims));
     };
     let count = if tensor.dims.contains(&0) { 0 } else { count };
+    if tensor.data_type == DataType::String as i32 && !tensor.raw_data.is_empty() {
+        return Err(format!("the weights of `{name}` are strings, expected them in a list"));
+    }
     let Some(bits) = bits_of(tensor.data_type) else { return Ok(()) };
     let bytes = (count * bits).div_ceil(8);
     let (expected, came) = match tensor.raw_data.len() {

@@ -23,13 +23,14 @@ const MAX_WINDOW: i64 = 1 << 24;
 const MAX_STEP: u64 = 1 << 24;
 
 /// Refuses a graph with a tensor in another file or of another length than it says, a value of
-/// two nodes, nodes in a circle, or a size or attribute out of all bounds.
+/// two nodes or of none, nodes in a circle, or a size or attribute out of all bounds.
 ///
 /// # Errors
 /// The text names what is wrong.
 pub(crate) fn check(proto: &pb::ModelProto) -> Result<(), LoadError> {
     let Some(graph) = &proto.graph else { return Ok(()) };
-    check_graph(graph, None)
+    check_graph(graph, None)?;
+    check_names(graph)
 }
 
 /// What a graph says of its values, and those around it.
@@ -233,6 +234,29 @@ fn check_order(graph: &pb::GraphProto) -> Result<(), LoadError> {
             "the {} node `{}` needs what is made from its own output",
             graph.node[index].op_type, graph.node[index].name
         ))),
+        None => Ok(()),
+    }
+}
+
+/// Whatever is taken in a graph, by its inner graphs too, is made in it.
+fn check_names(graph: &pb::GraphProto) -> Result<(), LoadError> {
+    let inputs = graph.input.iter().map(|input| &input.name);
+    let sparse = graph.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+    let weights = graph.initializer.iter().chain(sparse).map(|tensor| &tensor.name);
+    let made = graph.node.iter().flat_map(|node| &node.output);
+    let made: HashSet<&String> = inputs.chain(weights).chain(made).collect();
+    let is_missing = |name: &&String| !name.is_empty() && !made.contains(name);
+    for node in &graph.node {
+        if let Some(name) = needs(node).find(is_missing) {
+            let (operator, node) = (&node.op_type, &node.name);
+            return Err(LoadError(format!(
+                "the {operator} node `{node}` takes `{name}`, which nothing makes"
+            )));
+        }
+    }
+    let mut outputs = graph.output.iter().map(|output| &output.name);
+    match outputs.find(is_missing) {
+        Some(name) => Err(LoadError(format!("nothing makes the output `{name}`"))),
         None => Ok(()),
     }
 }

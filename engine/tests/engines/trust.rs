@@ -1,10 +1,12 @@
 //! What rten is not given, as it answers it wrongly.
 
+use std::collections::HashSet;
 use std::iter;
 
 use prost::Message;
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
+    tensor_proto::DataType,
 };
 use wisp_engine::{EngineKind, Graph};
 
@@ -49,11 +51,20 @@ fn longs(name: &str, dims: &[i64], number: i64) -> TensorProto {
     tensor(name, DataType::Int64, dims, numbers.collect())
 }
 
-/// Whether rten is trusted with these nodes, the last of which makes `y` of `x` [1, 1, 2, 2]; what
-/// else it lacks is not asked.
+/// Whether rten is trusted with these nodes, the last of which makes `y`; what they take and nothing
+/// makes are inputs, as `x` is, of [1, 1, 2, 2]. What else it lacks is not asked.
 fn is_trusted_with(nodes: Vec<NodeProto>, weights: Vec<TensorProto>) -> bool {
     let mut model = ModelProto::decode(&identity(1, &[1, 1, 2, 2])[..]).expect("a file");
     let graph = model.graph.as_mut().expect("a graph");
+    let mut known: HashSet<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+    known.extend(["", "x"]);
+    known.extend(nodes.iter().flat_map(|node| &node.output).map(String::as_str));
+    for name in nodes.iter().flat_map(|node| &node.input) {
+        if known.insert(name) {
+            let input = ValueInfoProto { name: name.clone(), ..graph.input[0].clone() };
+            graph.input.push(input);
+        }
+    }
     (graph.node, graph.initializer) = (nodes, weights);
     let loaded = Graph::load(&model.encode_to_vec(), EngineKind::Rten);
     !loaded.is_err_and(|error| error.to_string().starts_with("rten is not trusted with"))
@@ -105,8 +116,9 @@ fn convolutions_of_padded_integers() {
     }
     assert!(convolved([1, 2, 3, 3], 1, auto("VALID")));
     assert!(!convolved([1, 2, 3, 3], 1, auto("SAME_UPPER")));
+    let made = node("Identity", &["x"], "made", &[]);
     let padded = node("ConvInteger", &["x", "made"], "y", &[pads(1)]);
-    assert!(!is_trusted_with(vec![padded], vec![]));
+    assert!(!is_trusted_with(vec![made, padded], vec![]));
 }
 
 #[test]

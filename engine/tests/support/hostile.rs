@@ -7,8 +7,8 @@ use tract_onnx::pb::{
 };
 
 use crate::build::{
-    BF16, BOOL, FLOAT, FP16, INT4, INT64, body, file, int, ints, longs, model, node, raw, singles,
-    tensor, value,
+    BF16, BOOL, FLOAT, FP16, INT4, INT64, STRING, body, file, graph, int, ints, longs, model, node,
+    raw, singles, tensor, value,
 };
 use crate::encode::encode;
 use crate::loops;
@@ -39,6 +39,32 @@ pub fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
     cases.push(("no outputs".into(), nothing.encode_to_vec(), "no outputs"));
     let added = node("Unsqueeze", &["x"], &["y"], &[ints("axes", &vec![0; 1 << 20])]);
     cases.push(("a million new axes".into(), file(&[1], &[], vec![added]), "is out of bounds"));
+    let add = || node("Add", &["x", "w"], &["y"], &[]);
+    cases.push((
+        "an initializer that is not there".into(),
+        file(&[1], &[], vec![add()]),
+        "the Add node `` takes `w`, which nothing makes",
+    ));
+    let branch =
+        body(&[], &[value("b", FLOAT, &[1])], &[], vec![node("Add", &["x", "v"], &["b"], &[])]);
+    let branches = [graph("then_branch", branch.clone()), graph("else_branch", branch)];
+    let chosen = vec![node("IsNaN", &["x"], &["c"], &[]), node("If", &["c"], &["y"], &branches)];
+    cases.push((
+        "one that an inner graph takes".into(),
+        file(&[1], &[], chosen),
+        "the If node `` takes `v`, which nothing makes",
+    ));
+    cases.push((
+        "an output that is not there".into(),
+        file(&[1], &[], vec![node("Relu", &["x"], &["z"], &[])]),
+        "nothing makes the output `y`",
+    ));
+    let texts = raw("w", STRING, &[1], &[0]);
+    cases.push((
+        "strings as raw bytes".into(),
+        file(&[1], &[texts], vec![add()]),
+        "the weights of `w` are strings, expected them in a list",
+    ));
     let empty = ModelProto { ir_version: 8, ..ModelProto::default() };
     cases.push(("no graph".into(), empty.encode_to_vec(), "no graph"));
     cases
@@ -89,11 +115,6 @@ fn structure() -> Vec<Named> {
     let none = singles("w", &[0], &[]);
     let empty_exponent = file(&[1], &[none], vec![node("Pow", &["x", "w"], &["y"], &[])]);
     let cases = [
-        (
-            "an initializer that is not there",
-            file(&[1], &[], vec![node("Add", &["x", "w"], &["y"], &[])]),
-        ),
-        ("an output that is not there", file(&[1], &[], vec![relu("x", "z")])),
         ("its own input", file(&[1], &[], vec![relu("y", "y")])),
         ("its own second input", file(&[1], &[], vec![node("Add", &["x", "y"], &["y"], &[])])),
         (
