@@ -12,7 +12,7 @@ use crate::graph::LoadError;
 use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
 use crate::tract::contrib;
-use crate::versions;
+use crate::versions::Imports;
 
 /// Functions and bodies of branches and loops that lie in each other, as engines follow them by
 /// recursion. A file's own graphs lie no deeper: its reader takes 100 messages in each other.
@@ -62,15 +62,9 @@ pub(crate) fn inline(proto: &mut pb::ModelProto, onnx: &[u8]) -> Result<bool, Lo
     let prefix = free_prefix(proto, "call");
     let functions = by_key(mem::take(&mut proto.functions), rest.functions);
     let Some(graph) = &mut proto.graph else { return Ok(false) };
-    let mut versions = HashMap::new();
-    for import in &proto.opset_import {
-        versions.entry(set_of(&import.domain).to_owned()).or_insert(import.version);
-    }
-    let (functions, imports) = (&functions, &mut proto.opset_import);
     let mut inliner = Inliner {
-        functions,
-        imports,
-        versions,
+        functions: &functions,
+        imports: Imports::of(&mut proto.opset_import),
         imported: HashSet::new(),
         prefix,
         calls: 0,
@@ -110,16 +104,9 @@ fn is_operator(domain: &str, name: &str) -> bool {
         || contrib::is_known(domain, name)
 }
 
-/// The one name of an operator set.
-fn set_of(domain: &str) -> &str {
-    if is_onnx(domain) { "" } else { domain }
-}
-
 struct Inliner<'a> {
     functions: &'a Functions,
-    /// The model's operator sets.
-    imports: &'a mut Vec<pb::OperatorSetIdProto>,
-    versions: HashMap<String, i64>,
+    imports: Imports<'a>,
     /// Functions whose operator sets are among them.
     imported: HashSet<(String, String)>,
     /// What no name starts with.
@@ -145,48 +132,11 @@ impl Inliner<'_> {
             let depth = deeper(depth, || format!("its function `{}` is called", key.1))?;
             check_call(function, &node)?;
             if self.imported.insert(key) {
-                self.import(&function.body)?;
+                self.imports.add(&function.body)?;
             }
             let mut body = self.called(function, &node)?;
             self.inline(&mut body, depth)?;
             nodes.append(&mut body);
-        }
-        Ok(())
-    }
-
-    /// Makes the operator sets of a function the model's, too. ONNX Runtime takes its nodes for those of
-    /// the graph's version: only where they are the same is that right.
-    fn import(&mut self, function: &FunctionProto) -> Result<(), LoadError> {
-        let mut known = HashSet::new();
-        for wanted in &function.opset_import {
-            let domain = set_of(&wanted.domain);
-            if !known.insert(domain) {
-                let name = function.name.as_deref().unwrap_or_default();
-                return Err(LoadError(format!(
-                    "its function `{name}` names the operator set `{domain}` twice"
-                )));
-            }
-            let Some(&version) = self.versions.get(domain) else {
-                self.versions.insert(domain.to_owned(), wanted.version);
-                self.imports.push(wanted.clone());
-                continue;
-            };
-            if version == wanted.version {
-                continue;
-            }
-            let changed = match is_onnx(domain) {
-                true => match versions::changed(&function.node, version, wanted.version) {
-                    Some(op_type) => format!(", where `{op_type}` may be another"),
-                    None => continue,
-                },
-                false => String::new(),
-            };
-            return Err(LoadError(format!(
-                "its function `{}` is of version {} of the operator set `{domain}`, expected \
-                 version {version} as the graph{changed}",
-                function.name.as_deref().unwrap_or_default(),
-                wanted.version
-            )));
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
-//! What ONNX's operators are in one version of its operator set and another in the next. No operator is
-//! known here by how it is computed.
+//! The operator sets of a model and its functions, and what ONNX's operators are in one version of its
+//! set and another in the next. No operator is known here by how it is computed.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::{FunctionProto, NodeProto, OperatorSetIdProto};
 
+use crate::graph::LoadError;
 use crate::messages::{graphs_in, is_onnx};
 
 /// Versions between which [`CHANGES`] are known: files have functions of their own since the first, and
@@ -39,9 +41,67 @@ const CHANGES: [(&str, i64); 15] = [
     ("Split", 18),
 ];
 
+/// A model's operator sets.
+pub(crate) struct Imports<'a> {
+    sets: &'a mut Vec<OperatorSetIdProto>,
+    versions: HashMap<String, i64>,
+}
+
+impl<'a> Imports<'a> {
+    pub(crate) fn of(sets: &'a mut Vec<OperatorSetIdProto>) -> Self {
+        let mut versions = HashMap::new();
+        for set in sets.iter() {
+            versions.entry(name_of(&set.domain).to_owned()).or_insert(set.version);
+        }
+        Self { sets, versions }
+    }
+
+    /// Makes the operator sets of a function the model's, too. ONNX Runtime takes its nodes for those of
+    /// the graph's version: only where they are the same is that right.
+    pub(crate) fn add(&mut self, function: &FunctionProto) -> Result<(), LoadError> {
+        let mut known = HashSet::new();
+        for wanted in &function.opset_import {
+            let domain = name_of(&wanted.domain);
+            if !known.insert(domain) {
+                let name = function.name.as_deref().unwrap_or_default();
+                return Err(LoadError(format!(
+                    "its function `{name}` names the operator set `{domain}` twice"
+                )));
+            }
+            let Some(&version) = self.versions.get(domain) else {
+                self.versions.insert(domain.to_owned(), wanted.version);
+                self.sets.push(wanted.clone());
+                continue;
+            };
+            if version == wanted.version {
+                continue;
+            }
+            let changed = match is_onnx(domain) {
+                true => match changed(&function.node, version, wanted.version) {
+                    Some(op_type) => format!(", where `{op_type}` may be another"),
+                    None => continue,
+                },
+                false => String::new(),
+            };
+            return Err(LoadError(format!(
+                "its function `{}` is of version {} of the operator set `{domain}`, expected \
+                 version {version} as the graph{changed}",
+                function.name.as_deref().unwrap_or_default(),
+                wanted.version
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The one name of an operator set.
+fn name_of(domain: &str) -> &str {
+    if is_onnx(domain) { "" } else { domain }
+}
+
 /// An operator among these nodes, or in their graphs, that is another in one version of ONNX's operator
 /// set than in the other, or where that is not known.
-pub(crate) fn changed(nodes: &[NodeProto], one: i64, other: i64) -> Option<&str> {
+fn changed(nodes: &[NodeProto], one: i64, other: i64) -> Option<&str> {
     if one == other {
         return None;
     }

@@ -59,15 +59,39 @@ impl Geometry {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0; 4]
     }
 
-    /// Height and width of the output, where all slices have the sizes for it.
-    pub(crate) fn check_run(
+    /// Has `convolve` make each group of channels of each image, which it gets with the group's number.
+    ///
+    /// # Errors
+    /// If a slice does not have the size that the others ask for, and `convolve`'s.
+    pub(crate) fn each_group(
         &self,
-        batch: usize,
-        image: [usize; 2],
-        input: &[f32],
-        output: &[f32],
-        epilogue: &Epilogue<'_>,
-    ) -> Result<[usize; 2], ShapeError> {
+        images: Images<'_>,
+        output: &mut [f32],
+        mut convolve: impl FnMut(usize, Group<'_>) -> Result<(), ShapeError>,
+    ) -> Result<(), ShapeError> {
+        let size = self.check_run(&images, output)?;
+        if output.is_empty() {
+            return Ok(());
+        }
+        let Images { image, input, epilogue, .. } = images;
+        let (inputs, outputs) = (self.inputs / self.groups, self.outputs / self.groups);
+        let each = inputs * image[0] * image[1];
+        for (part, output) in output.chunks_exact_mut(outputs * size[0] * size[1]).enumerate() {
+            let (number, at) = (part % self.groups, part * output.len());
+            let input = &input[part * each..][..each];
+            let epilogue = Epilogue {
+                bias: epilogue.bias.map(|bias| &bias[number * outputs..][..outputs]),
+                residual: epilogue.residual.map(|residual| &residual[at..][..output.len()]),
+                ..epilogue
+            };
+            convolve(number, Group { image, size, input, output, epilogue })?;
+        }
+        Ok(())
+    }
+
+    /// Height and width of the output, where all slices have the sizes for it.
+    fn check_run(&self, images: &Images<'_>, output: &[f32]) -> Result<[usize; 2], ShapeError> {
+        let Images { batch, image, input, epilogue } = *images;
         let [height, width] =
             self.output(image).ok_or(ShapeError("image is smaller than the kernel"))?;
         ensure(!image.contains(&0), "image is empty")?;
@@ -88,19 +112,30 @@ impl Geometry {
         Ok((self.outputs / self.groups, k.ok_or(ShapeError("kernel"))?))
     }
 
-    /// Where what a window sees stands, by channel, row and column of the window; all is below 2^32.
-    pub(crate) fn offsets(
+    /// What an output of this size sees from `at` on, through offsets by channel, row and column of the window; all are
+    /// below 2^32.
+    pub(crate) fn seen<'a>(
         &self,
+        [height, width]: [usize; 2],
+        at: *const f32,
         channels: usize,
         (channel_step, row_step): (usize, usize),
-        offsets: &mut Vec<u32>,
-    ) {
+        offsets: &'a mut Vec<u32>,
+    ) -> Seen<'a> {
         offsets.clear();
         for channel in 0..channels {
             for y in 0..self.kernel[0] {
                 let row = channel * channel_step + y * self.dilations[0] * row_step;
                 offsets.extend((0..self.kernel[1]).map(|x| (row + x * self.dilations[1]) as u32));
             }
+        }
+        Seen {
+            at,
+            height,
+            width,
+            run_step: self.strides[0] * row_step,
+            step: self.strides[1],
+            offsets: Offsets::Table(offsets),
         }
     }
 
@@ -131,6 +166,30 @@ impl Geometry {
         )?;
         ensure(!self.kernel.contains(&0) && !self.strides.contains(&0), "kernel or strides")
     }
+}
+
+/// What a convolution is run on.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// How many.
+    pub batch: usize,
+    /// Height and width of each.
+    pub image: [usize; 2],
+    /// `[batch, inputs, height, width]`.
+    pub input: &'a [f32],
+    /// What becomes of the sums; its bias has one value for each output channel.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// One group of channels of one image: slices are its own, and have the sizes that the others ask for.
+pub(crate) struct Group<'a> {
+    /// Height and width of the image.
+    pub image: [usize; 2],
+    /// And of the output.
+    pub size: [usize; 2],
+    pub input: &'a [f32],
+    pub output: &'a mut [f32],
+    pub epilogue: Epilogue<'a>,
 }
 
 /// A convolution with packed weights.
@@ -176,105 +235,65 @@ impl Conv2d {
         &self.weights
     }
 
-    /// Convolves `batch` images `[inputs, height, width]` into `output`, `[batch, outputs, height', width']` with the
-    /// sizes of [`Geometry::output`]. The bias has one value for each output channel.
+    /// Convolves images into `output`, `[batch, outputs, height, width]` with the sizes of [`Geometry::output`].
     ///
     /// # Errors
     /// If a slice does not have the size that the others ask for.
-    #[expect(clippy::too_many_arguments, reason = "an image, its sizes and what to do with it")]
     pub fn run(
         &self,
         level: Level,
-        batch: usize,
-        image: [usize; 2],
-        input: &[f32],
+        images: Images<'_>,
         output: &mut [f32],
-        epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
-        let g = &self.geometry;
-        let [height, width] = g.check_run(batch, image, input, output, epilogue)?;
-        let plane = image[0] * image[1];
-        if output.is_empty() {
-            return Ok(());
-        }
-        let (inputs, outputs) = (g.inputs / g.groups, g.outputs / g.groups);
-        for (part, out) in output.chunks_exact_mut(outputs * height * width).enumerate() {
-            let group = part % g.groups;
-            let at = part * out.len();
-            let epilogue = Epilogue {
-                bias: epilogue.bias.map(|bias| &bias[group * outputs..][..outputs]),
-                residual: epilogue.residual.map(|residual| &residual[at..][..out.len()]),
-                ..*epilogue
-            };
-            let from = &input[part * inputs * plane..][..inputs * plane];
-            let w = &self.weights[group];
-            if g.is_pointwise() {
-                pointwise(level, w, plane, from, out, &epilogue, team);
+        self.geometry.each_group(images, output, |number, group| {
+            let w = &self.weights[number];
+            if self.geometry.is_pointwise() {
+                pointwise(level, w, group, team);
+                Ok(())
             } else {
-                let size = [height, width];
-                self.windowed(level, w, image, from, size, out, &epilogue, scratch, team)?;
+                self.windowed(level, w, group, scratch, team)
             }
-        }
-        Ok(())
+        })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one group of `run`")]
     fn windowed(
         &self,
         level: Level,
         w: &Packed,
-        image: [usize; 2],
-        input: &[f32],
-        [height, width]: [usize; 2],
-        output: &mut [f32],
-        epilogue: &Epilogue<'_>,
+        group: Group<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
+        let Group { image, size, input, output, epilogue } = group;
         let g = &self.geometry;
         let inputs = g.inputs / g.groups;
         let padded = g.padded(inputs, image)?;
         // An image that must be copied anyway is laid out by rows, each with all channels: what a window sees is then a
         // few stretches of memory, not a piece of a page for each channel.
-        let (from, channel_step, row_step) = if g.pads == [0; 4] {
-            (input.as_ptr(), image[0] * image[1], image[1])
+        let (from, steps) = if g.pads == [0; 4] {
+            (input.as_ptr(), (image[0] * image[1], image[1]))
         } else {
             let room = scratch.image.room(inputs * padded[0] * padded[1]);
             pad(input, inputs, image, g.pads, padded, room);
-            (room.as_ptr(), padded[1], inputs * padded[1])
+            (room.as_ptr(), (padded[1], inputs * padded[1]))
         };
-        let offsets = &mut scratch.offsets;
-        g.offsets(inputs, (channel_step, row_step), offsets);
-        let seen = Seen {
-            at: from,
-            height,
-            width,
-            run_step: g.strides[0] * row_step,
-            step: g.strides[1],
-            offsets: Offsets::Table(offsets),
-        };
+        let seen = g.seen(size, from, inputs, steps, &mut scratch.offsets);
         let short = SHORT_K.get(g.strides[1] - 1).is_some_and(|&short| w.k() <= short);
-        if width >= WIDE_ROW && short {
-            rows(level, w, &seen, output, epilogue, team);
+        if seen.width >= WIDE_ROW && short {
+            rows(level, w, &seen, output, &epilogue, team);
         } else {
-            direct(level, Weights::floats(w), &seen, Out::Planes, output, epilogue, team);
+            direct(level, Weights::floats(w), &seen, Out::Planes, output, &epilogue, team);
         }
         Ok(())
     }
 }
 
 /// A convolution that sees one place: a plain product.
-fn pointwise(
-    level: Level,
-    w: &Packed,
-    plane: usize,
-    input: &[f32],
-    output: &mut [f32],
-    epilogue: &Epilogue<'_>,
-    team: &dyn Team,
-) {
+fn pointwise(level: Level, w: &Packed, group: Group<'_>, team: &dyn Team) {
+    let Group { image, input, output, epilogue, .. } = group;
+    let plane = image[0] * image[1];
     if plane <= SMALL_PLANE {
         let seen = Seen {
             at: input.as_ptr(),
@@ -284,18 +303,10 @@ fn pointwise(
             step: 1,
             offsets: Offsets::Even(plane),
         };
-        direct(level, Weights::floats(w), &seen, Out::Planes, output, epilogue, team);
+        direct(level, Weights::floats(w), &seen, Out::Planes, output, &epilogue, team);
     } else {
-        spread(
-            level,
-            &Left::weights(w),
-            w.k(),
-            plane,
-            View::rows(input, plane),
-            output,
-            epilogue,
-            team,
-        );
+        let view = View::rows(input, plane);
+        spread(level, &Left::weights(w), w.k(), plane, view, output, &epilogue, team);
     }
 }
 

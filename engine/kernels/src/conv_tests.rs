@@ -50,12 +50,13 @@ fn check(random: &mut Random, g: Geometry, image: [usize; 2], batch: usize, scra
     let epilogue = epilogue(random, &bias, &residual);
     let wanted = reference(&g, batch, image, &input, &weights, &epilogue);
     let conv = Conv2d::new(g, &weights).expect("sizes fit");
+    let images = Images { batch, image, input: &input, epilogue };
     for level in levels() {
         let mut run = |team: &dyn Team, winograd: Option<&Winograd>| {
-            let (mut out, input) = (vec![f32::NAN; residual.len()], &input[..]);
+            let mut out = vec![f32::NAN; residual.len()];
             let ran = match winograd {
-                None => conv.run(level, batch, image, input, &mut out, &epilogue, scratch, team),
-                Some(it) => it.run(level, batch, image, input, &mut out, &epilogue, scratch, team),
+                None => conv.run(level, images, &mut out, scratch, team),
+                Some(it) => it.run(level, images, &mut out, scratch, team),
             };
             ran.expect("sizes fit");
             out
@@ -193,16 +194,8 @@ fn sizes_that_do_not_fit_are_errors() {
     let (input, mut out) = ([0.0; 32], [0.0; 8]);
     let mut scratch = Scratch::default();
     let mut run = |image, input: &[f32]| {
-        conv.run(
-            Level::best(),
-            1,
-            image,
-            input,
-            &mut out,
-            &Epilogue::default(),
-            &mut scratch,
-            &Alone::default(),
-        )
+        let images = Images { batch: 1, image, input, epilogue: Epilogue::default() };
+        conv.run(Level::best(), images, &mut out, &mut scratch, &Alone::default())
     };
     assert_eq!(run([4, 4], &input), Ok(()));
     assert_eq!(run([4, 4], &input[1..]), Err(ShapeError("input")));

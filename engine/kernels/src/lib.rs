@@ -32,7 +32,7 @@ mod whole;
 pub mod window;
 mod winograd;
 
-pub use conv::{Conv2d, Geometry};
+pub use conv::{Conv2d, Geometry, Images};
 pub use epilogue::{Activation, Epilogue, ResidualOrder, Steps};
 pub use gemm::{linear, product};
 pub use lstm::Lstm;

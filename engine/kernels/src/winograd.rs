@@ -6,7 +6,7 @@
 
 mod transforms;
 
-use crate::conv::{Geometry, size};
+use crate::conv::{Geometry, Group, Images, size};
 use crate::direct::Turn;
 use crate::epilogue::Epilogue;
 use crate::gemm::linear;
@@ -98,46 +98,26 @@ impl Winograd {
     ///
     /// # Errors
     /// If a slice does not have the size that the others ask for.
-    #[expect(clippy::too_many_arguments, reason = "an image, its sizes and what to do with it")]
     pub fn run(
         &self,
         level: Level,
-        batch: usize,
-        image: [usize; 2],
-        input: &[f32],
+        images: Images<'_>,
         output: &mut [f32],
-        epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
-        let g = &self.geometry;
-        let size = g.check_run(batch, image, input, output, epilogue)?;
-        if output.is_empty() || input.is_empty() {
-            return Ok(());
-        }
-        let each = input.len() / batch;
-        for (n, out) in output.chunks_exact_mut(g.outputs * size[0] * size[1]).enumerate() {
-            let at = n * out.len();
-            let residual = epilogue.residual.map(|residual| &residual[at..][..out.len()]);
-            let epilogue = Epilogue { residual, ..*epilogue };
-            let input = &input[n * each..][..each];
-            self.run_one(level, image, size, input, out, &epilogue, scratch, team)?;
-        }
-        Ok(())
+        self.geometry
+            .each_group(images, output, |_, group| self.run_one(level, group, scratch, team))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one image of `run`")]
     fn run_one(
         &self,
         level: Level,
-        image: [usize; 2],
-        [height, width]: [usize; 2],
-        input: &[f32],
-        output: &mut [f32],
-        epilogue: &Epilogue<'_>,
+        group: Group<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
+        let Group { image, size: [height, width], input, output, epilogue } = group;
         let g = &self.geometry;
         let [down, across] = [height.div_ceil(TILE), width.div_ceil(TILE)];
         let channels = g.inputs.next_multiple_of(PANEL);
@@ -159,7 +139,7 @@ impl Winograd {
         let band = (at_once / across).min(down.div_ceil(parts)).clamp(1, down);
         let at_once = at_once.min(band * across);
         let (turned, output) = (&*turned, Shared::new(output));
-        let size = [height, width];
+        let (size, epilogue) = ([height, width], &epilogue);
         let image = Image { level, turned, row, channels, size, band, at_once, output, epilogue };
         let bands = down.div_ceil(band);
         let parts = parts.min(bands);

@@ -109,11 +109,21 @@ pub(super) fn give_numbers(body: &mut TypedModel) -> TractResult<()> {
 /// as long as they do.
 const ASKS_EACH: usize = 8;
 
+/// The plan of a model that `fuse` has made, whose loops end when their run is over, too.
+///
+/// # Errors
+/// tract's.
+pub(super) fn plan(mut fused: TypedModel) -> TractResult<Arc<TypedRunnableModel>> {
+    fused.optimize()?;
+    watch(&mut fused)?;
+    fused.into_runnable()
+}
+
 /// Lets the loops of an optimised model ask in each turn, and within it.
 ///
 /// # Errors
 /// tract cannot plan a body anew.
-pub(super) fn watch(model: &mut TypedModel) -> TractResult<()> {
+fn watch(model: &mut TypedModel) -> TractResult<()> {
     for node in &mut model.nodes {
         let Some(scan) = node.op_as::<OptScan>() else { continue };
         let mut asking = (**scan).clone();

@@ -64,12 +64,10 @@ impl Made {
 
 impl Plan {
     pub(super) fn new(
-        mut fused: TypedModel,
+        fused: TypedModel,
         constants: impl Iterator<Item = usize>,
     ) -> TractResult<Self> {
-        fused.optimize()?;
-        bodies::watch(&mut fused)?;
-        let runnable = fused.into_runnable()?;
+        let runnable = bodies::plan(fused)?;
         let extent = Extent::of(runnable.model());
         Ok(Self { runnable, constants: constants.collect(), extent })
     }

@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::cells::{CELL, ImageCells, PlaneCells};
 use super::{Grid, Layout, SumsRoom, Whole, WholeParts, fill_starts, start};
 use crate::blocks::Blocks;
-use crate::conv::{Geometry, SMALL_PLANE, size};
-use crate::direct::{OfSums, Offsets, Out, Seen, Shifts};
+use crate::conv::{Geometry, Group, Images, SMALL_PLANE, size};
+use crate::direct::{OfSums, Out, Shifts};
 use crate::epilogue::{Epilogue, Steps};
 use crate::gemm::{Left, tile_panels};
 use crate::packed::{Packed, Scratch, ShapeError, ensure};
@@ -63,77 +63,46 @@ impl WholeConv {
     ///
     /// # Errors
     /// If a slice does not have the size that the others ask for.
-    #[expect(clippy::too_many_arguments, reason = "an image, its sizes and what to do with it")]
     pub fn run(
         &self,
         level: Level,
-        batch: usize,
-        image: [usize; 2],
-        input: &[f32],
+        images: Images<'_>,
         output: &mut [f32],
-        epilogue: &Epilogue<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
-        let g = &self.geometry;
-        let [height, width] = g.check_run(batch, image, input, output, epilogue)?;
-        if output.is_empty() {
-            return Ok(());
-        }
-        let (inputs, outputs) = (g.inputs / g.groups, g.outputs / g.groups);
-        let of_image = inputs * image[0] * image[1];
-        for (part, out) in output.chunks_exact_mut(outputs * height * width).enumerate() {
-            let (group, at) = (part % g.groups, part * out.len());
-            let from = &input[part * of_image..][..of_image];
-            let epilogue = Epilogue {
-                bias: epilogue.bias.map(|bias| &bias[group * outputs..][..outputs]),
-                residual: epilogue.residual.map(|residual| &residual[at..][..out.len()]),
-                ..*epilogue
-            };
-            let whole = &self.weights[group];
-            if g.is_pointwise() && height * width > SMALL_PLANE {
-                whole.pointwise(level, from, out, &epilogue, &mut scratch.sums, team);
+        self.geometry.each_group(images, output, |number, group| {
+            let whole = &self.weights[number];
+            if self.geometry.is_pointwise() && group.size[0] * group.size[1] > SMALL_PLANE {
+                whole.pointwise(level, group, &mut scratch.sums, team);
+                Ok(())
             } else {
-                let size = [height, width];
-                self.windowed(level, whole, image, from, size, out, &epilogue, scratch, team)?;
+                self.windowed(level, whole, group, scratch, team)
             }
-        }
-        Ok(())
+        })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one group of `run`")]
     fn windowed(
         &self,
         level: Level,
         whole: &Whole,
-        image: [usize; 2],
-        from: &[f32],
-        [height, width]: [usize; 2],
-        out: &mut [f32],
-        epilogue: &Epilogue<'_>,
+        group: Group<'_>,
         scratch: &mut Scratch,
         team: &dyn Team,
     ) -> Result<(), ShapeError> {
+        let Group { image, size, input: from, output, epilogue } = group;
         let g = &self.geometry;
         let channels = g.inputs / g.groups;
         let (cells, padded) = (channels.div_ceil(CELL), g.padded(channels, image)?);
         let row_step = cells * padded[1];
         let Scratch { image: room, offsets, sums } = scratch;
-        g.offsets(cells, (padded[1], row_step), offsets);
-        let to = room.room(padded[0] * row_step);
-        let steps = whole.parts().input.steps(level, from);
-        let cells = ImageCells { from, image, channels, pads: g.pads, padded, steps, to };
+        let room = room.room(padded[0] * row_step);
+        let (steps, to) = (whole.parts().input.steps(level, from), &mut *room);
+        let turned = ImageCells { from, image, channels, pads: g.pads, padded, steps, to };
         // SAFETY: the kernel is of safe slices.
-        unsafe { level.run(cells) };
-        let seen = Seen {
-            at: room.room(0).as_ptr(),
-            height,
-            width,
-            run_step: g.strides[0] * row_step,
-            step: g.strides[1],
-            offsets: Offsets::Table(offsets),
-        };
-        whole.multiply(level, steps, &seen, Out::Planes, out, epilogue, sums, team);
+        unsafe { level.run(turned) };
+        let seen = g.seen(size, room.as_ptr(), cells, (padded[1], row_step), offsets);
+        whole.multiply(level, steps, &seen, Out::Planes, output, &epilogue, sums, team);
         Ok(())
     }
 }
@@ -144,15 +113,8 @@ const BLOCK_CELLS: usize = 8 * 1024;
 impl Whole {
     /// A convolution that sees one place of planes so large that columns fill vectors: what `direct` does would spend
     /// as long turning sums over. All sizes are checked.
-    fn pointwise(
-        &self,
-        level: Level,
-        input: &[f32],
-        output: &mut [f32],
-        epilogue: &Epilogue<'_>,
-        room: &mut SumsRoom,
-        team: &dyn Team,
-    ) {
+    fn pointwise(&self, level: Level, group: Group<'_>, room: &mut SumsRoom, team: &dyn Team) {
+        let Group { input, output, epilogue, .. } = group;
         let WholeParts { input: grid, k, cells, sums, scales, .. } = self.parts();
         let (plane, steps) = (input.len() / k, grid.steps(level, input));
         let sums = OfSums {
@@ -166,7 +128,7 @@ impl Whole {
         let (c, parts) = (Shared::new(output), team::parts(team, products, plane.div_ceil(step)));
         team.share(parts, &|part, room| {
             let columns = share_of(part, parts, plane, step);
-            let image = Plane { level, input, plane, steps, sums, epilogue };
+            let image = Plane { level, input, plane, steps, sums, epilogue: &epilogue };
             self.columns(&image, columns, c, room);
         });
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::team::Alone;
 use crate::testing::{Random, Threads, levels};
-use crate::{Activation, Conv2d, Geometry, ResidualOrder, linear};
+use crate::{Activation, Conv2d, Geometry, Images, ResidualOrder, linear};
 
 /// Values of a grid, and that.
 fn on_grid(random: &mut Random, count: usize) -> (Vec<f32>, Grid) {
@@ -78,18 +78,15 @@ fn convolutions_are_those_of_floats() {
         let epilogue = epilogue(&mut random, &bias, &residual);
         let whole = WholeConv::new(g, &weights, grid).expect("all are whole");
         let floats = Conv2d::new(g, &weights).expect("sizes fit");
+        let images = Images { batch, image, input: &input, epilogue };
         for level in levels() {
             let what = format!("{level:?} {g:?} {image:?} {epilogue:?}");
             let mut wanted = vec![f32::NAN; residual.len()];
-            let (team, to) = (&Alone::default(), &mut wanted);
-            floats
-                .run(level, batch, image, &input, to, &epilogue, &mut scratch, team)
-                .expect("sizes fit");
+            let team = &Alone::default();
+            floats.run(level, images, &mut wanted, &mut scratch, team).expect("sizes fit");
             for team in [&Alone::default() as &dyn Team, &Threads(2)] {
                 let mut got = vec![f32::NAN; residual.len()];
-                whole
-                    .run(level, batch, image, &input, &mut got, &epilogue, &mut scratch, team)
-                    .expect("sizes fit");
+                whole.run(level, images, &mut got, &mut scratch, team).expect("sizes fit");
                 assert_eq!(got, wanted, "{what}");
             }
         }

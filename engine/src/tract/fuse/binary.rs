@@ -17,19 +17,15 @@ pub(in crate::tract) enum FusedBinary {
     Div,
 }
 
-/// Replaces those of free sizes.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
-    for id in model.eval_order()? {
-        let node = model.node(id);
-        let fact = &node.outputs[0].fact;
-        let Some(op) = operator(node).filter(|_| !fact.shape.is_concrete()) else { continue };
-        if model.node_input_facts(id)?.iter().any(|fact| fact.datum_type != DatumType::F32) {
-            continue;
-        }
-        let patch = TypedModelPatch::replace_single_op(model, node, &node.inputs, op)?;
-        patch.apply(model)?;
+/// Replaces one of free sizes.
+pub(super) fn fuse(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let node = model.node(id);
+    let fact = &node.outputs[0].fact;
+    let Some(op) = operator(node).filter(|_| !fact.shape.is_concrete()) else { return Ok(None) };
+    if model.node_input_facts(id)?.iter().any(|fact| fact.datum_type != DatumType::F32) {
+        return Ok(None);
     }
-    model.compact()
+    TypedModelPatch::replace_single_op(model, node, &node.inputs, op).map(Some)
 }
 
 fn operator(node: &TypedNode) -> Option<FusedBinary> {

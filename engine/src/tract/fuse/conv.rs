@@ -12,8 +12,8 @@ use tract_onnx::tract_hir::tract_core::ops::nn::DataFormat;
 use wisp_kernels::depthwise::Depthwise;
 use wisp_kernels::window::Window;
 use wisp_kernels::{
-    Activation, Conv2d, Epilogue, Geometry, Grid, Level, ResidualOrder, Scratch, Steps, WholeConv,
-    Winograd,
+    Activation, Conv2d, Epilogue, Geometry, Grid, Images, Level, ResidualOrder, Scratch, Steps,
+    WholeConv, Winograd,
 };
 
 use super::chain::{Chain, apply_post, by_channel};
@@ -87,17 +87,8 @@ struct Wanted {
     may_be_winograd: bool,
 }
 
-/// Replaces all convolutions that our kernels can do.
-pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
-    for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id, packed)? {
-            patch.apply(model)?;
-        }
-    }
-    model.compact()
-}
-
-fn fuse_one(
+/// Replaces a convolution that our kernels can do.
+pub(super) fn fuse(
     model: &TypedModel,
     id: usize,
     packed: &PackedWeights,
@@ -312,7 +303,8 @@ impl EvalOp for FusedConv {
         let mut plain = output.try_as_plain_ram_mut()?;
         let y = plain.as_slice_mut::<f32>()?;
         let [batch, _, height, width] = self.input;
-        let (level, image) = (Level::best(), [height, width]);
+        let level = Level::best();
+        let images = Images { batch, image: [height, width], input: x, epilogue };
         SCRATCH.with_borrow_mut(|(rows, scratch)| match &*self.kernel {
             Kernel::Depthwise(kernel) => {
                 kernel.run(x, self.input, &epilogue, y, &OfThread).map_err(TractError::new)
@@ -321,16 +313,13 @@ impl EvalOp for FusedConv {
                 kernel.run(x, width, y, &epilogue, rows).map_err(TractError::new)
             }
             Kernel::Winograd(kernel) => {
-                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
-                ran.map_err(TractError::new)
+                kernel.run(level, images, y, scratch, &OfThread).map_err(TractError::new)
             }
             Kernel::Whole(kernel) => {
-                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
-                ran.map_err(TractError::new)
+                kernel.run(level, images, y, scratch, &OfThread).map_err(TractError::new)
             }
             Kernel::General(kernel) => {
-                let ran = kernel.run(level, batch, image, x, y, &epilogue, scratch, &OfThread);
-                ran.map_err(TractError::new)
+                kernel.run(level, images, y, scratch, &OfThread).map_err(TractError::new)
             }
         })?;
         apply_post(self.post, y);

@@ -45,14 +45,27 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     model.prop_consts()?;
     barrier::raise(&mut model)?;
     quantized::fuse(&mut model)?;
-    conv::fuse(&mut model, packed)?;
-    pool::fuse(&mut model)?;
+    each(&mut model, |model, id| conv::fuse(model, id, packed))?;
+    each(&mut model, pool::fuse)?;
     model.declutter()?;
-    square::fuse(&mut model)?;
-    one_hot::fuse(&mut model, packed)?;
-    product::fuse(&mut model, packed)?;
-    rows::fuse(&mut model)?;
-    table::fuse(&mut model)?;
-    binary::fuse(&mut model)?;
+    each(&mut model, square::fuse)?;
+    each(&mut model, |model, id| one_hot::fuse(model, id, packed))?;
+    each(&mut model, |model, id| product::fuse(model, id, packed))?;
+    each(&mut model, rows::fuse)?;
+    each(&mut model, table::fuse)?;
+    each(&mut model, binary::fuse)?;
     Ok(model)
+}
+
+/// Has `fuse` replace each node that it can, with what follows it.
+fn each(
+    model: &mut TypedModel,
+    fuse: impl Fn(&TypedModel, usize) -> TractResult<Option<TypedModelPatch>>,
+) -> TractResult<()> {
+    for id in model.eval_order()? {
+        if let Some(patch) = fuse(model, id)? {
+            patch.apply(model)?;
+        }
+    }
+    model.compact()
 }

@@ -14,17 +14,8 @@ use super::product::axes;
 use super::table::FusedTable;
 use super::weights::PackedWeights;
 
-/// Replaces such products.
-pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
-    for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id, packed)? {
-            patch.apply(model)?;
-        }
-    }
-    model.compact()
-}
-
-fn fuse_one(
+/// Replaces such a product.
+pub(super) fn fuse(
     model: &TypedModel,
     id: usize,
     packed: &PackedWeights,

@@ -23,17 +23,14 @@ pub(in crate::tract) struct FusedPool {
 
 stored_struct!(FusedPool { pool, input, output });
 
-/// Replaces the pooling that our kernels can do.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
-    for id in model.eval_order()? {
-        let Some(fused) = fused(model, id)? else { continue };
-        let mut patch = TypedModelPatch::default();
-        let tap = patch.tap_model(model, model.node(id).inputs[0])?;
-        let wired = patch.wire_node(&model.node(id).name, fused, &[tap])?;
-        patch.shunt_outside(model, id.into(), wired[0])?;
-        patch.apply(model)?;
-    }
-    model.compact()
+/// Replaces pooling that our kernels can do.
+pub(super) fn fuse(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let Some(fused) = fused(model, id)? else { return Ok(None) };
+    let mut patch = TypedModelPatch::default();
+    let tap = patch.tap_model(model, model.node(id).inputs[0])?;
+    let wired = patch.wire_node(&model.node(id).name, fused, &[tap])?;
+    patch.shunt_outside(model, id.into(), wired[0])?;
+    Ok(Some(patch))
 }
 
 fn fused(model: &TypedModel, id: usize) -> TractResult<Option<FusedPool>> {

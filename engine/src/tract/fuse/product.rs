@@ -95,17 +95,8 @@ stored_struct!(FusedProduct {
     output
 });
 
-/// Replaces all products that our kernels can do.
-pub(super) fn fuse(model: &mut TypedModel, packed: &PackedWeights) -> TractResult<()> {
-    for id in model.eval_order()? {
-        if let Some(patch) = fuse_one(model, id, packed)? {
-            patch.apply(model)?;
-        }
-    }
-    model.compact()
-}
-
-fn fuse_one(
+/// Replaces a product that our kernels can do.
+pub(super) fn fuse(
     model: &TypedModel,
     id: usize,
     packed: &PackedWeights,

@@ -108,21 +108,17 @@ impl Stored for RowFunction {
 }
 
 /// Replaces what our kernels do better.
-pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
-    for id in model.eval_order()? {
-        let Some((function, input, last)) = found(model, id)? else { continue };
-        let fact = model.outlet_fact(input)?;
-        if fact.datum_type != DatumType::F32 || fact.rank() == 0 {
-            continue;
-        }
-        let mut patch = TypedModelPatch::default();
-        let tap = patch.tap_model(model, input)?;
-        let name = model.node(last).name.clone();
-        let wired = patch.wire_node(name, FusedRows { function }, &[tap])?;
-        patch.shunt_outside(model, last.into(), wired[0])?;
-        patch.apply(model)?;
+pub(super) fn fuse(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+    let Some((function, input, last)) = found(model, id)? else { return Ok(None) };
+    let fact = model.outlet_fact(input)?;
+    if fact.datum_type != DatumType::F32 || fact.rank() == 0 {
+        return Ok(None);
     }
-    model.compact()
+    let mut patch = TypedModelPatch::default();
+    let tap = patch.tap_model(model, input)?;
+    let wired = patch.wire_node(&model.node(last).name, FusedRows { function }, &[tap])?;
+    patch.shunt_outside(model, last.into(), wired[0])?;
+    Ok(Some(patch))
 }
 
 fn found(model: &TypedModel, id: usize) -> TractResult<Option<Found>> {

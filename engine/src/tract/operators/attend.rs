@@ -8,19 +8,6 @@ use super::super::bodies;
 use super::kernel::{Built, Form, Kernel, built, checked_len, expect_datum, integers_of};
 use super::linear::dot;
 
-/// The attributes that are known; later versions may add some that change the answer.
-const KNOWN: [&str; 9] = [
-    "is_causal",
-    "kv_num_heads",
-    "left_window_size",
-    "q_num_heads",
-    "qk_matmul_output_mode",
-    "right_window_size",
-    "scale",
-    "softcap",
-    "softmax_precision",
-];
-
 /// What hides a key as infinity does, to ONNX Runtime.
 pub(super) const HIDDEN: f32 = f32::MIN;
 
@@ -39,9 +26,6 @@ pub(super) fn is_needed(node: &NodeProto) -> TractResult<bool> {
 }
 
 pub(super) fn attend(node: &NodeProto) -> Built {
-    if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
-        bail!("Attention's attribute {} is not served", other.name);
-    }
     let int = |name: &str| node.get_attr_opt::<i64>(name);
     let heads = |name: &str| -> TractResult<Option<usize>> {
         Ok(int(name)?.map(usize::try_from).transpose()?.filter(|&heads| heads > 0))

@@ -17,7 +17,7 @@ use super::kernel::{Built, Form, Kernel, typed};
 use super::linear::dot;
 use super::{attend, theirs};
 
-/// The attributes that tract reads or refuses, and those of windows, where there are none.
+/// The attributes that `attend` reads, and those that tract reads or refuses.
 const KNOWN: [&str; 9] = [
     "is_causal",
     "kv_num_heads",
@@ -37,13 +37,13 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 fn attention(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_standard = matches!(&*node.domain, "" | "ai.onnx");
     ensure!(is_standard, "Attention of domain {} is not served", node.domain);
+    // Later versions may add some that change the answer: none is passed over.
+    if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
+        bail!("Attention's attribute {} is not served", other.name);
+    }
     let node = &with_heads(node)?;
     if attend::is_needed(node)? {
         return attend::attend(node);
-    }
-    // Later versions add some that change the answer, as a window: none is passed over.
-    if let Some(other) = node.attribute.iter().find(|other| !KNOWN.contains(&&*other.name)) {
-        bail!("Attention's attribute {} is not served", other.name);
     }
     let given = |index: usize| node.input.get(index).is_some_and(|name| !name.is_empty());
     ensure!(given(4) == given(5), "past_key and past_value go together");

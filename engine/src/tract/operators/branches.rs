@@ -114,10 +114,7 @@ impl Branch {
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
-        let mut fused = fuse::fuse(typed, &PackedWeights::of_one_plan())?;
-        fused.optimize()?;
-        bodies::watch(&mut fused)?;
-        let plan = fused.into_runnable()?;
+        let plan = bodies::plan(fuse::fuse(typed, &PackedWeights::of_one_plan())?)?;
         Ok(Planned { plan, facts, inputs: self.inputs.clone() })
     }
 }

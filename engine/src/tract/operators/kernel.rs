@@ -69,6 +69,23 @@ pub(super) fn one<T>(inputs: &[T]) -> TractResult<&T> {
     Ok(input)
 }
 
+/// An input of a node as whole numbers where tract has sizes.
+///
+/// # Errors
+/// tract's.
+pub(super) fn whole(
+    model: &mut TypedModel,
+    node: &str,
+    index: usize,
+    input: OutletId,
+) -> TractResult<OutletId> {
+    if model.outlet_fact(input)?.datum_type != DatumType::TDim {
+        return Ok(input);
+    }
+    let name = format!("{node}.whole_{index}");
+    Ok(model.wire_node(name, cast(DatumType::I64), &[input])?[0])
+}
+
 /// Sizes that depend on values: planning knows a name for each that it asked for, and no more.
 #[derive(Debug, Clone)]
 pub(super) struct Unknown {
@@ -390,11 +407,8 @@ impl InferenceOp for Operator {
         let mut inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
         let facts = inputs.iter().map(|&input| Ok(form_of(target.outlet_fact(input)?)));
         let takes_sizes = self.kernel.outputs(&facts.collect::<TractResult<TVec<_>>>()?).is_ok();
-        for (index, input) in inputs.iter_mut().enumerate() {
-            if !takes_sizes && target.outlet_fact(*input)?.datum_type == DatumType::TDim {
-                let name = format!("{}.whole_{index}", node.name);
-                *input = target.wire_node(name, cast(DatumType::I64), &[*input])?[0];
-            }
+        for (index, input) in inputs.iter_mut().enumerate().filter(|_| !takes_sizes) {
+            *input = whole(target, &node.name, index, *input)?;
         }
         target.wire_node(&*node.name, self.clone(), &inputs)
     }

@@ -6,7 +6,6 @@
 
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
-use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::konst::Const;
@@ -14,7 +13,7 @@ use tract_onnx::tract_hir::ops::konst::Const;
 use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
 use super::attributes::integers;
-use super::kernel::{Built, Unknown, checked_axis};
+use super::kernel::{Built, Unknown, checked_axis, whole};
 use super::theirs;
 use super::turns::{Kind, Planned, Repeated, Sequence, Turns};
 use crate::messages::graphs_in;
@@ -321,10 +320,7 @@ impl InferenceOp for Repeat {
     ) -> TractResult<TVec<OutletId>> {
         let mut inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
         for (index, input) in inputs.iter_mut().enumerate().take(self.turns.outside()) {
-            if target.outlet_fact(*input)?.datum_type == DatumType::TDim {
-                let name = format!("{}.whole_{index}", node.name);
-                *input = target.wire_node(name, cast(DatumType::I64), &[*input])?[0];
-            }
+            *input = whole(target, &node.name, index, *input)?;
         }
         let outside = inputs.iter().map(|&it| Ok(InferenceFact::from(target.outlet_fact(it)?)));
         let outside: TVec<InferenceFact> = outside.collect::<TractResult<_>>()?;
@@ -337,12 +333,9 @@ impl InferenceOp for Repeat {
         let given = self.given(&outside, &made)?;
         let facts = self.kept.iter().map(|&index| TypedFact::try_from(&given[index]));
         let facts = facts.collect::<TractResult<_>>()?;
-        let mut fused = fuse::fuse(typed, &PackedWeights::of_one_plan())?;
-        fused.optimize()?;
-        bodies::watch(&mut fused)?;
         let planned = Planned {
             turns: self.turns.clone(),
-            plan: fused.into_runnable()?,
+            plan: bodies::plan(fuse::fuse(typed, &PackedWeights::of_one_plan())?)?,
             captured,
             shapes: self.shapes.clone(),
             rows,

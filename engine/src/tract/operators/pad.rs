@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_core::ops::array::{Pad as TractPad, PadMode};
-use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
     Built, Form, Kernel, Unknown, checked_axis, checked_len, checked_strings, integers_of, typed,
+    whole,
 };
 use super::theirs;
 
@@ -148,10 +148,7 @@ impl Expansion for Pad {
         }
         let mut inputs: TVec<OutletId> = inputs.into();
         for index in [Some(1), self.axes_input].into_iter().flatten() {
-            if model.outlet_fact(inputs[index])?.datum_type == DatumType::TDim {
-                let name = format!("{prefix}.whole_{index}");
-                inputs[index] = model.wire_node(name, cast(DatumType::I64), &[inputs[index]])?[0];
-            }
+            inputs[index] = whole(model, prefix, index, inputs[index])?;
         }
         let padded = known.map(|amounts| {
             let sizes = fact.shape.iter().zip(amounts);
