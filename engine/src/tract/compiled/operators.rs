@@ -23,7 +23,7 @@ use super::parts::{Reader, Stored, Writer, stored_struct};
 use crate::narrow::{Narrow, Rounding, Towards};
 use crate::tract::fuse::{
     Barrier, DeformedWindows, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows,
-    FusedTable, GatheredBlocks, Quantize,
+    FusedTable, GatheredBlocks, Quantize, Reduction,
 };
 use crate::tract::operators::rounded::Rounded;
 
@@ -54,6 +54,7 @@ held! {
     11 => RmsNorm, 12 => Softmax, 13 => Iff,
     20 => Barrier, 21 => FusedConv, 22 => FusedPool, 23 => FusedProduct, 24 => FusedRows,
     25 => FusedTable, 26 => FusedBinary, 27 => Quantize, 28 => GatheredBlocks, 29 => DeformedWindows,
+    30 => Reduction,
 }
 
 stored_struct!(Cast { to });

@@ -14,6 +14,7 @@ mod one_hot;
 mod pool;
 mod product;
 mod quantized;
+mod reduction;
 mod rows;
 mod spans;
 mod square;
@@ -29,6 +30,7 @@ pub(super) use deformed::DeformedWindows;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
 pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
+pub(super) use reduction::Reduction;
 pub(super) use rows::FusedRows;
 pub(super) use table::FusedTable;
 pub(super) use weights::PackedWeights;
@@ -54,6 +56,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     each(&mut model, rows::fuse)?;
     each(&mut model, table::fuse)?;
     each(&mut model, binary::fuse)?;
+    each(&mut model, reduction::fuse)?;
     Ok(model)
 }
 

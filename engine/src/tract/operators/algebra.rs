@@ -1,4 +1,4 @@
-//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, Celu; and DFT, sums and
+//! Arithmetic that tract lacks or does less exactly: Det, CumProd, AffineGrid, Celu; and DFT, means and
 //! the like, which it does in finer types here.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
@@ -20,12 +20,6 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("CumProd", cum_prod);
     operators.insert("DFT", dft);
     operators.insert("Det", |_, node| built(node, Det));
-    for name in ["ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"] {
-        operators.insert(name, |context, node| finer(context, node, &SUMS));
-    }
-    for name in ["ReduceMax", "ReduceMin"] {
-        operators.insert(name, |context, node| finer(context, node, &EXTREMES));
-    }
     // tract's Gemm makes singles of halves, which it then takes for another type than it said.
     for name in ["AveragePool", "Gemm", "GlobalAveragePool", "InstanceNormalization"] {
         operators.insert(name, |context, node| finer(context, node, &HALVES));
@@ -36,16 +30,16 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 const HALVES: [(DatumType, DatumType); 1] = [(DatumType::F16, DatumType::F32)];
 
 /// tract adds integers up in 32 bits. So they are exact up to 53.
-const SUMS: [(DatumType, DatumType); 2] =
+pub(super) const SUMS: [(DatumType, DatumType); 2] =
     [(DatumType::F16, DatumType::F32), (DatumType::I64, DatumType::F64)];
 
 /// tract begins with the largest finite number, of which a coarser type makes an infinity: which is
 /// right where all are infinite, or there are none. Of doubles it stays the finite one.
-const EXTREMES: [(DatumType, DatumType); 2] =
+pub(super) const EXTREMES: [(DatumType, DatumType); 2] =
     [(DatumType::F16, DatumType::F32), (DatumType::F32, DatumType::F64)];
 
 /// tract's operator in a finer type than its input has, where `types` name one.
-fn finer(
+pub(super) fn finer(
     context: &ParsingContext,
     node: &NodeProto,
     types: &'static [(DatumType, DatumType)],

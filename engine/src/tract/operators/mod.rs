@@ -38,6 +38,7 @@ mod quantize;
 mod range;
 mod ranks;
 mod recurrent;
+mod reduce;
 mod refused;
 mod regions;
 mod reversed;
@@ -91,6 +92,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     range::register(operators);
     ranks::register(operators);
     recurrent::register(operators);
+    reduce::register(operators);
     refused::register(operators);
     regions::register(operators);
     reversed::register(operators);

@@ -20,12 +20,12 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("GlobalLpPool", global_lp_pool);
     operators.insert("LogSoftmax", log_softmax);
     operators.insert("MeanVarianceNormalization", normalized);
-    operators.insert("ReduceLogSumExp", reduce_log_sum_exp);
     operators.insert("Sigmoid", |context, node| rewired(context, node, Formula::Sigmoid));
     operators.insert("Softplus", softplus);
 }
 
-fn reduce_log_sum_exp(context: &ParsingContext, node: &NodeProto) -> Built {
+/// For `reduce`, which registers it.
+pub(super) fn reduce_log_sum_exp(context: &ParsingContext, node: &NodeProto) -> Built {
     let flag = |name: &str| node.get_attr_opt::<i64>(name);
     let keeps_axes = flag("keepdims")?.unwrap_or(1) == 1;
     let none_is_none = flag("noop_with_empty_axes")?.unwrap_or(0) == 1;
@@ -130,7 +130,7 @@ impl Wiring for Formula {
     }
 }
 
-fn axes_of(axes: &[i64], rank: usize) -> TractResult<TVec<usize>> {
+pub(super) fn axes_of(axes: &[i64], rank: usize) -> TractResult<TVec<usize>> {
     let axes = axes.iter().map(|&axis| checked_axis(axis, rank));
     let mut axes: TVec<usize> = axes.collect::<TractResult<_>>()?;
     axes.sort_unstable();
@@ -139,13 +139,13 @@ fn axes_of(axes: &[i64], rank: usize) -> TractResult<TVec<usize>> {
 }
 
 /// A model to which nodes are added, and what their names start with.
-struct Wires<'a> {
-    prefix: &'a str,
-    model: &'a mut TypedModel,
+pub(super) struct Wires<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) model: &'a mut TypedModel,
 }
 
 impl Wires<'_> {
-    fn op(
+    pub(super) fn op(
         &mut self,
         name: &str,
         op: impl Into<Box<dyn TypedOp>>,
@@ -255,11 +255,17 @@ impl Wires<'_> {
         self.op("of_one", div(), &[centred, deviation])
     }
 
-    fn mean(&mut self, name: &str, x: OutletId, axes: &[usize]) -> TractResult<OutletId> {
+    /// Of no elements it is zero.
+    pub(super) fn mean(
+        &mut self,
+        name: &str,
+        x: OutletId,
+        axes: &[usize],
+    ) -> TractResult<OutletId> {
         let fact = self.model.outlet_fact(x)?.clone();
         let sum = self.reduced(&format!("{name}.sum"), x, axes, Reducer::Sum)?;
         let count: TDim = axes.iter().map(|&axis| fact.shape[axis].clone()).product();
-        let count = tensor0(count).broadcast_into_rank(fact.rank())?;
+        let count = tensor0(count.maxi(1.to_dim())).broadcast_into_rank(fact.rank())?;
         let count = self.model.add_const(format!("{}.{name}.count", self.prefix), count)?;
         let count = self.op(&format!("{name}.number"), cast(fact.datum_type), &[count])?;
         self.op(name, div(), &[sum, count])
