@@ -8,6 +8,7 @@ mod blocks;
 mod chain;
 mod conv;
 mod deformed;
+mod found;
 mod gelu;
 mod line;
 mod one_hot;
@@ -43,6 +44,7 @@ use tract_onnx::prelude::*;
 /// # Errors
 /// tract's.
 pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult<TypedModel> {
+    let kept = found::keep(&mut model)?;
     // Before decluttering: it turns convolutions into products and moves their axes.
     model.prop_consts()?;
     barrier::raise(&mut model)?;
@@ -57,6 +59,7 @@ pub(super) fn fuse(mut model: TypedModel, packed: &PackedWeights) -> TractResult
     each(&mut model, table::fuse)?;
     each(&mut model, binary::fuse)?;
     each(&mut model, reduction::fuse)?;
+    found::raise(&mut model, &kept)?;
     Ok(model)
 }
 
