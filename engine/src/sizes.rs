@@ -127,7 +127,7 @@ pub(crate) fn check_node<'a>(
         "ConstantOfShape" => at_most(input(0), MAX_ELEMENTS),
         "Expand" | "Tile" => at_most(input(1), MAX_ELEMENTS),
         "OneHot" => at_most(input(1), MAX_ELEMENTS),
-        "Pad" => at_most(input(1).map(plus_one), MAX_ELEMENTS),
+        "Pad" => at_most(input(1).map(padded), MAX_ELEMENTS),
         "Upsample" => at_most(input(1), MAX_SCALE),
         // Until opset 10 the scales were the second input.
         "Resize" => {
@@ -154,8 +154,10 @@ fn at_most(sizes: Option<Vec<f64>>, most: f64) -> bool {
     sizes.is_none_or(|sizes| sizes.iter().map(|size| size.abs().max(1.0)).product::<f64>() <= most)
 }
 
-fn plus_one(sizes: Vec<f64>) -> Vec<f64> {
-    sizes.into_iter().map(|size| size.abs() + 1.0).collect()
+/// What pads make of one element, by axis: those before all axes stand first, then those after.
+fn padded(pads: Vec<f64>) -> Vec<f64> {
+    let (before, after) = pads.split_at(pads.len() / 2);
+    before.iter().zip(after).map(|(before, after)| before.abs() + after.abs() + 1.0).collect()
 }
 
 /// Few numbers, as sizes and scales are.
