@@ -265,14 +265,15 @@ fn body_of(node: &NodeProto, body: &mut Body<'_>) -> Result<bool, String> {
 
 type Write = fn(&mut Body<'_>) -> Result<(), String>;
 
-/// Of ONNX's operators, those that tract lacks, one as it is trained, and those on whole numbers: our
-/// kernels compute them as floats, which hold sums of 24 bits, as whatever comes of those does.
+/// Of ONNX's operators, those that tract lacks, one as it is trained, one as it was once, and those on whole
+/// numbers: our kernels compute them as floats, which hold sums of 24 bits, as whatever comes of those does.
 fn writer_of_onnx(node: &NodeProto) -> Option<Write> {
     Some(match node.op_type.as_str() {
         "BatchNormalization" if is_training(node) => newer::normalized_batch,
         "ConvInteger" => quantized::convolution_of_integers,
         "DeformConv" => newer::deformed_convolution,
         "MatMulInteger" => quantized::product_of_integers,
+        "Pad" if node.input.len() == 1 => newer::padded,
         "QLinearConv" => quantized::convolution,
         "QLinearMatMul" => quantized::quantized_product,
         "SwiGLU" => newer::gated,

@@ -1,4 +1,5 @@
-//! ONNX's operators that tract lacks, or has for inference only, with those that it has.
+//! ONNX's operators that tract lacks, has for inference only or as they were otherwise, with those that it
+//! has.
 
 use super::body::{Body, ints};
 
@@ -18,6 +19,19 @@ pub(super) fn deformed_convolution(body: &mut Body<'_>) -> Written {
     inputs.extend(body.given(3));
     let attributes = body.attributes(&["group"]);
     let y = body.op_with("Conv", &inputs, attributes);
+    body.give(0, &y);
+    Ok(())
+}
+
+/// Pad of operator sets before 11, whose pads and value are attributes: tract's takes no negative ones, and
+/// goes past the end of what it reflects.
+pub(super) fn padded(body: &mut Body<'_>) -> Written {
+    let x = body.input(0)?;
+    let pads = body.integers(body.ints("pads"));
+    let value = body.single(body.float("value", 0.0));
+    let inputs = [x, &pads, &value];
+    let attributes = body.attributes(&["mode"]);
+    let y = body.op_with("Pad", &inputs, attributes);
     body.give(0, &y);
     Ok(())
 }

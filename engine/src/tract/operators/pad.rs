@@ -13,7 +13,6 @@ use super::kernel::{
     Built, Form, Kernel, Unknown, checked_axis, checked_len, checked_strings, integers_of, typed,
     whole,
 };
-use super::theirs;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Pad", pad);
@@ -29,10 +28,6 @@ enum Mode {
 }
 
 fn pad(context: &ParsingContext, node: &NodeProto) -> Built {
-    // Pads were an attribute.
-    if context.onnx_operator_set_version < 11 {
-        return theirs::built(context, node);
-    }
     let mode = match node.get_attr_opt::<&str>("mode")?.unwrap_or("constant") {
         "constant" => Mode::Constant,
         "edge" => Mode::Edge,
