@@ -128,9 +128,9 @@ fn product(sizes: &[usize]) -> TractResult<usize> {
 /// A table's numbers and what they are scaled by.
 struct Blocks<'a> {
     sizes: TVec<usize>,
-    numbers: Narrow<'a>,
+    numbers: Packed<'a>,
     scales: &'a [f32],
-    zeros: Option<Narrow<'a>>,
+    zeros: Option<Packed<'a>>,
     block: usize,
     /// Numbers along the axis of the blocks, and blocks.
     length: usize,
@@ -140,13 +140,13 @@ struct Blocks<'a> {
 }
 
 /// Numbers of so many bits in bytes.
-struct Narrow<'a> {
+struct Packed<'a> {
     bytes: &'a [u8],
     bits: usize,
     is_signed: bool,
 }
 
-impl Narrow<'_> {
+impl Packed<'_> {
     fn at(&self, index: usize) -> f32 {
         if self.is_signed {
             return self.bytes[index].cast_signed().into();
@@ -176,8 +176,8 @@ impl<'a> Blocks<'a> {
         wanted[axes.blocks] = blocks;
         ensure!(*wanted == *scales.shape(), "scales of {:?}, expected {wanted:?}", scales.shape());
         let is_signed = table.datum_type() == DatumType::I8;
-        let narrow = |tensor: &'a Tensor| -> TractResult<Narrow<'a>> {
-            Ok(Narrow { bytes: tensor.try_as_plain_ram()?.as_bytes(), bits: op.bits, is_signed })
+        let packed = |tensor: &'a Tensor| -> TractResult<Packed<'a>> {
+            Ok(Packed { bytes: tensor.try_as_plain_ram()?.as_bytes(), bits: op.bits, is_signed })
         };
         // Each row's start in a byte of their own.
         wanted[axes.blocks] = blocks.div_ceil(axes.packed);
@@ -186,9 +186,9 @@ impl<'a> Blocks<'a> {
             ensure!(*wanted == *came, "zero points of {came:?}, expected {wanted:?}");
             ensure!(datum == table.datum_type(), "zero points of {datum:?}, not the table's type");
         }
-        let zeros = zeros.map(|zeros| narrow(zeros)).transpose()?;
+        let zeros = zeros.map(|zeros| packed(zeros)).transpose()?;
         let inner = product(&sizes[axes.blocks + 1..])?;
-        let (numbers, scales) = (narrow(table)?, scales.try_as_plain_ram()?.as_slice()?);
+        let (numbers, scales) = (packed(table)?, scales.try_as_plain_ram()?.as_slice()?);
         Ok(Self { sizes, numbers, scales, zeros, block: op.block, length, blocks, inner })
     }
 

@@ -30,7 +30,7 @@ pub(super) use conv::FusedConv;
 pub(super) use deformed::DeformedWindows;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
-pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
+pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize, limits_of};
 pub(super) use reduction::Reduction;
 pub(super) use rows::FusedRows;
 pub(super) use table::FusedTable;

@@ -32,7 +32,7 @@ const MOST_OF_SHARED: usize = 1 << 18;
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::tract) struct Quantize {
     is_back: bool,
-    datum: Narrow,
+    datum: Whole,
     scale: f32,
     zero: f32,
 }
@@ -41,23 +41,53 @@ impl Eq for Quantize {}
 
 /// What floats are quantised to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Narrow {
+enum Whole {
     U8,
     I8,
     U16,
     I16,
 }
 
+impl Whole {
+    const ALL: [Self; 4] = [Self::U8, Self::I8, Self::U16, Self::I16];
+
+    fn of(datum: DatumType) -> Option<Self> {
+        Self::ALL.into_iter().find(|whole| whole.datum() == datum)
+    }
+
+    fn datum(self) -> DatumType {
+        match self {
+            Self::U8 => DatumType::U8,
+            Self::I8 => DatumType::I8,
+            Self::U16 => DatumType::U16,
+            Self::I16 => DatumType::I16,
+        }
+    }
+
+    fn limits(self) -> (f32, f32) {
+        match self {
+            Self::U8 => (u8::LEAST, u8::MOST),
+            Self::I8 => (i8::LEAST, i8::MOST),
+            Self::U16 => (u16::LEAST, u16::MOST),
+            Self::I16 => (i16::LEAST, i16::MOST),
+        }
+    }
+}
+
+/// The least and the most of a datatype that floats are quantised to.
+pub(in crate::tract) fn limits_of(datum: DatumType) -> Option<(f32, f32)> {
+    Whole::of(datum).map(Whole::limits)
+}
+
 stored_struct!(Quantize { is_back, datum, scale, zero });
 
-impl Stored for Narrow {
+impl Stored for Whole {
     fn put<'a>(&'a self, to: &mut Writer<'a>) -> Option<()> {
         to.variant(*self as u8, &())
     }
 
     fn take(from: &mut Reader<'_>) -> Option<Self> {
-        let all = [Narrow::U8, Narrow::I8, Narrow::U16, Narrow::I16];
-        all.get(usize::from(u8::take(from)?)).copied()
+        Self::ALL.get(usize::from(u8::take(from)?)).copied()
     }
 }
 
@@ -69,32 +99,20 @@ impl Quantize {
         scale: f32,
         zero: f32,
     ) -> Option<Self> {
-        let datum = match datum {
-            DatumType::U8 => Narrow::U8,
-            DatumType::I8 => Narrow::I8,
-            DatumType::U16 => Narrow::U16,
-            DatumType::I16 => Narrow::I16,
-            _ => return None,
-        };
-        Some(Self { is_back, datum, scale, zero })
+        Some(Self { is_back, datum: Whole::of(datum)?, scale, zero })
     }
 
     fn steps(&self) -> Steps {
-        let (least, most) = match self.datum {
-            Narrow::U8 => (u8::LEAST, u8::MOST),
-            Narrow::I8 => (i8::LEAST, i8::MOST),
-            Narrow::U16 => (u16::LEAST, u16::MOST),
-            Narrow::I16 => (i16::LEAST, i16::MOST),
-        };
+        let (least, most) = self.datum.limits();
         Steps { scale: self.scale, least: least - self.zero, most: most - self.zero }
     }
 
     fn of_tensor(&self, input: &Tensor) -> TractResult<Tensor> {
         match self.datum {
-            Narrow::U8 => self.run::<u8>(input),
-            Narrow::I8 => self.run::<i8>(input),
-            Narrow::U16 => self.run::<u16>(input),
-            Narrow::I16 => self.run::<i16>(input),
+            Whole::U8 => self.run::<u8>(input),
+            Whole::I8 => self.run::<i8>(input),
+            Whole::U16 => self.run::<u16>(input),
+            Whole::I16 => self.run::<i16>(input),
         }
     }
 
@@ -257,13 +275,7 @@ impl EvalOp for Quantize {
 
 impl TypedOp for Quantize {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        let datum = match (self.is_back, self.datum) {
-            (true, _) => DatumType::F32,
-            (false, Narrow::U8) => DatumType::U8,
-            (false, Narrow::I8) => DatumType::I8,
-            (false, Narrow::U16) => DatumType::U16,
-            (false, Narrow::I16) => DatumType::I16,
-        };
+        let datum = if self.is_back { DatumType::F32 } else { self.datum.datum() };
         Ok(tvec!(datum.fact(inputs[0].shape.clone())))
     }
 

@@ -12,7 +12,7 @@ use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, type
 use super::rounded::rounding;
 use super::theirs::{Wiring, rewired};
 use crate::narrow::Rounding;
-use crate::tract::fuse::{DEQUANTIZE, MAX_WEIGHTS, Quantize};
+use crate::tract::fuse::{DEQUANTIZE, MAX_WEIGHTS, Quantize, limits_of};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -233,14 +233,7 @@ impl Kernel for Scaled {
         }
         let mut values = input.cast_to::<f32>()?.into_owned();
         let mut plain = values.try_as_plain_ram_mut()?;
-        let limits = match (self.narrow, datum) {
-            (Some(narrow), _) => narrow.to.limits(),
-            (None, DatumType::U8) => Some((u8::LEAST, u8::MOST)),
-            (None, DatumType::I8) => Some((i8::LEAST, i8::MOST)),
-            (None, DatumType::U16) => Some((u16::LEAST, u16::MOST)),
-            (None, DatumType::I16) => Some((i16::LEAST, i16::MOST)),
-            _ => None,
-        };
+        let limits = self.narrow.map_or_else(|| limits_of(datum), |narrow| narrow.to.limits());
         let numbers = plain.as_slice_mut::<f32>()?;
         for (element, value) in numbers.iter_mut().enumerate() {
             let place = places.of(element);
