@@ -1,8 +1,8 @@
-//! Loop, which tract lacks, and Scan but for the simplest. tract takes apart what does not depend on the
-//! turn before: of others one within another goes on from where it was, outputs that are alike have one
-//! direction, and some graphs keep it busy for ever. What a body takes follows from what the node does,
-//! also where it does not say of what types its inputs are, as those of ONNX's own functions. It is
-//! planned once and runs turn by turn.
+//! Loop, which tract lacks, and Scan but for the simplest. tract takes a Scan apart, so that what does not
+//! depend on the turn before is computed for all turns at once. But one within another goes on from where it
+//! was at the outer one's turn before, outputs that are alike get one direction, and some graphs keep tract
+//! busy for ever. What a body takes follows from what the node does, also where it does not say of what types
+//! its inputs are, as those of ONNX's own functions. It is planned once and runs turn by turn.
 
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
