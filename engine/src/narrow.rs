@@ -205,6 +205,13 @@ impl Narrow {
     }
 }
 
+/// The number without a sign at a place in bytes that hold numbers of two, four or eight bits, the first at a
+/// byte's lowest.
+pub(crate) fn packed_at(bytes: &[u8], bits: usize, index: usize) -> u8 {
+    let of_byte = 8 / bits;
+    bytes[index / of_byte] >> (index % of_byte * bits) & (u8::MAX >> (8 - bits))
+}
+
 /// How a number is made one of those that a datatype of floats holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rounding {

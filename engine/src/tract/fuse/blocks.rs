@@ -6,6 +6,7 @@ use std::ops::Mul;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 
+use crate::narrow::packed_at;
 use crate::tract::compiled::stored_struct;
 
 /// That come of one table: a table of no bytes may have any sizes.
@@ -151,9 +152,7 @@ impl Packed<'_> {
         if self.is_signed {
             return self.bytes[index].cast_signed().into();
         }
-        let of_byte = 8 / self.bits;
-        let shift = index % of_byte * self.bits;
-        (self.bytes[index / of_byte] >> shift & (u8::MAX >> (8 - self.bits))).into()
+        packed_at(self.bytes, self.bits, index).into()
     }
 }
 

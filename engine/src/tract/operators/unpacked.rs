@@ -5,6 +5,7 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{Built, Form, Kernel, built, checked_len, expect_datum};
+use crate::narrow::packed_at;
 use crate::tract::contrib::{DECODED, UNPACKED};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -34,14 +35,6 @@ fn unpacked(_context: &ParsingContext, node: &NodeProto) -> Built {
     ensure!(block.is_power_of_two() && block >= 16, "blocks of {block}");
     checked_len(&[rows, columns.div_ceil(block), block])?;
     built(node, Unpacked { rows, columns, bits, block })
-}
-
-impl Unpacked {
-    fn value(&self, bytes: &[u8], index: usize) -> u8 {
-        let of_byte = 8 / self.bits;
-        let shift = index % of_byte * self.bits;
-        bytes[index / of_byte] >> shift & (u8::MAX >> (8 - self.bits))
-    }
 }
 
 impl Kernel for Unpacked {
@@ -75,14 +68,14 @@ impl Kernel for Unpacked {
                 ensure!(zeros.len() == rows * of_row, "{} bytes of zero points", zeros.len());
                 let plain = zeros.try_as_plain_ram()?;
                 let rows = plain.as_slice::<u8>()?.chunks_exact(of_row);
-                let zeros = |row| (0..blocks).map(move |index| self.value(row, index).into());
+                let zeros = |row| (0..blocks).map(move |index| packed_at(row, bits, index).into());
                 rows.flat_map(zeros).collect()
             }
             Some(zeros) => zeros.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(),
         };
         ensure!(zeros.len() == rows * blocks, "{} zero points", zeros.len());
         let numbers = tract_ndarray::Array2::from_shape_fn((rows, columns), |(row, column)| {
-            let value = self.value(&weights[row * row_bytes..][..row_bytes], column);
+            let value = packed_at(&weights[row * row_bytes..][..row_bytes], bits, column);
             let block = row * blocks + column / block;
             (f32::from(value) - zeros[block]) * scales[block]
         });
