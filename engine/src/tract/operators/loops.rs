@@ -4,6 +4,8 @@
 //! busy for ever. What a body takes follows from what the node does, also where it does not say of what types
 //! its inputs are, as those of ONNX's own functions. It is planned once and runs turn by turn.
 
+use std::collections::HashSet;
+
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
 use tract_onnx::tract_hir::infer::Factoid;
@@ -48,8 +50,8 @@ fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     read(context, node, Kind::Scan { is_batched }, (states, sequences))
 }
 
-/// Whether tract takes a Scan apart rightly: of typed inputs, along first axes and forwards, and of nothing
-/// that has states of its own.
+/// Whether tract takes a Scan apart rightly: of typed inputs, along first axes and forwards, of nothing that
+/// has states of its own, and of nothing that is the same in each turn.
 fn is_simple(node: &NodeProto) -> TractResult<bool> {
     let body = node.get_attr::<&GraphProto>("body")?;
     let is_typed = |value: &ValueInfoProto| {
@@ -63,7 +65,22 @@ fn is_simple(node: &NodeProto) -> TractResult<bool> {
     let is_usual = |name: &str| matches!(name, "body" | "num_scan_inputs");
     Ok(node.attribute.iter().all(|attribute| is_usual(&attribute.name))
         && body.input.iter().all(is_typed)
-        && body.node.iter().all(is_plain))
+        && body.node.iter().all(is_plain)
+        && differs_by_turn(body))
+}
+
+/// Whether a body uses all that it takes, and makes all that it gives of that: tract cannot plan others. As far
+/// as its nodes are sorted.
+fn differs_by_turn(body: &GraphProto) -> bool {
+    let used: HashSet<&String> = body.node.iter().flat_map(|node| &node.input).collect();
+    let mut differing: HashSet<&String> = body.input.iter().map(|input| &input.name).collect();
+    let are_used = differing.is_subset(&used);
+    for node in &body.node {
+        if node.input.iter().any(|name| differing.contains(name)) {
+            differing.extend(&node.output);
+        }
+    }
+    are_used && body.output.iter().all(|output| differing.contains(&output.name))
 }
 
 /// # Errors
