@@ -10,7 +10,7 @@ use wisp_kernels::quantized::{
     scale_of,
 };
 
-use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, one};
+use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, one, only};
 use crate::tract::contrib::{MEANS, PRODUCT, SUM, SUMS};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
@@ -37,16 +37,8 @@ macro_rules! of_bytes {
     };
 }
 
-/// # Errors
-/// Not one number.
-fn number(tensor: &Tensor) -> TractResult<f32> {
-    ensure!(tensor.len() == 1, "expected one number, got {}", tensor.len());
-    let tensor = tensor.cast_to::<f32>()?;
-    Ok(tensor.try_as_plain_ram()?.as_slice::<f32>()?[0])
-}
-
 fn given(scale: &Tensor, zero: &Tensor) -> TractResult<Scale> {
-    Ok(Scale { scale: number(scale)?, zero: number(zero)? })
+    Ok(Scale { scale: only(scale)?, zero: only(zero)? })
 }
 
 /// Sums of products of whole numbers, a factor for all or for each place along the axis, and a zero
@@ -74,7 +66,7 @@ impl Kernel for Requantized {
         let [sums, factors, zero] = inputs else { bail!("expected three inputs") };
         let shape = sums.shape();
         if self.axis == -1 && factors.len() > 1 && factors.rank() > 1 {
-            let zero_point = number(zero)?;
+            let zero_point = only::<f32>(zero)?;
             let quantized = of_bytes!(zero.datum_type(), of_matrices(sums, factors, zero_point));
             return Ok(tvec![quantized?]);
         }
@@ -89,7 +81,7 @@ impl Kernel for Requantized {
         };
         let sums = sums.try_as_plain_ram()?.as_slice::<f32>()?;
         let quantized =
-            of_bytes!(zero.datum_type(), requantized((sums, shape), row, factors, number(zero)?));
+            of_bytes!(zero.datum_type(), requantized((sums, shape), row, factors, only(zero)?));
         Ok(tvec![quantized?])
     }
 }

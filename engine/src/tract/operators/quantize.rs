@@ -8,7 +8,7 @@ use tract_onnx::tract_hir::internal::*;
 use wisp_kernels::Level;
 use wisp_kernels::quantized::{Quantized, Scale, dequantize};
 
-use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, typed};
+use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, only, typed};
 use super::rounded::rounding;
 use super::theirs::{Wiring, rewired};
 use crate::narrow::Rounding;
@@ -108,11 +108,8 @@ impl Scaled {
         if !is_single || !is_float || scale.datum_type() != DatumType::F32 {
             return Ok(None);
         }
-        let first = |tensor: &Tensor| -> TractResult<f32> {
-            Ok(tensor.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?[0])
-        };
-        let zero = zero.map_or(Ok(0.0), |zero| first(zero))?;
-        let scale = first(scale)?;
+        let zero = zero.map_or(Ok(0.0), |zero| only::<f32>(zero))?;
+        let scale = only::<f32>(scale)?;
         // Bounds change places with a negative one.
         match scale > 0.0 && scale.is_finite() {
             true => Ok(Quantize::new(!self.is_quantizing, datum, scale, zero)),
