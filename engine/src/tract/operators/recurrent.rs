@@ -1,7 +1,7 @@
 //! LSTM, GRU and RNN. An LSTM of constant weights is our kernel's; the rest is tract's cells, on a
-//! reversed sequence where that is asked for. tract reads neither `direction = reverse` nor the
-//! activations, the clip or the coupled gates that a node may ask for, and takes layers whose sizes
-//! contradict each other, and answers wrongly without a word: all that is refused.
+//! reversed sequence where that is asked for, as tract does not read `direction = reverse`. Nor does it
+//! read the activations, the clip or the coupled gates that a node may ask for, and it takes layers whose
+//! sizes contradict each other, and answers wrongly without a word: those are refused.
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::ops::rec::{common::CommonRec, common::WireBody, gru::GRU, lstm::LSTM, rnn::RNN};
