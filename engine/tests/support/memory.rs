@@ -97,7 +97,7 @@ fn sizes_that_a_client_asks_for_are_bounded() {
         assert_eq!(number(&run(1000, 64 * MIB).expect("fits")), 1000.0, "{engine}");
         // The last, as bytes, is the most that can be asked for.
         for count in [100 << 20, 1 << 40, (1 << 61) - 2] {
-            let failed = run(count, 64 * MIB).expect_err("does not fit");
+            let failed = run(count, 64 * MIB).expect_err(&format!("{engine}, {count}"));
             let is_told = matches!(&failed, Failure::OutOfMemory(reason)
                 if reason == "asked for more than 64 MiB of memory");
             // A size that no tensor has is told of as such.
