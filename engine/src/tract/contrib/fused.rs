@@ -147,3 +147,13 @@ pub(super) fn skip(body: &mut Body<'_>, normalization: &str, bias: usize) -> Wri
     body.give(3, &sum);
     Ok(())
 }
+
+/// Whose values come in the order in which they are first met, each value with its place among those.
+pub(super) fn unique(body: &mut Body<'_>) -> Written {
+    let x = body.input(0)?;
+    let [values, _, places, counts] = body.outputs_with("Unique", &[x], vec![int("sorted", 0)]);
+    for (index, value) in [values, places, counts].iter().enumerate() {
+        body.give(index, value);
+    }
+    Ok(())
+}

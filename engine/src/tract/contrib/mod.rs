@@ -21,7 +21,7 @@ use crate::sound::MAX_NODES;
 use body::Body;
 
 /// Of ONNX Runtime's own operators.
-const DOMAIN: &str = "com.microsoft";
+pub(in crate::tract) const DOMAIN: &str = "com.microsoft";
 
 /// Ours, which makes of a mask of any of its forms what is added to the scores.
 pub(super) const MASK: &str = "wisp.AttentionMask";
@@ -46,7 +46,7 @@ pub(super) const PRODUCT: &str = "wisp.QuantizedProduct";
 pub(super) const ROUNDS_STATES: &str = "wisp.rounds_states";
 
 /// Its operators that tract has and computes as it does, or ours of the same name do.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 18] = [
     "BiasGelu",
     "CDist",
     "DequantizeLinear",
@@ -57,8 +57,11 @@ const KNOWN: [&str; 15] = [
     "Gelu",
     "Inverse",
     "MurmurHash3",
+    "Pad",
     "QuantizeLinear",
     "QuickGelu",
+    "Range",
+    "RotaryEmbedding",
     "SimplifiedLayerNormalization",
     "Tokenizer",
     "Trilu",
@@ -319,6 +322,7 @@ fn writer_of(op_type: &str) -> Option<Write> {
         "SkipSimplifiedLayerNormalization" => {
             |body: &mut Body<'_>| fused::skip(body, "SimplifiedLayerNormalization", 3)
         }
+        "Unique" => fused::unique,
         _ => return None,
     };
     Some(write)

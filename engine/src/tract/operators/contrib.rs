@@ -5,13 +5,15 @@ use std::mem;
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::ops::math::add;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
     Built, Form, Kernel, built, checked_axis, checked_len, expect_datum, integers_of,
 };
+use super::theirs::Wiring;
 use super::{TRANSPOSED, theirs};
-use crate::tract::contrib::MASK;
+use crate::tract::contrib::{DOMAIN, MASK};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert(MASK, mask);
@@ -21,6 +23,49 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("ExpandDims", |_, node| built(node, ExpandDims));
     operators.insert("FastGelu", |context, node| gelu(context, node, 1));
     operators.insert("QuickGelu", |context, node| gelu(context, node, 1));
+    operators.insert("RotaryEmbedding", rotary_embedding);
+}
+
+/// tract's, which takes a place for each row; ONNX Runtime's own also takes that of the first alone.
+fn rotary_embedding(context: &ParsingContext, node: &NodeProto) -> Built {
+    match node.domain == DOMAIN {
+        true => theirs::rewired(context, node, Rotary),
+        false => theirs::built(context, node),
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Rotary;
+
+impl Wiring for Rotary {
+    fn wire(
+        &self,
+        inner: &dyn Expansion,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        let &[x, places, cosines, sines] = inputs else {
+            bail!("expected 4 inputs, got {}", inputs.len())
+        };
+        let (x_fact, places_fact) = (model.outlet_fact(x)?, model.outlet_fact(places)?);
+        if places_fact.rank() == 2 {
+            return inner.wire(prefix, model, inputs);
+        }
+        let shape = &places_fact.shape;
+        ensure!(
+            shape.len() == 1 && shape[0].is_one(),
+            "position_ids {shape:?}, expected [1] or two axes"
+        );
+        let rows = x_fact.shape[x_fact.rank().saturating_sub(2)].as_i64();
+        let rows = rows.context("position_ids of one place for rows of a free number")?;
+        let rows = tensor1(&(0..rows).collect::<Vec<_>>());
+        let rows = rows.broadcast_into_rank(2)?;
+        let rows = model.add_const(format!("{prefix}.rows"), rows)?;
+        let first = model.wire_node(format!("{prefix}.first"), AxisOp::Add(0), &[places])?[0];
+        let places = model.wire_node(format!("{prefix}.places"), add(), &[first, rows])?[0];
+        inner.wire(prefix, model, &[x, places, cosines, sines])
+    }
 }
 
 /// tract's, which takes its first inputs for given.
