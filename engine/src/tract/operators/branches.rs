@@ -100,17 +100,11 @@ impl Branch {
         Ok(body.output_outlets()?.iter().map(|outlet| wires[outlet]).collect())
     }
 
-    /// `are_numbers`: what tract has as sizes it gives as whole numbers.
-    fn plan(
-        &self,
-        model: &TypedModel,
-        inputs: &[OutletId],
-        are_numbers: bool,
-    ) -> TractResult<Planned> {
+    fn plan(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Planned> {
         let mut typed = self.typed(model, inputs)?;
-        if are_numbers {
-            bodies::give_numbers(&mut typed)?;
-        }
+        // The other branch may have a number where tract has a size. To plan both before this is known,
+        // and again after, would take twice the time at each depth.
+        bodies::give_numbers(&mut typed)?;
         let outlets = typed.output_outlets()?.iter();
         let facts = outlets.map(|&outlet| Ok(typed.outlet_fact(outlet)?.without_value()));
         let facts = facts.collect::<TractResult<_>>()?;
@@ -199,14 +193,7 @@ impl InferenceOp for If {
             return self.branches[taken].inline(&node.name, target, &inputs);
         }
         let [otherwise, then] = &self.branches;
-        let plan =
-            |are_numbers| [otherwise, then].map(|branch| branch.plan(target, &inputs, are_numbers));
-        let planned = match plan(false) {
-            // Sizes in one of them only.
-            [Ok(otherwise), Ok(then)] if otherwise.facts != then.facts => plan(true),
-            planned => planned,
-        };
-        let planned = match planned {
+        let planned = match [otherwise.plan(target, &inputs), then.plan(target, &inputs)] {
             [Err(error), Err(_)] => return Err(error),
             planned => planned.map(|planned| {
                 planned.map_err(|error| format!("a branch cannot take these shapes: {error:#}"))
@@ -228,7 +215,9 @@ impl InferenceOp for If {
 /// What is true of either.
 fn what_both_say(a: &InferenceFact, b: &InferenceFact) -> InferenceFact {
     let mut both = InferenceFact::any();
-    if a.datum_type == b.datum_type {
+    // Sizes are numbers once the branches are planned, and sizes where the condition is known by then.
+    let are_sizes = a.datum_type.concretize() == Some(DatumType::TDim);
+    if a.datum_type == b.datum_type && !are_sizes {
         both.datum_type = a.datum_type;
     }
     let (ranks, b_rank) = (a.shape.rank().concretize(), b.shape.rank().concretize());
