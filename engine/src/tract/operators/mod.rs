@@ -12,6 +12,7 @@ mod causal;
 mod contrib;
 mod deform;
 mod dialect;
+mod distances;
 mod einsum;
 mod expressions;
 mod hash;
@@ -70,6 +71,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     causal::register(operators);
     contrib::register(operators);
     deform::register(operators);
+    distances::register(operators);
     einsum::register(operators);
     hash::register(operators);
     indices::register(operators);
