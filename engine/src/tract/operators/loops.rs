@@ -1,10 +1,8 @@
-//! Loop, which tract lacks, and Scan but for the simplest. tract takes a Scan apart, so that what does not
-//! depend on the turn before is computed for all turns at once. But one within another goes on from where it
-//! was at the outer one's turn before, outputs that are alike get one direction, and some graphs keep tract
-//! busy for ever. What a body takes follows from what the node does, also where it does not say of what types
-//! its inputs are, as those of ONNX's own functions. It is planned once and runs turn by turn.
-
-use std::collections::HashSet;
+//! Loop, which tract lacks, and Scan, which it takes apart, so that what does not depend on the turn before is
+//! computed for all turns at once. But one within another goes on from where it was at the outer one's turn
+//! before, outputs that are alike get one direction or shape, sequences of no length lose states, and some graphs
+//! keep tract busy for ever. What a body takes follows from what the node does, also where it does not say of what
+//! types its inputs are, as those of ONNX's own functions. It is planned once and runs turn by turn.
 
 use tract_onnx::model::{OnnxOpRegister, ParseResult, ParsingContext};
 use tract_onnx::pb::{GraphProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
@@ -15,10 +13,9 @@ use tract_onnx::tract_hir::ops::konst::Const;
 use super::super::bodies;
 use super::super::fuse::{self, PackedWeights};
 use super::attributes::integers;
+use super::distances;
 use super::kernel::{Built, Unknown, checked_axis, whole};
-use super::theirs;
 use super::turns::{Kind, Planned, Repeated, Sequence, Turns};
-use crate::messages::graphs_in;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Loop", read_loop);
@@ -34,8 +31,8 @@ fn read_loop(context: &ParsingContext, node: &NodeProto) -> Built {
 
 fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let is_batched = context.onnx_operator_set_version < 9;
-    if !is_batched && is_simple(node)? {
-        return theirs::built(context, node);
+    if !is_batched && let Some(distances) = distances::of_scan(context, node) {
+        return distances;
     }
     let mut inputs = &node.input[..];
     if is_batched {
@@ -48,39 +45,6 @@ fn read_scan(context: &ParsingContext, node: &NodeProto) -> Built {
     let directions = if is_batched { "directions" } else { "scan_input_directions" };
     let sequences = sequences(node, count, ["scan_input_axes", directions])?;
     read(context, node, Kind::Scan { is_batched }, (states, sequences))
-}
-
-/// Whether tract takes a Scan apart rightly: of typed inputs, along first axes and forwards, of nothing that
-/// has states of its own, and of nothing that is the same in each turn.
-fn is_simple(node: &NodeProto) -> TractResult<bool> {
-    let body = node.get_attr::<&GraphProto>("body")?;
-    let is_typed = |value: &ValueInfoProto| {
-        let value = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
-        value.is_some_and(|type_proto::Value::TensorType(tensor)| tensor.elem_type != 0)
-    };
-    let is_plain = |inner: &NodeProto| {
-        let has_states = matches!(&*inner.op_type, "GRU" | "LSTM" | "RNN");
-        !has_states && graphs_in(inner).next().is_none()
-    };
-    let is_usual = |name: &str| matches!(name, "body" | "num_scan_inputs");
-    Ok(node.attribute.iter().all(|attribute| is_usual(&attribute.name))
-        && body.input.iter().all(is_typed)
-        && body.node.iter().all(is_plain)
-        && differs_by_turn(body))
-}
-
-/// Whether a body uses all that it takes, and makes all that it gives of that: tract cannot plan others. As far
-/// as its nodes are sorted.
-fn differs_by_turn(body: &GraphProto) -> bool {
-    let used: HashSet<&String> = body.node.iter().flat_map(|node| &node.input).collect();
-    let mut differing: HashSet<&String> = body.input.iter().map(|input| &input.name).collect();
-    let are_used = differing.is_subset(&used);
-    for node in &body.node {
-        if node.input.iter().any(|name| differing.contains(name)) {
-            differing.extend(&node.output);
-        }
-    }
-    are_used && body.output.iter().all(|output| differing.contains(&output.name))
 }
 
 /// # Errors
