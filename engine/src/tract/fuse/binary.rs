@@ -1,5 +1,6 @@
 //! Sums, differences, products and quotients in single precision, where sizes are free: tract has
-//! operators that are quick for those that it knows.
+//! operators that are quick for those that it knows. And sums of whole numbers of 32 bits, of which it has
+//! none, as what a convolution of such gives and a bias.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
@@ -17,12 +18,18 @@ pub(in crate::tract) enum FusedBinary {
     Div,
 }
 
-/// Replaces one of free sizes.
+/// Replaces one of free sizes, or a sum of whole numbers.
 pub(super) fn fuse(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
+    let Some(op) = operator(node) else { return Ok(None) };
     let fact = &node.outputs[0].fact;
-    let Some(op) = operator(node).filter(|_| !fact.shape.is_concrete()) else { return Ok(None) };
-    if model.node_input_facts(id)?.iter().any(|fact| fact.datum_type != DatumType::F32) {
+    let is_ours = match fact.datum_type {
+        DatumType::F32 => !fact.shape.is_concrete(),
+        DatumType::I32 => op == FusedBinary::Add,
+        _ => false,
+    };
+    let mut inputs = model.node_input_facts(id)?.into_iter();
+    if !is_ours || inputs.any(|input| input.datum_type != fact.datum_type) {
         return Ok(None);
     }
     TypedModelPatch::replace_single_op(model, node, &node.inputs, op).map(Some)
@@ -57,12 +64,12 @@ impl FusedBinary {
     }
 }
 
-fn apply(
-    y: &mut [f32],
+fn apply<T: Copy>(
+    y: &mut [T],
     shape: &[usize],
-    other: &[f32],
+    other: &[T],
     of: &[usize],
-    function: impl Fn(f32, f32) -> f32,
+    function: impl Fn(T, T) -> T,
 ) {
     // The last axes are one run: of as many values, or of one for all.
     let is_one = of.last().is_none_or(|&size| size == 1);
@@ -122,10 +129,15 @@ impl EvalOp for FusedBinary {
             (false, true) => (b.into_tensor(), a, false),
             (false, false) => (a.broadcast_to_shape(&shape)?, b, true),
         };
+        let is_whole = y.datum_type() == DatumType::I32;
         let mut plain = y.try_as_plain_ram_mut()?;
-        let values = other.try_as_plain_ram()?;
-        let (values, of) = (values.as_slice::<f32>()?, other.shape());
-        self.run(plain.as_slice_mut::<f32>()?, &shape, values, of, is_first);
+        let (values, of) = (other.try_as_plain_ram()?, other.shape());
+        if is_whole && *self == Self::Add {
+            // Past the largest come the lowest.
+            apply(plain.as_slice_mut()?, &shape, values.as_slice::<i32>()?, of, i32::wrapping_add);
+        } else {
+            self.run(plain.as_slice_mut()?, &shape, values.as_slice()?, of, is_first);
+        }
         Ok(tvec!(y.into_tvalue()))
     }
 }
@@ -133,7 +145,8 @@ impl EvalOp for FusedBinary {
 impl TypedOp for FusedBinary {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let shapes = [inputs[0].shape.to_tvec(), inputs[1].shape.to_tvec()];
-        Ok(tvec!(f32::fact(&*multi_broadcast(&[&shapes[0], &shapes[1]])?)))
+        let shape = multi_broadcast(&[&shapes[0], &shapes[1]])?;
+        Ok(tvec!(inputs[0].datum_type.fact(&*shape)))
     }
 
     as_op!();
