@@ -69,7 +69,7 @@ pub(crate) fn load(
 }
 
 fn read(file: &File<'_>) -> Result<InferenceModel, LoadError> {
-    let mut proto = messages::parted(contrib::written_out(&file.proto)?);
+    let mut proto = messages::parted(contrib::written_out(file)?);
     let are_looked_at = widen::are_looked_at(&file.proto);
     // FP16 can stay as it is.
     let other = file.find(&|narrow| narrow != Narrow::Fp16).map(Narrow::name);

@@ -6,19 +6,21 @@ mod body;
 mod fused;
 mod newer;
 mod quantized;
+mod sums;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::mem;
 
-use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto};
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
 use crate::graph::LoadError;
-use crate::messages::{bodies, free_prefix, graphs_in, graphs_of, is_onnx};
+use crate::messages::{free_prefix, graphs_in, graphs_of, is_onnx};
 use crate::sound::MAX_NODES;
+use crate::tract::File;
 use body::Body;
+use sums::Scope;
 
 /// Of ONNX Runtime's own operators.
 pub(in crate::tract) const DOMAIN: &str = "com.microsoft";
@@ -75,26 +77,20 @@ const DOMAINS: [&str; 5] =
 ///
 /// # Errors
 /// An operator, or a use of one, that is not known: tract would take it for ONNX's of that name.
-pub(super) fn written_out(proto: &ModelProto) -> Result<Cow<'_, ModelProto>, LoadError> {
-    if proto.graph.as_ref().is_none_or(is_plain) {
-        return Ok(Cow::Borrowed(proto));
-    }
-    let mut values = Values::default();
-    if let Some(graph) = &proto.graph {
-        values.see_sums(graph);
-        values.see(graph);
-    }
-    let (exact, shifted) = values.taken_apart();
+pub(super) fn written_out<'a>(file: &'a File<'_>) -> Result<Cow<'a, ModelProto>, LoadError> {
+    let read = &file.proto;
+    let Some(graph) = read.graph.as_ref().filter(|graph| !is_plain(graph)) else {
+        return Ok(Cow::Borrowed(read));
+    };
     let mut writer = Writer {
-        exact,
-        shifted,
-        prefix: free_prefix(proto, "part"),
-        is_recent: proto.opset_import.iter().any(|it| is_onnx(&it.domain) && it.version >= 13),
+        exact: sums::exact_values(graph),
+        prefix: free_prefix(read, "part"),
+        is_recent: read.opset_import.iter().any(|it| is_onnx(&it.domain) && it.version >= 13),
         written: 0,
     };
-    let mut proto = proto.clone();
-    if let Some(graph) = &mut proto.graph {
-        let written = writer.write_out(graph);
+    let mut proto = read.clone();
+    if let Some(to_write) = &mut proto.graph {
+        let written = writer.write_out(to_write, &Scope::of(file, graph));
         written.map_err(|reason| LoadError(format!("cannot be read: {reason}")))?;
     }
     Ok(Cow::Owned(proto))
@@ -112,95 +108,33 @@ fn is_written(node: &NodeProto) -> bool {
     is_onnx(&node.domain) && writer_of_onnx(node).is_some()
 }
 
-/// What a file's values are taken for; of all its graphs, so that of two values of one name neither is
-/// lost.
-#[derive(Default)]
-struct Values<'a> {
-    /// Sums of products of whole numbers.
-    sums: HashSet<&'a str>,
-    /// Those that are needed as what they are: not only as floats, by a Cast.
-    exact: HashSet<&'a str>,
-    /// Nodes that add something to a sum.
-    adds: Vec<&'a NodeProto>,
-}
-
-/// Over what is added to sums, before all of it stays as it is.
-const MOST_PASSES: usize = 8;
-
 fn is_sum(node: &NodeProto) -> bool {
     matches!(&*node.op_type, "ConvInteger" | "MatMulInteger")
 }
 
-impl<'a> Values<'a> {
-    fn see_sums(&mut self, graph: &'a GraphProto) {
-        let sums = graph.node.iter().filter(|node| is_sum(node));
-        self.sums.extend(sums.flat_map(|node| &node.output).map(String::as_str));
-        bodies(graph).for_each(|body| self.see_sums(body));
-    }
-
-    fn see(&mut self, graph: &'a GraphProto) {
-        self.exact.extend(graph.output.iter().map(|output| output.name.as_str()));
-        for node in &graph.node {
-            let to = node.attribute.iter().find(|attribute| attribute.name == "to");
-            let is_float = to.is_some_and(|to| to.i == DataType::Float as i64);
-            let are_sums = node.input.iter().filter(|name| self.sums.contains(name.as_str()));
-            if node.op_type == "Add" && are_sums.count() == 1 {
-                self.adds.push(node);
-            } else if node.op_type != "Cast" || !is_float {
-                self.exact.extend(node.input.iter().map(String::as_str));
-            }
-        }
-        bodies(graph).for_each(|body| self.see(body));
-    }
-
-    /// The values that stay as they are, and the sums of those that do not and something else.
-    fn taken_apart(mut self) -> (HashSet<String>, HashSet<String>) {
-        // What comes of one may go into another: the last ones first, and more than once where they
-        // stand in another order.
-        for pass in 0..=MOST_PASSES {
-            let before = self.exact.len();
-            for node in self.adds.iter().rev() {
-                let sums = node.input.iter().filter(|name| self.sums.contains(name.as_str()));
-                let mut all = sums.chain(&node.output);
-                if pass == MOST_PASSES || all.any(|name| self.exact.contains(name.as_str())) {
-                    self.exact.extend(node.input.iter().chain(&node.output).map(String::as_str));
-                }
-            }
-            if self.exact.len() == before {
-                break;
-            }
-        }
-        let outputs = self.adds.iter().flat_map(|node| &node.output);
-        let shifted = outputs.filter(|name| !self.exact.contains(name.as_str()));
-        (self.exact.iter().map(|&name| name.to_owned()).collect(), shifted.cloned().collect())
-    }
-}
-
-struct Writer {
-    exact: HashSet<String>,
-    /// What comes of an Add to a sum that becomes a float.
-    shifted: HashSet<String>,
+struct Writer<'a> {
+    /// Values that are needed as what they are.
+    exact: HashSet<&'a str>,
     /// What no name starts with.
     prefix: String,
     is_recent: bool,
     written: usize,
 }
 
-impl Writer {
-    fn write_out(&mut self, graph: &mut GraphProto) -> Result<(), String> {
-        for mut node in mem::take(&mut graph.node) {
-            for inner in graphs_of(&mut node) {
-                self.write_out(inner)?;
-            }
-            if node.output.iter().any(|name| self.shifted.contains(name)) {
-                self.add_floats(&mut node, graph);
+impl Writer<'_> {
+    /// Writes out the nodes of a graph, which the scope has as they were read.
+    fn write_out(&mut self, graph: &mut GraphProto, scope: &Scope<'_>) -> Result<(), String> {
+        for (mut node, read) in mem::take(&mut graph.node).into_iter().zip(scope.nodes()) {
+            for (inner, read) in graphs_of(&mut node).zip(graphs_in(read)) {
+                self.write_out(inner, &scope.inner(read))?;
             }
             let is_exact =
-                is_sum(&node) && node.output.iter().any(|name| self.exact.contains(name));
-            if is_plain_node(&node) || is_written(&node) && is_exact {
+                is_sum(&node) && node.output.iter().any(|name| self.exact.contains(name.as_str()));
+            if is_plain_node(&node) || is_written(&node) && is_exact && !scope.fits_floats(&node) {
                 graph.node.push(node);
                 continue;
             }
+            let cast = is_exact.then(|| self.cast_back(&mut node));
             self.written += 1;
             let prefix = format!("{}{}.", self.prefix, self.written);
             let mut body = Body::new(&node, &prefix, self.is_recent);
@@ -214,34 +148,26 @@ impl Writer {
                 true => graph.node.append(&mut nodes),
                 false => graph.node.push(node),
             }
+            graph.node.extend(cast);
         }
         match graph.node.len() > MAX_NODES {
             true => Err(format!("a graph of more than {MAX_NODES} nodes is not served")),
             false => Ok(()),
         }
     }
-}
 
-impl Writer {
-    /// Makes floats of what is added, as the sum is one.
-    fn add_floats(&mut self, node: &mut NodeProto, graph: &mut GraphProto) {
+    /// Has a node give another value, and returns what makes of its floats the whole numbers that it
+    /// gave.
+    fn cast_back(&mut self, node: &mut NodeProto) -> NodeProto {
         self.written += 1;
-        for (index, name) in node.input.iter_mut().enumerate() {
-            let float = format!("{}{}.{index}", self.prefix, self.written);
-            let to = AttributeProto {
-                name: "to".to_owned(),
-                r#type: AttributeType::Int as i32,
-                i: DataType::Float as i64,
-                ..AttributeProto::default()
-            };
-            graph.node.push(NodeProto {
-                name: float.clone(),
-                input: vec![mem::replace(name, float.clone())],
-                output: vec![float],
-                op_type: "Cast".to_owned(),
-                attribute: vec![to],
-                ..NodeProto::default()
-            });
+        let sums = vec![format!("{}{}.sums", self.prefix, self.written)];
+        NodeProto {
+            input: sums.clone(),
+            output: mem::replace(&mut node.output, sums),
+            name: format!("{}{}.whole", self.prefix, self.written),
+            op_type: "Cast".to_owned(),
+            attribute: vec![body::int("to", DataType::Int32 as i64)],
+            ..NodeProto::default()
         }
     }
 }
