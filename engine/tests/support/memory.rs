@@ -5,10 +5,14 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tract_onnx::pb::{NodeProto, TensorProto};
+
 use crate::build::{
-    BOOL, FLOAT, INT64, STRING, body, file, graph, int, longs, model, node, raw, value,
+    BOOL, FLOAT, INT64, STRING, body, file, graph, int, longs, model, node, raw, singles, tensor,
+    value,
 };
 use crate::encode::encode;
+use wisp_engine::memory::kept;
 use wisp_engine::tensor::{Datatype, Value, push_bytes_element};
 use wisp_engine::{EngineKind, Failure, Graph, Watch};
 
@@ -16,6 +20,7 @@ const MIB: usize = 1 << 20;
 
 /// ONNX's numbers of them.
 const UINT8: i32 = 2;
+const INT8: i32 = 3;
 const INT32: i32 = 6;
 
 /// A run that may take so much.
@@ -265,4 +270,57 @@ fn who_asks_is_told_of_cpu_time_that_others_spent() {
     // Sixteen million of them.
     assert!(told > Duration::from_millis(1), "{told:?}");
     assert!(told < 2 * watch.since.elapsed(), "{told:?}");
+}
+
+/// What a graph keeps of the sums of `x`'s products with `count` matrices of so many rows and columns, each
+/// made of the constants by the nodes that `made` gives for it and a name.
+fn kept_of_matrices(
+    (count, side): (usize, i64),
+    constants: &[TensorProto],
+    made: impl Fn(usize, &str) -> Vec<NodeProto>,
+) -> usize {
+    let mut nodes = Vec::new();
+    let mut products = Vec::new();
+    for index in 0..count {
+        let matrix = format!("w{index}");
+        nodes.extend(made(index, &matrix));
+        products.push(format!("y{index}"));
+        nodes.push(node("MatMul", &["x", &matrix], &[&products[index]], &[]));
+    }
+    let products: Vec<&str> = products.iter().map(String::as_str).collect();
+    nodes.push(node("Sum", &products, &["y"], &[]));
+    let onnx = file(&[1, side], constants, nodes);
+    let (graph, bytes) = kept(|| Graph::load(&onnx, EngineKind::Tract));
+    graph.expect("loads");
+    usize::try_from(bytes).expect("fits")
+}
+
+/// As floats, each of these matrices is of 16 MiB.
+#[test]
+fn matrices_that_are_made_of_a_few_numbers_are_not_kept() {
+    let lines: Vec<f32> = (0..2048u16).map(f32::from).collect();
+    let factors = (0..16u8).map(|index| singles(&format!("f{index}"), &[], &[index.into()]));
+    let lines = [singles("a", &[2048, 1], &lines), singles("b", &[1, 2048], &lines)];
+    let constants: Vec<TensorProto> = lines.into_iter().chain(factors).collect();
+    let outer = |index: usize, matrix: &str| {
+        let (factor, column) = (format!("f{index}"), format!("a{index}"));
+        vec![
+            node("Mul", &["a", &factor], &[&column], &[]),
+            node("Mul", &[&column, "b"], &[matrix], &[]),
+        ]
+    };
+    let kept = kept_of_matrices((16, 2048), &constants, outer);
+    assert!(kept < 64 * MIB, "{} MiB", kept / MIB);
+
+    let filled = |index: usize, matrix: &str| {
+        let numbers = format!("n{index}");
+        let one = tensor("value", raw("", INT8, &[1], &[index as u8]));
+        vec![
+            node("ConstantOfShape", &["sizes"], &[&numbers], &[one]),
+            node("Cast", &[&numbers], &[matrix], &[int("to", FLOAT.into())]),
+        ]
+    };
+    // The bytes are tract's.
+    let kept = kept_of_matrices((16, 2048), &[longs("sizes", &[2], &[2048, 2048])], filled);
+    assert!(kept < 128 * MIB, "{} MiB", kept / MIB);
 }

@@ -25,8 +25,8 @@ pub(in crate::tract) const MAX_WEIGHTS: usize = 64 << 20;
 /// The operator that dequantises by scales and zero points that are found at each run.
 pub(in crate::tract) const DEQUANTIZE: &str = "DequantizeLinear";
 
-/// Elements that are made floats of more than once.
-const MOST_OF_SHARED: usize = 1 << 18;
+/// The same of one number all over, which need not be the file's own weights: what tract makes, too.
+const MAX_UNIFORM: usize = 4 << 20;
 
 /// Whole numbers for floats, or floats for whole numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,9 +136,13 @@ impl Quantize {
 /// Makes steps of what is quantised only to be dequantised, and dequantises rows of a constant table
 /// rather than all of it.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+    let mut made = HashMap::new();
     for id in model.eval_order()? {
-        let patch = rows_first(model, id)?;
-        if let Some(patch) = patch.map_or_else(|| weights(model, id), |patch| Ok(Some(patch)))? {
+        let patch = match rows_first(model, id)? {
+            Some(patch) => Some(patch),
+            None => weights(model, id, &mut made)?,
+        };
+        if let Some(patch) = patch {
             patch.apply(model)?;
             continue;
         }
@@ -202,40 +206,50 @@ fn counts_bytes(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
 }
 
 /// Makes floats of a constant of whole numbers, however the graph writes that, unless only rows of it are
-/// wanted. tract leaves those that are large to each run.
-fn weights(model: &TypedModel, id: usize) -> TractResult<Option<TypedModelPatch>> {
+/// wanted. tract leaves those that are large to each run. `made`: by constant, the node that made floats of
+/// it.
+fn weights(
+    model: &TypedModel,
+    id: usize,
+    made: &mut HashMap<OutletId, usize>,
+) -> TractResult<Option<TypedModelPatch>> {
     let node = model.node(id);
     let is_arithmetic = |op: &TypedBinOp| op.0.is::<Sub>() || op.0.is::<Mul>();
     let makes_floats = node.op_as::<Quantize>().is_some_and(|op| op.is_back)
         || node.op_is::<Cast>()
         || node.op_as::<TypedBinOp>().is_some_and(is_arithmetic);
     let Some(output) = node.outputs.first().filter(|_| makes_floats) else { return Ok(None) };
-    let fact = &output.fact;
-    let size = fact.shape.volume().as_i64().and_then(|size| usize::try_from(size).ok());
-    let fits = size.is_some_and(|size| size <= MAX_WEIGHTS / size_of::<f32>());
     let mut ends = output.successors.iter();
-    if fact.datum_type != DatumType::F32
-        || !fits
+    if output.fact.datum_type != DatumType::F32
         || ends.any(|inlet| model.node(inlet.node).op_is::<Gather>())
     {
-        return Ok(None);
-    }
-    // One that many would make floats of is not made as many large constants.
-    let is_shared = |input: &OutletId| {
-        let output = &model.node(input.node).outputs[input.slot];
-        output.successors.len() > 1 && size.is_none_or(|size| size > MOST_OF_SHARED)
-    };
-    if !node.op_is::<Quantize>() && node.inputs.iter().any(is_shared) {
         return Ok(None);
     }
     let inputs = node.inputs.iter().map(|&input| Ok(model.outlet_fact(input)?.konst.clone()));
     let inputs: Option<TVec<Arc<Tensor>>> = inputs.collect::<TractResult<_>>()?;
     let known = inputs.filter(|all| all.iter().all(|it| it.datum_type() != DatumType::TDim));
     let Some(inputs) = known else { return Ok(None) };
+    let size = output.fact.shape.volume();
+    let mut all = node.inputs.iter().zip(&inputs);
+    let Some((&whole, constant)) = all.find(|(_, it)| it.len().to_dim() == size) else {
+        return Ok(None);
+    };
+    let is_uniform = model.outlet_fact(whole)?.uniform.is_some();
+    let most = if is_uniform { MAX_UNIFORM } else { MAX_WEIGHTS };
+    // A small graph could ask for many: there are floats of each constant but once, and what is made of
+    // those takes their place.
+    let is_only = if constant.datum_type() == DatumType::F32 {
+        model.node(whole.node).outputs[whole.slot].successors.len() == 1
+    } else {
+        model.node(*made.entry(whole).or_insert(id)).same_as(node)
+    };
+    if !is_only || constant.len() * size_of::<f32>() > most {
+        return Ok(None);
+    }
     let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
-    let Some(made) = node.op.eval_out_of_plan(inputs)? else { return Ok(None) };
+    let Some(floats) = node.op.eval_out_of_plan(inputs)? else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
-    let wired = patch.add_const(&node.name, made[0].clone().into_arc_tensor())?;
+    let wired = patch.add_const(&node.name, floats[0].clone().into_arc_tensor())?;
     patch.shunt_outside(model, id.into(), wired)?;
     Ok(Some(patch))
 }
