@@ -324,3 +324,22 @@ fn matrices_that_are_made_of_a_few_numbers_are_not_kept() {
     let kept = kept_of_matrices((16, 2048), &[longs("sizes", &[2], &[2048, 2048])], filled);
     assert!(kept < 128 * MIB, "{} MiB", kept / MIB);
 }
+
+/// As floats, each of these matrices is of 4 MiB.
+#[test]
+fn one_constant_by_many_scales_is_not_kept_as_many() {
+    let numbers: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 251) as u8).collect();
+    let scales = (1..=32u8).map(f32::from);
+    let one = scales.clone().map(|scale| singles(&format!("s{scale}"), &[], &[scale]));
+    let columns = scales.map(|scale| singles(&format!("l{scale}"), &[1024], &[scale; 1024]));
+    let numbers = raw("c", UINT8, &[1024, 1024], &numbers);
+    let constants: Vec<TensorProto> = [numbers].into_iter().chain(one).chain(columns).collect();
+    for name in ["s", "l"] {
+        let made = |index: usize, matrix: &str| {
+            let scale = format!("{name}{}", index + 1);
+            vec![node("DequantizeLinear", &["c", &scale], &[matrix], &[])]
+        };
+        let kept = kept_of_matrices((32, 1024), &constants, made);
+        assert!(kept < 32 * MIB, "{name}: {} MiB", kept / MIB);
+    }
+}

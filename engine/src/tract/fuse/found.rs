@@ -16,7 +16,7 @@ const MOST_ROUNDS: usize = 8;
 
 /// Gives its first input once the others are there; of sizes, the numbers that they have come to by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct After;
+pub(in crate::tract) struct After;
 
 /// Where sizes are needed before what finds them is known to have run.
 struct Needed {

@@ -28,6 +28,7 @@ pub(super) use binary::FusedBinary;
 pub(super) use blocks::GatheredBlocks;
 pub(super) use conv::FusedConv;
 pub(super) use deformed::DeformedWindows;
+pub(super) use found::After;
 pub(super) use pool::FusedPool;
 pub(super) use product::FusedProduct;
 pub(super) use quantized::{DEQUANTIZE, MAX_WEIGHTS, Quantize, limits_of};

@@ -12,7 +12,13 @@ use super::kernel::{Built, Form, Kernel, built, checked_axis, expect_datum, only
 use super::rounded::rounding;
 use super::theirs::{Wiring, rewired};
 use crate::narrow::Rounding;
-use crate::tract::fuse::{DEQUANTIZE, MAX_WEIGHTS, Quantize, limits_of};
+use crate::tract::fuse::{After, DEQUANTIZE, MAX_WEIGHTS, Quantize, limits_of};
+
+/// Floats that are kept of whole numbers by one scale at once, bytes: as many as tract keeps of others.
+const MAX_FOLDED: usize = 4 << 20;
+
+/// Whole numbers of which any floats are kept.
+const FEW: usize = 1 << 10;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("QuantizeLinear", quantize_linear);
@@ -55,11 +61,20 @@ impl Wiring for Scaled {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
-        if let Some(quick) = self.quick(model, inputs)? {
-            return model.wire_node(prefix, quick, &inputs[..1]);
+        let mut inputs: TVec<OutletId> = inputs.into();
+        if self.is_made_otherwise(model, &inputs)? {
+            let name = format!("{prefix}.kept");
+            inputs[0] = model.wire_node(name, After, &inputs[..1])?[0];
         }
-        if let Some(values) = self.weights(model, inputs)? {
+        let inputs = &inputs[..];
+        let quick = self.quick(model, inputs)?;
+        // Of what is large, rows may be all that is wanted.
+        let most = if quick.is_some() { MAX_FOLDED } else { MAX_WEIGHTS };
+        if let Some(values) = self.weights(model, inputs, most)? {
             return Ok(tvec![model.add_const(prefix, values)?]);
+        }
+        if let Some(quick) = quick {
+            return model.wire_node(prefix, quick, &inputs[..1]);
         }
         let is_theirs = {
             let facts = inputs.iter().map(|&input| model.outlet_fact(input));
@@ -77,15 +92,39 @@ impl Wiring for Scaled {
         }
         model.wire_node(prefix, typed(self.clone()), inputs)
     }
+
+    /// tract would dequantise one constant by as many scales as there are, while it looks for shapes.
+    fn runs_out_of_plan(&self) -> bool {
+        self.is_quantizing
+    }
 }
 
 impl Scaled {
-    /// What constants with several scales stand for, unless that is too much to keep.
-    fn weights(&self, model: &TypedModel, inputs: &[OutletId]) -> TractResult<Option<Tensor>> {
+    /// Whether the model has other floats of a constant already: all that come after those are made at
+    /// each run, for a small file not to have them kept.
+    fn is_made_otherwise(&self, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<bool> {
+        let constant = model.outlet_fact(inputs[0])?.konst.as_ref();
+        if self.is_quantizing || constant.is_none_or(|constant| constant.len() <= FEW) {
+            return Ok(false);
+        }
+        // Equal constants are one node. tract forgets this once the model is typed.
+        let key = format!("wisp.dequantized {:?}", inputs[0]);
+        let how = rctensor0(format!("{self:?} {:?}", &inputs[1..]));
+        let first = model.properties.entry(key).or_insert_with(|| how.clone());
+        Ok(*first != how)
+    }
+
+    /// What constants stand for, unless that is too much to keep, bytes.
+    fn weights(
+        &self,
+        model: &TypedModel,
+        inputs: &[OutletId],
+        most: usize,
+    ) -> TractResult<Option<Tensor>> {
         let constants = inputs.iter().map(|&input| Ok(model.outlet_fact(input)?.konst.clone()));
         let constants: Option<TVec<Arc<Tensor>>> = constants.collect::<TractResult<_>>()?;
         let Some(constants) = constants.filter(|_| !self.is_quantizing) else { return Ok(None) };
-        if constants[0].len() * size_of::<f32>() > MAX_WEIGHTS {
+        if constants[0].len() * size_of::<f32>() > most {
             return Ok(None);
         }
         let inputs: TVec<TValue> = constants.into_iter().map(IntoTValue::into_tvalue).collect();

@@ -53,6 +53,11 @@ pub(super) trait Wiring: Debug + Clone + Send + Sync + 'static {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>>;
+
+    /// Whether tract computes it of constants before it is wired.
+    fn runs_out_of_plan(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -82,5 +87,9 @@ impl<W: Wiring> Expansion for Rewired<W> {
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
         self.wiring.wire(self.inner.as_ref(), prefix, model, inputs)
+    }
+
+    fn runs_out_of_plan(&self) -> bool {
+        self.wiring.runs_out_of_plan()
     }
 }
