@@ -1,6 +1,6 @@
 //! Operators of numbers that point into tensors: GatherND and ScatterND, where tract takes those
-//! that count from the end for wrong; Slice with ends and steps that are known when it runs only,
-//! of which tract refuses those from the end, and passes over the steps without a word; Cast, which
+//! that count from the end for wrong; Slice, of which tract refuses ends that are known when it runs only
+//! and lie beyond an axis or count from its end, and takes some known ones for others; Cast, which
 //! makes sizes of all whole numbers and cuts those off at 32 bits; GridSample, but for what tract
 //! takes from beyond a picture's border.
 
@@ -11,7 +11,8 @@ use tract_onnx::tract_hir::infer::InferenceRulesOp;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::array::{GatherNd, StridedSlice};
 
-use super::kernel::{Built, Form, Kernel, Unknown, checked_axis, integers_of, typed};
+use super::kernel::{Built, Form, Kernel, Unknown, checked_axis, integers_of, typed, whole};
+use super::stable::axes_of;
 use super::theirs;
 use crate::tract::fuse::Barrier;
 
@@ -213,7 +214,34 @@ impl Expansion for Slice {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        self.inner.rules(solver, inputs, outputs)
+        let [axes, steps] = [self.inner.optional_axes_input, self.inner.optional_steps_input];
+        check_input_arity(inputs, 3 + [axes, steps].iter().flatten().count())?;
+        check_output_arity(outputs, 1)?;
+        solver.equals(&outputs[0].datum_type, &inputs[0].datum_type)?;
+        solver.equals(&outputs[0].rank, &inputs[0].rank)?;
+        for list in &inputs[1..] {
+            solver.equals(&list.rank, 1)?;
+        }
+        for list in &inputs[2..] {
+            solver.equals(&list.shape[0], &inputs[1].shape[0])?;
+        }
+        if let Some(axes) = axes {
+            solver.given_2(&inputs[0].rank, &inputs[axes].value, move |solver, rank, axes| {
+                let rank = usize::try_from(rank)?;
+                let sliced = axes_of(&integers_of(&axes)?, rank)?;
+                for axis in (0..rank).filter(|axis| !sliced.contains(axis)) {
+                    solver.equals(&outputs[0].shape[axis], &inputs[0].shape[axis])?;
+                }
+                Ok(())
+            })?;
+        }
+        solver.given(&inputs[0].shape, move |solver, shape| {
+            let lists = inputs[1..].iter().map(|list| &list.value);
+            solver.given_all(lists, move |solver, known| {
+                let left = self.left(&shape, &known)?;
+                solver.equals(&outputs[0].shape, left)
+            })
+        })
     }
 
     fn wire(
@@ -223,37 +251,142 @@ impl Expansion for Slice {
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
         let konst = |index: usize| TractResult::Ok(model.outlet_fact(inputs[index])?.konst.clone());
-        let known: TVec<Option<Arc<Tensor>>> =
-            (1..inputs.len()).map(konst).collect::<TractResult<_>>()?;
-        let at = |index: Option<usize>| index.and_then(|index| known[index - 1].as_deref());
-        let steps = at(self.inner.optional_steps_input).map(integers_of).transpose()?;
-        let has_steps = self.inner.optional_steps_input.is_some()
-            && steps.is_none_or(|steps| steps.iter().any(|&step| step != 1));
-        let is_of_the_run = |index: usize| {
-            let datum = model.outlet_fact(inputs[index])?.datum_type;
-            TractResult::Ok(known[index - 1].is_none() && datum != DatumType::TDim)
-        };
-        let are_ends_of_the_run = is_of_the_run(1)? || is_of_the_run(2)?;
-        if !(has_steps || are_ends_of_the_run) || known.iter().all(Option::is_some) {
-            let mut inputs: TVec<OutletId> = inputs.into();
-            let fact = model.outlet_fact(inputs[0])?;
-            // tract takes places by steps before an operator rather than after it, also before those
-            // that compute of all places (Softmax). Sizes are computed while planning, not by a run.
-            if has_steps && fact.konst.is_none() && fact.datum_type != DatumType::TDim {
-                let name = format!("{prefix}.barrier");
-                inputs[0] = model.wire_node(name, Barrier, &inputs[..1])?[0];
+        let known = (1..inputs.len()).map(konst).collect::<TractResult<TVec<_>>>()?;
+        let mut inputs: TVec<OutletId> = inputs.into();
+        let [axes, steps] = [self.inner.optional_axes_input, self.inner.optional_steps_input];
+        let Some(known) = known.iter().cloned().collect::<Option<Vec<Arc<Tensor>>>>() else {
+            let at = axes.and_then(|index| known[index - 1].as_deref());
+            let slice = SliceOfTheRun {
+                axes_input: axes,
+                steps_input: steps,
+                axes: at.map(integers_of).transpose()?,
+                sizes: self.sizes.clone(),
+            };
+            for (index, input) in inputs.iter_mut().enumerate().skip(1) {
+                *input = whole(model, prefix, index, *input)?;
             }
-            return model.wire_node(prefix, self.inner.clone(), &inputs);
-        }
-        let axes = at(self.inner.optional_axes_input).map(integers_of).transpose()?;
-        let slice = SliceOfTheRun {
-            axes_input: self.inner.optional_axes_input,
-            steps_input: self.inner.optional_steps_input,
-            axes,
-            sizes: self.sizes.clone(),
+            return model.wire_node(prefix, typed(slice), &inputs);
         };
-        model.wire_node(prefix, typed(slice), inputs)
+        let fact = model.outlet_fact(inputs[0])?.clone();
+        let lists = self.lists(&fact.shape, &known)?;
+        // tract takes places by steps before an operator rather than after it, also before those
+        // that compute of all places (Softmax). Sizes are computed while planning, not by a run.
+        let has_steps = lists.steps.iter().any(|&step| step != 1);
+        if has_steps && fact.konst.is_none() && fact.datum_type != DatumType::TDim {
+            let name = format!("{prefix}.barrier");
+            inputs[0] = model.wire_node(name, Barrier, &inputs[..1])?[0];
+        }
+        inputs[1] = model.add_const(format!("{prefix}.starts"), lists.starts)?;
+        inputs[2] = model.add_const(format!("{prefix}.ends"), lists.ends)?;
+        if let Some(index) = steps {
+            inputs[index] = model.add_const(format!("{prefix}.steps"), tensor1(&lists.steps))?;
+        }
+        model.wire_node(prefix, self.inner.clone(), &inputs)
     }
+}
+
+/// What is known of a slice, for tract to mean by it what ONNX Runtime does: tract cuts numbers off at 32
+/// bits, and takes some that point beyond an axis for others.
+struct Lists {
+    axes: Vec<usize>,
+    starts: Arc<Tensor>,
+    ends: Arc<Tensor>,
+    steps: Vec<i32>,
+}
+
+impl Slice {
+    /// `known` are all inputs but the first.
+    fn lists(&self, shape: &[TDim], known: &[Arc<Tensor>]) -> TractResult<Lists> {
+        let [starts, ends, ..] = known else { bail!("got {} lists", known.len()) };
+        let list = |index: Option<usize>| {
+            let list = index.and_then(|index| known.get(index - 1));
+            list.map(|list| integers_of(list)).transpose()
+        };
+        let axes = list(self.inner.optional_axes_input)?;
+        let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let steps = list(self.inner.optional_steps_input)?;
+        let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
+        let fits = [ends.len(), axes.len(), steps.len()].iter().all(|&of| of == starts.len());
+        ensure!(fits, "starts, ends, axes and steps of different lengths");
+        ensure!(!steps.contains(&0), "a step of zero");
+        let axes = axes.iter().map(|&axis| checked_axis(axis, shape.len()));
+        let axes: Vec<usize> = axes.collect::<TractResult<_>>()?;
+        let mut steps: Vec<i64> = steps.iter().map(|&step| step.clamp(-FAR, FAR)).collect();
+        let (mut starts, mut ends) = (starts.clone(), ends.clone());
+        // Sizes that are free stay as they are.
+        if let (Ok(mut from), Ok(mut to)) = (integers_of(&starts), integers_of(&ends)) {
+            for (index, &axis) in axes.iter().enumerate() {
+                let slice = [from[index], to[index], steps[index]];
+                [from[index], to[index], steps[index]] = for_tract(&shape[axis], slice);
+            }
+            (starts, ends) = (rctensor1(&from), rctensor1(&to));
+        }
+        let steps = steps.into_iter().map(i32::try_from).collect::<Result<Vec<i32>, _>>()?;
+        Ok(Lists { axes, starts, ends, steps })
+    }
+
+    /// The shape of what is left.
+    fn left(&self, shape: &[TDim], known: &[Arc<Tensor>]) -> TractResult<TVec<TDim>> {
+        let Lists { axes, starts, ends, steps } = self.lists(shape, known)?;
+        let mut left: TVec<TDim> = shape.into();
+        for (index, axis) in axes.into_iter().enumerate() {
+            let slice = self.inner.prepare_one_dim(index, &shape[axis], &starts, &ends, &steps)?;
+            left[axis] = slice.soft_len()?;
+        }
+        Ok(left)
+    }
+}
+
+/// No axis is that long.
+const FAR: i64 = 1 << 30;
+
+/// Ends that are an axis's own, whichever way steps go.
+const NO_END: [i64; 2] = [i32::MAX as i64, i64::MAX];
+
+/// No place of an axis, by start, end and step.
+const NOTHING: [i64; 3] = [0, 0, 1];
+
+/// Start, end and step by which tract takes the places that these mean.
+fn for_tract(size: &TDim, slice: [i64; 3]) -> [i64; 3] {
+    let Some(size) = size.as_i64() else { return of_free_size(slice) };
+    let ([start, end], step) = (within(size, slice), slice[2]);
+    if (end - start).signum() != step.signum() {
+        return NOTHING;
+    }
+    // To tract -1 is the last place, not the one before the first.
+    let end = if (0..size).contains(&end) { end } else { NO_END[1] };
+    [start, end, step.clamp(-size, size)]
+}
+
+/// The same where all that is known of a size is that it is not far.
+fn of_free_size([start, end, step]: [i64; 3]) -> [i64; 3] {
+    let is_far = |place: i64| place <= -FAR || place >= FAR;
+    let is_nothing = match step > 0 {
+        true => start >= FAR || end <= -FAR,
+        false => end >= FAR && !NO_END.contains(&end),
+    };
+    if is_nothing {
+        return NOTHING;
+    }
+    let start = match is_far(start) {
+        true if start < 0 => 0,
+        true => -1,
+        false => start,
+    };
+    [start, if is_far(end) { NO_END[1] } else { end }, step]
+}
+
+/// Where a slice of an axis starts and ends.
+fn within(size: i64, [start, end, step]: [i64; 3]) -> [i64; 2] {
+    let from_start = |place: i64| if place < 0 { place.saturating_add(size) } else { place };
+    let (low, high) = if step > 0 { (0, size) } else { (-1, size - 1) };
+    let start = from_start(start).clamp(low.max(0).min(high), high);
+    let end = match NO_END.contains(&end) {
+        true if step > 0 => high,
+        true => low,
+        false => from_start(end).clamp(low, high),
+    };
+    [start, end]
 }
 
 /// Inputs as ONNX has them: the tensor, starts, ends, and maybe axes and steps.
@@ -269,11 +402,7 @@ struct SliceOfTheRun {
 /// Which of an axis's places are taken, in their order.
 fn taken(size: usize, [start, end, step]: [i64; 3]) -> TractResult<Vec<usize>> {
     ensure!(step != 0, "a step of zero");
-    let size = i64::try_from(size)?;
-    let from_start = |place: i64| if place < 0 { place.saturating_add(size) } else { place };
-    let (low, high) = if step > 0 { (0, size) } else { (-1, size - 1) };
-    let start = from_start(start).clamp(low.max(0).min(high), high);
-    let end = from_start(end).clamp(low, high);
+    let [start, end] = within(i64::try_from(size)?, [start, end, step]);
     let mut places = Vec::new();
     let mut place = start;
     while if step > 0 { place < end } else { place > end } {
@@ -320,8 +449,16 @@ impl Kernel for SliceOfTheRun {
         let mut output = input.clone().into_tensor();
         for (((start, end), axis), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
             let axis = checked_axis(axis, output.rank())?;
-            let places = taken(output.shape()[axis], [start, end, step])?;
-            output = dispatch_datum!(take(output.datum_type())(&output, axis, &places))?;
+            let (size, slice) = (output.shape()[axis], [start, end, step]);
+            output = match within(i64::try_from(size)?, slice) {
+                [start, end] if step == 1 && start < end => {
+                    output.slice(axis, usize::try_from(start)?, usize::try_from(end)?)?
+                }
+                _ => {
+                    let places = taken(size, slice)?;
+                    dispatch_datum!(take(output.datum_type())(&output, axis, &places))?
+                }
+            };
         }
         Ok(tvec![output])
     }
