@@ -112,6 +112,22 @@ fn sizes_that_a_client_asks_for_are_bounded() {
     }
 }
 
+/// tract cuts them off at 32 bits: to it they would be ones.
+#[test]
+fn sizes_that_no_axis_has_are_refused() {
+    const SIZE: i64 = (1 << 32) + 1;
+    for operator in ["Expand", "Reshape", "Tile"] {
+        let nodes = vec![node(operator, &["x", "sizes"], &["y"], &[])];
+        let inputs = [value("x", FLOAT, &[1]), value("sizes", INT64, &[1])];
+        let onnx = encode(&model(body(&inputs, &[value("y", FLOAT, &[-1])], &[], nodes)));
+        let graph = Graph::load(&onnx, EngineKind::Tract).expect("loads");
+        let run = |size: i64| graph.run(&mut [one(), numbers(&[size])], &Limited::to(64 * MIB));
+        assert_eq!(number(&run(1).expect("fits")), 1.0, "{operator}");
+        let failed = run(SIZE).expect_err(operator);
+        assert!(failed.to_string().contains(&SIZE.to_string()), "{operator}: {failed}");
+    }
+}
+
 #[test]
 fn what_a_stopped_run_took_goes_back() {
     const LIMIT: usize = 256 * MIB;

@@ -140,7 +140,9 @@ impl Expansion for Counted {
         let mut inputs: TVec<OutletId> = inputs.into();
         let known = model.outlet_fact(inputs[1])?.konst.clone();
         let known = known.map(|indices| integers_of(&indices)).transpose()?;
-        if known.is_none_or(|indices| indices.iter().any(|&index| index < 0)) {
+        // tract cuts what it knows off at 32 bits.
+        let is_plain = |index: &i64| i32::try_from(*index).is_ok_and(|index| index >= 0);
+        if known.is_none_or(|indices| !indices.iter().all(is_plain)) {
             let count = typed(FromStart { batch_axes: self.batch_axes });
             let name = format!("{prefix}.counted");
             inputs[1] = model.wire_node(name, count, &[inputs[0], inputs[1]])?[0];

@@ -9,7 +9,7 @@ use tract_onnx::tract_hir::ops::array::ConstantOfShape;
 use super::kernel::{
     Built, Form, Kernel, Unknown, built, checked_axis, checked_len, integers_of, one, sizes_of,
 };
-use super::theirs;
+use super::{sizes, theirs};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("BitCast", bit_cast);
@@ -29,7 +29,7 @@ fn constant_of_shape(context: &ParsingContext, node: &NodeProto) -> Built {
     let came = value.len();
     ensure!(came == 1, "`value` has {came} elements, expected one");
     let value = value.into_shape(&[])?.into_arc_tensor();
-    Ok((expand(ConstantOfShape::new(value)), vec![]))
+    sizes::checked((expand(ConstantOfShape::new(value)), vec![]), node, 0)
 }
 
 /// Cuts off or adds, on both sides alike, until axes have the sizes asked for.

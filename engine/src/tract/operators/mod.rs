@@ -46,6 +46,7 @@ mod reversed;
 pub(super) mod rounded;
 mod scores;
 mod selection;
+mod sizes;
 mod stable;
 mod svm;
 mod text;
@@ -100,6 +101,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     reversed::register(operators);
     rounded::register(operators);
     selection::register(operators);
+    sizes::register(operators);
     stable::register(operators);
     svm::register(operators);
     text::register(operators);

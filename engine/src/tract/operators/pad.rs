@@ -13,6 +13,7 @@ use super::kernel::{
     Built, Form, Kernel, Unknown, checked_axis, checked_len, checked_strings, integers_of, typed,
     whole,
 };
+use super::sizes;
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Pad", pad);
@@ -80,6 +81,7 @@ fn known_amounts(
     axes: Option<&Tensor>,
     rank: usize,
 ) -> TractResult<TVec<[TDim; 2]>> {
+    sizes::check("Pad", pads)?;
     let pads = pads.cast_to::<TDim>()?;
     let axes = axes.map(integers_of).transpose()?;
     amounts(pads.try_as_plain_ram()?.as_slice::<TDim>()?, axes.as_deref(), rank)
