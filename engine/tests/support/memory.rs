@@ -116,8 +116,9 @@ fn sizes_that_a_client_asks_for_are_bounded() {
 #[test]
 fn sizes_that_no_axis_has_are_refused() {
     const SIZE: i64 = (1 << 32) + 1;
-    for operator in ["Expand", "Reshape", "Tile"] {
-        let nodes = vec![node(operator, &["x", "sizes"], &["y"], &[])];
+    for operator in ["Expand", "Reshape", "Tile", "TopK"] {
+        let outputs: &[&str] = if operator == "TopK" { &["y", "places"] } else { &["y"] };
+        let nodes = vec![node(operator, &["x", "sizes"], outputs, &[])];
         let inputs = [value("x", FLOAT, &[1]), value("sizes", INT64, &[1])];
         let onnx = encode(&model(body(&inputs, &[value("y", FLOAT, &[-1])], &[], nodes)));
         let graph = Graph::load(&onnx, EngineKind::Tract).expect("loads");

@@ -1,15 +1,20 @@
-//! Operators whose values decide how much comes out: Compress and Unique.
+//! Operators whose values decide how much comes out: Compress, TopK and Unique.
 
 use std::cmp::Ordering;
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_core::ops::array::Topk;
 use tract_onnx::tract_hir::internal::*;
 
-use super::kernel::{Built, Form, Kernel, Unknown, built, checked_axis, expect_datum, one};
+use super::kernel::{
+    Built, Form, Kernel, Unknown, built, checked_axis, expect_datum, one, only, typed_with,
+};
+use super::theirs::{Wiring, rewired};
 
 pub(super) fn register(operators: &mut OnnxOpRegister) {
     operators.insert("Compress", compress);
+    operators.insert("TopK", top_k);
     operators.insert("Unique", unique);
 }
 
@@ -82,6 +87,71 @@ impl Kernel for Compress {
         let fits = places.last().is_none_or(|&last| last < size);
         ensure!(fits, "a condition of {} for {size} elements", condition.len());
         Ok(tvec![select(input, axis, &places)?])
+    }
+}
+
+/// tract's, which fills up with zeros where more are asked for than there are: that is refused.
+#[derive(Debug, Clone)]
+struct TopK {
+    axis: i64,
+    is_largest: bool,
+    taken: Unknown,
+}
+
+fn top_k(context: &ParsingContext, node: &NodeProto) -> Built {
+    let axis = node.get_attr_opt::<i64>("axis")?.unwrap_or(-1);
+    let is_largest = node.get_attr_opt::<i64>("largest")?.unwrap_or(1) == 1;
+    rewired(context, node, TopK { axis, is_largest, taken: Unknown::new(context) })
+}
+
+/// How many are taken of an axis.
+fn count_of(k: &Tensor, size: &TDim) -> TractResult<TDim> {
+    ensure!(k.len() == 1, "k has {} elements, expected one", k.len());
+    let Ok(count) = only::<i64>(k) else {
+        // A size that is free.
+        return Ok(k.try_as_plain_ram()?.as_slice::<TDim>()?[0].clone());
+    };
+    let fits = (0..=size.as_i64().unwrap_or(i64::MAX)).contains(&count);
+    ensure!(fits, "k is {count}, for an axis of {size}");
+    Ok(count.to_dim())
+}
+
+impl Wiring for TopK {
+    fn wire(
+        &self,
+        _inner: &dyn Expansion,
+        prefix: &str,
+        model: &mut TypedModel,
+        inputs: &[OutletId],
+    ) -> TractResult<TVec<OutletId>> {
+        model.wire_node(prefix, typed_with(self.clone(), 2), inputs)
+    }
+}
+
+impl Kernel for TopK {
+    fn name(&self) -> &'static str {
+        "TopK"
+    }
+
+    fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
+        let [input, k] = inputs else { bail!("expected two inputs") };
+        let axis = checked_axis(self.axis, input.shape.len())?;
+        let count = match &k.constant {
+            Some(k) => count_of(k, &input.shape[axis])?,
+            None => self.taken.dim(0),
+        };
+        let values = resized(input, Some(self.axis), count)?;
+        let places = Form::new(DatumType::I64, values.shape.iter().cloned());
+        Ok(tvec![values, places])
+    }
+
+    fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
+        let [input, k] = inputs else { bail!("expected two inputs") };
+        let axis = checked_axis(self.axis, input.rank())?;
+        let count = count_of(k, &input.shape()[axis].to_dim())?;
+        let theirs = Topk { axis, largest: self.is_largest, fallback_k: count };
+        let outputs = theirs.eval(&EvalContext::out_of_plan(), inputs.iter().cloned().collect())?;
+        Ok(outputs.into_iter().map(|output| output.into_tensor()).collect())
     }
 }
 

@@ -71,6 +71,10 @@ impl<W: Wiring> Expansion for Rewired<W> {
         self.inner.as_ref().name()
     }
 
+    fn nboutputs(&self) -> TractResult<usize> {
+        self.inner.as_ref().nboutputs()
+    }
+
     fn rules<'r, 'p: 'r, 's: 'r>(
         &'s self,
         solver: &mut Solver<'r>,
