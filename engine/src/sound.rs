@@ -289,7 +289,7 @@ fn depth(graph: &pb::GraphProto) -> usize {
 }
 
 /// The values that a node takes: its inputs, and what its inner graphs take from around them.
-fn needs(node: &pb::NodeProto) -> impl Iterator<Item = &String> {
+pub(crate) fn needs(node: &pb::NodeProto) -> impl Iterator<Item = &String> {
     node.input.iter().chain(graphs_in(node).flat_map(captured))
 }
 

@@ -1,11 +1,12 @@
 //! What rten answers wrongly, without a word.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::{self, TensorProto, tensor_proto::DataType};
 
 use crate::LoadError;
 use crate::messages::{graphs_in, is_onnx};
+use crate::sound::needs;
 use crate::tract::File;
 
 /// # Errors
@@ -86,6 +87,9 @@ fn flaw(node: &pb::NodeProto, known: &Known<'_>, opset: i64) -> Option<&'static 
             let is_of_channels = shape.is_some_and(|shape| shape.starts_with(&[groups, 1]));
             (!is_of_channels).then_some("it takes in more than zeros where it pads integers")
         }
+        "Loop" if !needs(node).any(|name| known.varies(name)) => {
+            Some("it runs one of constants as it loads it, which may not end")
+        }
         "NonMaxSuppression" => Some("it takes boxes of several classes or images for one's"),
         "Softplus" => Some("of large numbers it gives infinities"),
         "Scatter" | "ScatterElements" => {
@@ -117,6 +121,8 @@ struct Known<'a> {
     constants: HashMap<&'a str, Constant<'a>>,
     /// Of weights and of what is declared; -1 is a size that is not.
     shapes: HashMap<&'a str, Vec<i64>>,
+    /// What follows from an input.
+    varying: HashSet<&'a str>,
     outer: Option<&'a Known<'a>>,
 }
 
@@ -157,7 +163,23 @@ impl<'a> Known<'a> {
             (tensor.name.as_str(), shape)
         });
         let shapes = shapes.chain(given).collect();
-        Self { constants: weights.chain(made).collect(), shapes, outer }
+        let (constants, varying) = (weights.chain(made).collect(), HashSet::new());
+        let mut known = Self { constants, shapes, varying, outer };
+        let weights: HashSet<&String> = graph.initializer.iter().map(|it| &it.name).collect();
+        let inputs = graph.input.iter().map(|input| &input.name);
+        let inputs = inputs.filter(|name| !weights.contains(name));
+        known.varying.extend(inputs.map(String::as_str));
+        for node in &graph.node {
+            if needs(node).any(|name| known.varies(name)) {
+                known.varying.extend(node.output.iter().map(String::as_str));
+            }
+        }
+        known
+    }
+
+    /// Nodes that are not in order may be taken for constants.
+    fn varies(&self, name: &str) -> bool {
+        self.varying.contains(name) || self.outer.is_some_and(|outer| outer.varies(name))
     }
 
     fn constant(&self, name: &str) -> Option<&Constant<'a>> {

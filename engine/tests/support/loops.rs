@@ -1,6 +1,6 @@
 //! Loops that a host must survive, and what else looks at one value to go on.
 
-use crate::build::{BOOL, FLOAT, INT64, body, file, graph, int, longs, node, raw, value};
+use crate::build::{BOOL, FLOAT, INT64, body, file, graph, int, longs, node, raw, singles, value};
 use crate::hostile::Named;
 
 /// Loops that do not end by themselves: of a carried value that stays as it is, or `grows`.
@@ -32,9 +32,11 @@ pub fn endless(kind: &str) -> Vec<Named> {
         let node = node("Loop", &["most", "true", "x"], &["y"], &[graph("body", inner.clone())]);
         cases.push((format!("loops: {kind}, at most {most}"), file(&[1], &inits, vec![node])));
     }
-    let node = node("Loop", &["", "true", "x"], &["y"], &[graph("body", inner)]);
-    let onnx = file(&[1], std::slice::from_ref(&forever), vec![node]);
-    cases.push((format!("loops: {kind}, without a bound"), onnx));
+    let inits = [forever, singles("w", &[1], &[1.0])];
+    for (name, start) in [("without a bound", "x"), ("of a constant", "w")] {
+        let node = node("Loop", &["", "true", start], &["y"], &[graph("body", inner.clone())]);
+        cases.push((format!("loops: {kind}, {name}"), file(&[1], &inits, vec![node])));
+    }
     cases
 }
 
