@@ -141,11 +141,13 @@ struct Timed<F> {
     bytes: usize,
     began: Option<Instant>,
     spent: Duration,
+    has_ended: bool,
 }
 
 impl<F: Future> Timed<F> {
     fn new(work: F, gate: Arc<Gate>, bytes: usize) -> Self {
-        Self { work: Box::pin(work), gate, bytes, began: None, spent: Duration::ZERO }
+        let (began, spent, has_ended) = (None, Duration::ZERO, false);
+        Self { work: Box::pin(work), gate, bytes, began, spent, has_ended }
     }
 }
 
@@ -157,6 +159,7 @@ impl<F: Future> Future for Timed<F> {
         let began = *self.began.get_or_insert(started);
         let polled = catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(context)));
         self.spent += started.elapsed();
+        self.has_ended = !matches!(polled, Ok(Poll::Pending));
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(output)) => Poll::Ready((Ok(output), began)),
@@ -167,8 +170,10 @@ impl<F: Future> Future for Timed<F> {
 
 impl<F> Drop for Timed<F> {
     fn drop(&mut self) {
-        if self.began.is_some() {
-            self.gate.record(self.spent, self.bytes);
+        match (self.began, self.has_ended) {
+            (None, _) => {}
+            (Some(_), true) => self.gate.record(self.spent, self.bytes),
+            (Some(_), false) => self.gate.record_at_least(self.spent, self.bytes),
         }
     }
 }
@@ -253,6 +258,13 @@ impl Gate {
         expected < QUICK.as_nanos() as u64
     }
 
+    /// Of a run that was given up: a model whose clients leave early is not quick for that.
+    fn record_at_least(&self, took: Duration, bytes: usize) {
+        if took.as_nanos() as u64 > self.average_ns.load(Ordering::Relaxed) {
+            self.record(took, bytes);
+        }
+    }
+
     fn record(&self, took: Duration, bytes: usize) {
         let took = took.as_nanos() as u64;
         let is_first = self.average_ns.load(Ordering::Relaxed) == u64::MAX;
@@ -289,6 +301,8 @@ impl Drop for AbortOnDrop {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     #[test]
@@ -300,5 +314,19 @@ mod tests {
             [1, 1000, 10_000, 100_000].map(|bytes| gate.is_quick(bytes)),
             [true, true, true, false]
         );
+    }
+
+    #[test]
+    fn who_was_given_up_early_is_not_quick() {
+        let gate = Arc::new(Gate::new(1, 1));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut given_up = Timed::new(std::future::pending::<()>(), gate.clone(), 1000);
+        assert!(Pin::new(&mut given_up).poll(&mut context).is_pending());
+        drop(given_up);
+        assert!(!gate.is_quick(1000));
+        let mut ended = Timed::new(std::future::ready(()), gate.clone(), 1000);
+        assert!(Pin::new(&mut ended).poll(&mut context).is_ready());
+        drop(ended);
+        assert!(gate.is_quick(1000));
     }
 }
