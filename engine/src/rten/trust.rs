@@ -121,7 +121,7 @@ struct Known<'a> {
     constants: HashMap<&'a str, Constant<'a>>,
     /// Of weights and of what is declared; -1 is a size that is not.
     shapes: HashMap<&'a str, Vec<i64>>,
-    /// What follows from an input.
+    /// What follows from an input's values.
     varying: HashSet<&'a str>,
     outer: Option<&'a Known<'a>>,
 }
@@ -170,7 +170,9 @@ impl<'a> Known<'a> {
         let inputs = inputs.filter(|name| !weights.contains(name));
         known.varying.extend(inputs.map(String::as_str));
         for node in &graph.node {
-            if needs(node).any(|name| known.varies(name)) {
+            // Of sizes that are declared it makes constants.
+            let is_of_sizes = matches!(&*node.op_type, "Shape" | "Size");
+            if !is_of_sizes && needs(node).any(|name| known.varies(name)) {
                 known.varying.extend(node.output.iter().map(String::as_str));
             }
         }

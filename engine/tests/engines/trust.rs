@@ -81,6 +81,8 @@ fn operators_that_rten_answers_wrongly() {
     }
     let turns = |state: &str| is_trusted("Loop", &["", "", state], vec![longs("w", &[], 1)]);
     assert!(turns("x") && !turns("w"));
+    let sized = vec![node("Shape", &["x"], "s", &[]), node("Loop", &["", "", "s"], "y", &[])];
+    assert!(!is_trusted_with(sized, vec![]));
     let lengths = ["x", "w", "w", "", "lengths"];
     assert!(is_trusted("LSTM", &lengths[..3], vec![]));
     assert!(!is_trusted("LSTM", &lengths, vec![]));
