@@ -448,7 +448,8 @@ impl Kernel for SliceOfTheRun {
         let steps = list(self.steps_input)?.unwrap_or_else(|| vec![1; starts.len()]);
         let fits = [ends.len(), axes.len(), steps.len()].iter().all(|&of| of == starts.len());
         ensure!(fits, "starts, ends, axes and steps of different lengths");
-        let mut output = input.clone().into_tensor();
+        // What is taken is copied, not what it is taken of.
+        let mut output = input.clone();
         for (((start, end), axis), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
             let axis = checked_axis(axis, output.rank())?;
             let (size, slice) = (output.shape()[axis], [start, end, step]);
@@ -460,8 +461,9 @@ impl Kernel for SliceOfTheRun {
                     let places = taken(size, slice)?;
                     dispatch_datum!(take(output.datum_type())(&output, axis, &places))?
                 }
-            };
+            }
+            .into_tvalue();
         }
-        Ok(tvec![output])
+        Ok(tvec![output.into_tensor()])
     }
 }
