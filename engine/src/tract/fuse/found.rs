@@ -2,6 +2,8 @@
 //! number from the output that has it for a size, and all that follows from it are constants. So where
 //! nothing else is wanted of that output, tract leaves out what makes it.
 
+use std::collections::HashSet;
+
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::*;
 
@@ -34,12 +36,12 @@ enum Place {
 pub(super) struct Kept {
     /// How many outputs there were.
     outputs: usize,
-    sizes: Vec<Symbol>,
+    sizes: HashSet<Symbol>,
 }
 
 /// Makes outputs of what finds sizes that are needed, for tract not to leave it out.
 pub(super) fn keep(model: &mut TypedModel) -> TractResult<Kept> {
-    let mut kept = Kept { outputs: model.outputs.len(), sizes: Vec::new() };
+    let mut kept = Kept { outputs: model.outputs.len(), sizes: HashSet::new() };
     let made = model.nodes().iter().filter(|node| !node.inputs.is_empty());
     let outlets = made.flat_map(|node| {
         let id = node.id;
@@ -49,8 +51,7 @@ pub(super) fn keep(model: &mut TypedModel) -> TractResult<Kept> {
     for _ in 0..MOST_ROUNDS {
         let mut more = Vec::new();
         for (symbol, outlet) in needed(model, &found)?.into_iter().flat_map(|it| it.sizes) {
-            if !kept.sizes.contains(&symbol) {
-                kept.sizes.push(symbol);
+            if kept.sizes.insert(symbol) {
                 more.push(outlet);
             }
         }
@@ -149,13 +150,19 @@ fn needed(model: &TypedModel, found: &[Found]) -> TractResult<Vec<Needed>> {
             let found = found.filter(|(bit, _)| bits >> bit & 1 == 1);
             found.map(|(_, one)| one.clone()).collect::<Vec<Found>>()
         };
+        // Those that need what a node gives cannot be waited for.
+        let mut later: Vec<u64> = own.iter().map(|places| bits(places)).collect();
+        for (id, _) in asked.iter().rev() {
+            for input in &model.node(*id).inputs {
+                later[input.node] |= later[*id];
+            }
+        }
         // Those that are found before a node's outputs are there.
         let mut known = vec![0u64; model.nodes().len()];
         for (id, (first, places)) in &asked {
             let inputs = model.node(*id).inputs.iter();
             let before = inputs.fold(bits(&own[*id]), |bits, input| bits | known[input.node]);
-            let mut sizes = found_at(bits(places) & !before);
-            sizes.retain(|(_, outlet)| !comes_after(model, outlet.node, *id));
+            let sizes = found_at(bits(places) & !before & !later[*id]);
             let waited = sizes.iter().filter_map(|(symbol, _)| place_of(symbol, found));
             known[*id] = before | bits(&waited.collect::<Vec<_>>());
             if !sizes.is_empty() {
@@ -222,21 +229,6 @@ fn places_of(size: &TDim, found: &[Found]) -> Vec<usize> {
 
 fn place_of(symbol: &Symbol, found: &[Found]) -> Option<usize> {
     found.binary_search_by(|(known, _)| known.cmp(symbol)).ok()
-}
-
-/// Whether the one needs what the other gives.
-fn comes_after(model: &TypedModel, one: usize, other: usize) -> bool {
-    let mut is_seen = vec![false; model.nodes().len()];
-    let mut left = vec![one];
-    while let Some(id) = left.pop() {
-        if id == other {
-            return true;
-        }
-        if !std::mem::replace(&mut is_seen[id], true) {
-            left.extend(model.node(id).inputs.iter().map(|input| input.node));
-        }
-    }
-    false
 }
 
 impl Op for After {
