@@ -8,7 +8,7 @@ use tract_onnx::tract_core::ops::array::Topk;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
-    Built, Form, Kernel, Unknown, built, checked_axis, expect_datum, one, only, typed_with,
+    Built, Form, Kernel, Unknown, built, checked_axis, expect_datum, one, only, typed_with, whole,
 };
 use super::theirs::{Wiring, rewired};
 
@@ -95,13 +95,16 @@ impl Kernel for Compress {
 struct TopK {
     axis: i64,
     is_largest: bool,
+    /// Where planning knows it, by sizes that may be free.
+    count: Option<TDim>,
     taken: Unknown,
 }
 
 fn top_k(context: &ParsingContext, node: &NodeProto) -> Built {
     let axis = node.get_attr_opt::<i64>("axis")?.unwrap_or(-1);
     let is_largest = node.get_attr_opt::<i64>("largest")?.unwrap_or(1) == 1;
-    rewired(context, node, TopK { axis, is_largest, taken: Unknown::new(context) })
+    let taken = Unknown::new(context);
+    rewired(context, node, TopK { axis, is_largest, count: None, taken })
 }
 
 /// How many are taken of an axis.
@@ -124,7 +127,13 @@ impl Wiring for TopK {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
-        model.wire_node(prefix, typed_with(self.clone(), 2), inputs)
+        let [input, k] = *inputs else { bail!("expected two inputs, got {}", inputs.len()) };
+        let (fact, known) = (model.outlet_fact(input)?, &model.outlet_fact(k)?.konst);
+        let size = &fact.shape[checked_axis(self.axis, fact.rank())?];
+        let count = known.as_ref().map(|k| count_of(k, size)).transpose()?;
+        // A run has numbers for sizes that are free.
+        let k = whole(model, prefix, 1, k)?;
+        model.wire_node(prefix, typed_with(Self { count, ..self.clone() }, 2), &[input, k])
     }
 }
 
@@ -136,9 +145,10 @@ impl Kernel for TopK {
     fn outputs(&self, inputs: &[Form]) -> TractResult<TVec<Form>> {
         let [input, k] = inputs else { bail!("expected two inputs") };
         let axis = checked_axis(self.axis, input.shape.len())?;
-        let count = match &k.constant {
-            Some(k) => count_of(k, &input.shape[axis])?,
-            None => self.taken.dim(0),
+        let count = match (&self.count, &k.constant) {
+            (Some(count), _) => count.clone(),
+            (None, Some(k)) => count_of(k, &input.shape[axis])?,
+            (None, None) => self.taken.dim(0),
         };
         let values = resized(input, Some(self.axis), count)?;
         let places = Form::new(DatumType::I64, values.shape.iter().cloned());
