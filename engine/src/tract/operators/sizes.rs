@@ -139,9 +139,11 @@ impl Wiring for Joined {
 fn of_32_bits(known: &Tensor) -> TractResult<Tensor> {
     let mut numbers = known.cast_to::<i64>()?.into_owned();
     for number in numbers.try_as_plain_ram_mut()?.as_slice_mut::<i64>()? {
-        if *number == i64::MAX {
-            *number = i32::MAX.into();
-        }
+        *number = match *number {
+            i64::MAX => i32::MAX.into(),
+            number if number <= -i64::MAX => i32::MIN.into(),
+            number => number,
+        };
     }
     check("Concat", &numbers)?;
     Ok(numbers)
