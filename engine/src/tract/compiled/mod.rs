@@ -32,7 +32,7 @@ pub(super) use parts::{Reader, Stored, Writer, stored_struct};
 const MAGIC: &[u8; 8] = b"wispplan";
 
 /// Changes where what is written, or what it means, does.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 
 const HEADER: usize = 32;
 const PAGE: usize = 4096;

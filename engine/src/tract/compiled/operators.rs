@@ -22,7 +22,7 @@ use tract_onnx::tract_hir::tract_core::ops::nn::{
 use super::parts::{Reader, Stored, Writer, stored_struct};
 use crate::narrow::{Narrow, Rounding, Towards};
 use crate::tract::fuse::{
-    Barrier, DeformedWindows, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows,
+    After, Barrier, DeformedWindows, FusedBinary, FusedConv, FusedPool, FusedProduct, FusedRows,
     FusedTable, GatheredBlocks, Quantize, Reduction,
 };
 use crate::tract::operators::rounded::Rounded;
@@ -54,7 +54,7 @@ held! {
     11 => RmsNorm, 12 => Softmax, 13 => Iff,
     20 => Barrier, 21 => FusedConv, 22 => FusedPool, 23 => FusedProduct, 24 => FusedRows,
     25 => FusedTable, 26 => FusedBinary, 27 => Quantize, 28 => GatheredBlocks, 29 => DeformedWindows,
-    30 => Reduction,
+    30 => Reduction, 31 => After,
 }
 
 stored_struct!(Cast { to });
@@ -79,7 +79,7 @@ macro_rules! stored_unit {
         }
     )*};
 }
-stored_unit!(Iff, Barrier);
+stored_unit!(Iff, Barrier, After);
 
 /// Functions without parameters, by name.
 macro_rules! named {

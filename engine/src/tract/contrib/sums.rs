@@ -2,7 +2,10 @@
 //! what they are, and which of those floats hold, too. What they are written with stands in `quantized`.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::ptr;
+use std::rc::Rc;
 
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
@@ -43,7 +46,14 @@ pub(super) struct Scope<'a> {
     /// The graph's own values, with what they hold where that is known.
     own: HashMap<&'a str, Option<&'a TensorProto>>,
     around: Option<&'a Scope<'a>>,
+    /// Whether floats hold the sums of weights that were looked through: thousands of nodes may have
+    /// the same. One for all graphs of the file.
+    known: Rc<RefCell<HashMap<Weights, bool>>>,
 }
+
+/// Of a node: whether it is a ConvInteger, whether it has zero points, and where the file has its
+/// weights and those.
+type Weights = (bool, bool, [*const TensorProto; 2]);
 
 impl<'a> Scope<'a> {
     pub(super) fn of(file: &'a File<'a>, graph: &'a GraphProto) -> Self {
@@ -64,7 +74,8 @@ impl<'a> Scope<'a> {
             node.output.iter().map(move |name| (name.as_str(), constant))
         });
         let own = held.chain(given).chain(made).collect();
-        Self { file, graph, own, around }
+        let known = around.map(|around| around.known.clone()).unwrap_or_default();
+        Self { file, graph, own, around, known }
     }
 
     pub(super) fn nodes(&self) -> &'a [NodeProto] {
@@ -74,7 +85,18 @@ impl<'a> Scope<'a> {
     /// Whether floats hold all that a node of the graph may come to on the way to its sums, by its
     /// weights.
     pub(super) fn fits_floats(&self, node: &NodeProto) -> bool {
-        self.largest_sum(node).is_some_and(|sum| sum < MOST_OF_FLOATS)
+        let name = |index: usize| node.input.get(index).filter(|name| !name.is_empty());
+        let place = |index: usize| {
+            let tensor = name(index).and_then(|name| self.constant(name));
+            tensor.map_or(ptr::null(), ptr::from_ref)
+        };
+        let weights = (node.op_type == "ConvInteger", name(3).is_some(), [1, 3].map(place));
+        if let Some(&fits) = self.known.borrow().get(&weights) {
+            return fits;
+        }
+        let fits = self.largest_sum(node).is_some_and(|sum| sum < MOST_OF_FLOATS);
+        self.known.borrow_mut().insert(weights, fits);
+        fits
     }
 
     /// `None` where the weights or their zero points are no constants.
@@ -99,7 +121,7 @@ impl<'a> Scope<'a> {
             u64::from(number.abs_diff(least).max(number.abs_diff(most)))
         };
         let mut largest = 0;
-        for matrix in weights.bytes.chunks(terms * columns) {
+        for matrix in weights.bytes.chunks((terms * columns).max(1)) {
             let mut sums = vec![0u64; columns];
             for line in matrix.chunks(columns) {
                 sums.iter_mut().zip(line).for_each(|(sum, &byte)| *sum += farthest(byte));

@@ -4,7 +4,6 @@ use std::cmp::Ordering;
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
-use tract_onnx::tract_core::ops::array::Topk;
 use tract_onnx::tract_hir::internal::*;
 
 use super::kernel::{
@@ -158,11 +157,44 @@ impl Kernel for TopK {
     fn run(&self, inputs: &[TValue]) -> TractResult<TVec<Tensor>> {
         let [input, k] = inputs else { bail!("expected two inputs") };
         let axis = checked_axis(self.axis, input.rank())?;
-        let count = count_of(k, &input.shape()[axis].to_dim())?;
-        let theirs = Topk { axis, largest: self.is_largest, fallback_k: count };
-        let outputs = theirs.eval(&EvalContext::out_of_plan(), inputs.iter().cloned().collect())?;
-        Ok(outputs.into_iter().map(|output| output.into_tensor()).collect())
+        let count = count_of(k, &input.shape()[axis].to_dim())?.to_usize()?;
+        dispatch_numbers!(first_of(input.datum_type())(input, axis, count, self.is_largest))
     }
+}
+
+/// So many of each lane along an axis, in order, the first of equals before the others; and their places.
+fn first_of<T: Datum + Copy + PartialOrd>(
+    input: &Tensor,
+    axis: usize,
+    count: usize,
+    is_largest: bool,
+) -> TractResult<TVec<Tensor>> {
+    let axis = tract_ndarray::Axis(axis);
+    let input = input.to_plain_array_view::<T>()?;
+    let mut shape: TVec<usize> = input.shape().into();
+    shape[axis.0] = count;
+    let mut values = tract_ndarray::ArrayD::from_elem(&*shape, T::default());
+    let mut places = tract_ndarray::ArrayD::from_elem(&*shape, 0i64);
+    let taken = values.lanes_mut(axis).into_iter().zip(places.lanes_mut(axis));
+    let mut order: Vec<usize> = Vec::new();
+    for (lane, (mut values, mut places)) in input.lanes(axis).into_iter().zip(taken) {
+        let compare = |&left: &usize, &right: &usize| {
+            let order = compare(&lane[left], &lane[right]);
+            let order = if is_largest { order.reverse() } else { order };
+            order.then(left.cmp(&right))
+        };
+        order.clear();
+        order.extend(0..lane.len());
+        if (1..order.len()).contains(&count) {
+            order.select_nth_unstable_by(count, compare);
+        }
+        order.truncate(count);
+        order.sort_unstable_by(compare);
+        for (index, &place) in order.iter().enumerate() {
+            (values[index], places[index]) = (lane[place], place as i64);
+        }
+    }
+    Ok(tvec![values.into_tensor(), places.into_tensor()])
 }
 
 #[derive(Debug)]
