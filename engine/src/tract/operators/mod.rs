@@ -47,6 +47,7 @@ pub(super) mod rounded;
 mod scores;
 mod selection;
 mod sizes;
+mod slice;
 mod stable;
 mod svm;
 mod text;
@@ -102,6 +103,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
     rounded::register(operators);
     selection::register(operators);
     sizes::register(operators);
+    slice::register(operators);
     stable::register(operators);
     svm::register(operators);
     text::register(operators);
