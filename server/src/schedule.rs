@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -111,12 +111,13 @@ impl Scheduler {
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");
         let member = self.long_tasks.join();
+        let is_given_up = work.is_given_up.clone();
         let task = long.spawn(async move {
             let output = work.await;
             drop((turn, slot, member));
             output
         });
-        let _abort = AbortOnDrop(task.abort_handle());
+        let _abort = AbortOnDrop { task: task.abort_handle(), is_given_up };
         match timeout_at(deadline.into(), task).await {
             Ok(Ok(output)) => finished(output, arrived),
             Ok(Err(_)) => Err(Refused::Panicked),
@@ -142,12 +143,15 @@ struct Timed<F> {
     began: Option<Instant>,
     spent: Duration,
     has_ended: bool,
+    /// Set by whoever waits for it no longer: how soon it ends then says nothing.
+    is_given_up: Arc<AtomicBool>,
 }
 
 impl<F: Future> Timed<F> {
     fn new(work: F, gate: Arc<Gate>, bytes: usize) -> Self {
         let (began, spent, has_ended) = (None, Duration::ZERO, false);
-        Self { work: Box::pin(work), gate, bytes, began, spent, has_ended }
+        let is_given_up = Arc::default();
+        Self { work: Box::pin(work), gate, bytes, began, spent, has_ended, is_given_up }
     }
 }
 
@@ -170,7 +174,8 @@ impl<F: Future> Future for Timed<F> {
 
 impl<F> Drop for Timed<F> {
     fn drop(&mut self) {
-        match (self.began, self.has_ended) {
+        let has_ended = self.has_ended && !self.is_given_up.load(Ordering::Relaxed);
+        match (self.began, has_ended) {
             (None, _) => {}
             (Some(_), true) => self.gate.record(self.spent, self.bytes),
             (Some(_), false) => self.gate.record_at_least(self.spent, self.bytes),
@@ -291,11 +296,15 @@ async fn acquire(
     Ok(permit.map_err(|_| Refused::Deadline)?.expect("semaphores here are never closed"))
 }
 
-struct AbortOnDrop(AbortHandle);
+struct AbortOnDrop {
+    task: AbortHandle,
+    is_given_up: Arc<AtomicBool>,
+}
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
-        self.0.abort();
+        self.is_given_up.store(true, Ordering::Relaxed);
+        self.task.abort();
     }
 }
 
@@ -323,6 +332,10 @@ mod tests {
         let mut given_up = Timed::new(std::future::pending::<()>(), gate.clone(), 1000);
         assert!(Pin::new(&mut given_up).poll(&mut context).is_pending());
         drop(given_up);
+        let mut stopped = Timed::new(std::future::ready(()), gate.clone(), 1000);
+        stopped.is_given_up.store(true, Ordering::Relaxed);
+        assert!(Pin::new(&mut stopped).poll(&mut context).is_ready());
+        drop(stopped);
         assert!(!gate.is_quick(1000));
         let mut ended = Timed::new(std::future::ready(()), gate.clone(), 1000);
         assert!(Pin::new(&mut ended).poll(&mut context).is_ready());
