@@ -1,37 +1,60 @@
-//! The cores of a process and how many are busy: one budget for all runs.
+//! The cores of a process: who computes on them, and who waits for one. One budget for all requests.
 
+use std::collections::VecDeque;
+use std::mem;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// The cores that a process computes on, and how many threads do now.
+/// The cores that a process computes on. Each is one thread's at a time; who came first has the
+/// next that is free.
 #[derive(Debug)]
 pub struct Cores {
     count: usize,
     busy: AtomicUsize,
-    /// Threads that gave way, and what wakes them.
-    aside: AtomicUsize,
-    lock: Mutex<()>,
-    freed: Condvar,
+    queue: Mutex<Queue>,
+    /// How many wait there, and how many of those are quick.
+    waiting: AtomicUsize,
+    quick: AtomicUsize,
 }
 
-/// Threads that compute, until it is dropped.
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    /// By number.
+    waiters: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    number: u64,
+    is_quick: bool,
+    waker: Waker,
+}
+
+/// Cores that are somebody's, until it is dropped.
 #[derive(Debug)]
 pub struct Busy<'a> {
     cores: &'a Cores,
-    threads: usize,
+    count: usize,
+}
+
+/// Waits for a core, from when it is made until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    cores: &'a Cores,
+    number: u64,
+    has_ended: bool,
 }
 
 impl Cores {
-    /// So many, none of them busy.
+    /// So many, all of them free.
     pub fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self {
-            count,
-            busy: AtomicUsize::new(0),
-            aside: AtomicUsize::new(0),
-            lock: Mutex::new(()),
-            freed: Condvar::new(),
-        })
+        let (queue, none) = (Mutex::default(), AtomicUsize::default);
+        Arc::new(Self { count, busy: none(), queue, waiting: none(), quick: none() })
     }
 
     /// How many there are.
@@ -39,39 +62,53 @@ impl Cores {
         self.count
     }
 
-    /// One thread more computes; it is not asked whether a core is free.
-    pub fn enter(&self) -> Busy<'_> {
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { cores: self, threads: 1 }
+    /// A core, if one is free and nobody waits for it.
+    pub fn try_take(&self) -> Option<Busy<'_>> {
+        let is_free = self.waiting.load(Ordering::Relaxed) == 0 && self.take_free();
+        is_free.then(|| Busy { cores: self, count: 1 })
     }
 
-    /// Whether more threads compute than there are cores.
-    pub fn are_short(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > self.count
+    /// A core for what is quick: who computes for long gives way to it.
+    pub fn take_quick(&self) -> Turn<'_> {
+        self.wait(true)
     }
 
-    /// Where more threads compute than there are cores, the calling one, which is one of them, waits
-    /// until one is free, but no longer than `most`. Returns how long it did.
-    pub fn give_way(&self, most: Duration) -> Duration {
-        if !self.are_short() || most.is_zero() {
+    /// A core for the calling thread, which waits for it.
+    pub fn take(&self) -> Busy<'_> {
+        self.try_take().unwrap_or_else(|| block_on(self.wait(false)))
+    }
+
+    /// Whether somebody quick waits.
+    pub fn are_wanted(&self) -> bool {
+        self.quick.load(Ordering::Relaxed) > 0
+    }
+
+    /// Where somebody quick waits, the calling thread leaves its core to whoever came first, and waits
+    /// for its next turn. Returns how long it did.
+    pub fn give_way(&self) -> Duration {
+        if !self.are_wanted() {
             return Duration::ZERO;
         }
         let began = Instant::now();
-        // Sequential: whoever is done either sees that one waits, or is seen to be done.
-        self.aside.fetch_add(1, Ordering::SeqCst);
-        self.busy.fetch_sub(1, Ordering::SeqCst);
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while !self.take_free() {
-            let left = most.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                self.busy.fetch_add(1, Ordering::SeqCst);
-                break;
-            }
-            let waited = self.freed.wait_timeout(guard, left);
-            guard = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        self.aside.fetch_sub(1, Ordering::SeqCst);
+        self.give_back(1);
+        // It is the caller's again, whose own guard gives it back.
+        mem::forget(self.take());
         began.elapsed()
+    }
+
+    /// At most so many cores, as far as they are free and nobody waits for them.
+    pub(crate) fn spare(&self, most: usize) -> Busy<'_> {
+        let free = |busy: usize| match self.waiting.load(Ordering::Relaxed) {
+            0 => self.count.saturating_sub(busy).min(most),
+            _ => 0,
+        };
+        let mut count = 0;
+        let take = |busy| {
+            count = free(busy);
+            (count > 0).then_some(busy + count)
+        };
+        let taken = self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        Busy { cores: self, count: taken.map_or(0, |_| count) }
     }
 
     fn take_free(&self) -> bool {
@@ -79,32 +116,98 @@ impl Cores {
         self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok()
     }
 
-    /// At most so many threads more, as far as cores are free.
-    pub(crate) fn spare(&self, most: usize) -> Busy<'_> {
-        let aside = self.aside.load(Ordering::Relaxed);
-        let free = |busy: usize| self.count.saturating_sub(busy + aside).min(most);
-        let taken = self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |busy| {
-            (free(busy) > 0).then(|| busy + free(busy))
-        });
-        Busy { cores: self, threads: taken.map_or(0, free) }
+    fn give_back(&self, count: usize) {
+        // Sequential: either it is seen here that somebody waits, or who waits sees what is free.
+        self.busy.fetch_sub(count, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.hand_out(self.lock());
+        }
+    }
+
+    fn wait(&self, is_quick: bool) -> Turn<'_> {
+        let mut queue = self.lock();
+        let number = queue.next;
+        queue.next += 1;
+        queue.waiters.push_back(Waiter { number, is_quick, waker: Waker::noop().clone() });
+        self.count_one(is_quick);
+        self.hand_out(queue);
+        Turn { cores: self, number, has_ended: false }
+    }
+
+    /// Gives what is free to those who came first: nobody else can take it then.
+    fn hand_out(&self, mut queue: MutexGuard<'_, Queue>) {
+        let mut given = Vec::new();
+        while !queue.waiters.is_empty() && self.take_free() {
+            given.extend(queue.waiters.pop_front());
+        }
+        given.iter().for_each(|waiter| self.discount(waiter));
+        drop(queue);
+        given.into_iter().for_each(|waiter| waiter.waker.wake());
+    }
+
+    fn count_one(&self, is_quick: bool) {
+        self.quick.fetch_add(usize::from(is_quick), Ordering::SeqCst);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn discount(&self, waiter: &Waiter) {
+        self.quick.fetch_sub(usize::from(waiter.is_quick), Ordering::SeqCst);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn place(&self, number: u64) -> Option<usize> {
+        self.waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()
+    }
+}
+
+impl<'a> Future for Turn<'a> {
+    type Output = Busy<'a>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Busy<'a>> {
+        let mut queue = self.cores.lock();
+        if let Some(place) = queue.place(self.number) {
+            queue.waiters[place].waker.clone_from(context.waker());
+            return Poll::Pending;
+        }
+        drop(queue);
+        self.has_ended = true;
+        Poll::Ready(Busy { cores: self.cores, count: 1 })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let mut queue = self.cores.lock();
+        let waiter = queue.place(self.number).and_then(|place| queue.waiters.remove(place));
+        match waiter {
+            Some(waiter) => self.cores.discount(&waiter),
+            // It was given one, which it does not take.
+            None => {
+                drop(queue);
+                self.cores.give_back(1);
+            }
+        }
     }
 }
 
 impl Busy<'_> {
-    pub(crate) fn threads(&self) -> usize {
-        self.threads
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.cores.busy.fetch_sub(self.threads, Ordering::SeqCst);
-        if self.cores.aside.load(Ordering::SeqCst) > 0 {
-            // Taken once: who is about to wait is not missed.
-            drop(self.cores.lock.lock());
-            // More than one may be free now.
-            self.cores.freed.notify_all();
-        }
+        self.cores.give_back(self.count);
     }
 }
 
@@ -117,34 +220,126 @@ pub struct Helpers {
     pub most: usize,
 }
 
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        thread::park();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
 
-    #[test]
-    fn who_gives_way_goes_on_when_a_core_is_free() {
-        let cores = Cores::new(1);
-        let _long = cores.enter();
-        assert_eq!(cores.give_way(Duration::MAX), Duration::ZERO, "there was a core for all");
-        let quick = cores.enter();
-        thread::scope(|scope| {
-            let waits = scope.spawn(|| cores.give_way(Duration::MAX));
-            while cores.are_short() {
-                thread::yield_now();
+    fn is_given(turn: &mut Turn<'_>) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        match Pin::new(&mut *turn).poll(&mut context) {
+            // Kept as given: the next poll would say so again.
+            Poll::Ready(busy) => {
+                mem::forget(busy);
+                turn.has_ended = false;
+                true
             }
-            drop(quick);
-            assert!(!waits.join().expect("no panic").is_zero());
-        });
-        assert_eq!(cores.busy.load(Ordering::Relaxed), 1);
+            Poll::Pending => false,
+        }
     }
 
     #[test]
-    fn who_gives_way_goes_on_after_its_time() {
+    fn who_came_first_has_the_next_core() {
+        let cores = Cores::new(2);
+        let (first, _second) = (cores.try_take().expect("free"), cores.try_take().expect("free"));
+        let (mut third, mut fourth) = (cores.take_quick(), cores.take_quick());
+        assert!(!is_given(&mut third) && !is_given(&mut fourth) && cores.are_wanted());
+        drop(first);
+        assert!(is_given(&mut third) && !is_given(&mut fourth));
+        assert!(cores.try_take().is_none(), "it is nobody else's");
+        // Given, and not taken.
+        drop(third);
+        assert!(is_given(&mut fourth) && !cores.are_wanted());
+    }
+
+    #[test]
+    fn who_waits_no_longer_is_passed_over() {
         let cores = Cores::new(1);
-        let _both = (cores.enter(), cores.enter());
-        let most = Duration::from_millis(1);
-        assert!(cores.give_way(most) >= most);
-        assert!(cores.are_short());
+        let only = cores.try_take().expect("free");
+        let (gone, mut next) = (cores.take_quick(), cores.take_quick());
+        drop(gone);
+        assert!(cores.are_wanted());
+        drop(only);
+        assert!(is_given(&mut next));
+        drop(next);
+        assert!(cores.try_take().is_some());
+        assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_gives_way_waits_for_its_next_turn() {
+        let cores = Cores::new(1);
+        let _long = cores.take();
+        assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
+        thread::scope(|scope| {
+            let quick = scope.spawn(|| drop(block_on(cores.take_quick())));
+            while !cores.are_wanted() {
+                thread::yield_now();
+            }
+            assert_eq!(cores.spare(1).count(), 0);
+            assert!(!cores.give_way().is_zero());
+            quick.join().expect("no panic");
+        });
+        assert!(cores.try_take().is_none(), "the long one has it again");
+    }
+
+    #[test]
+    fn no_core_is_lost_and_none_is_two_threads() {
+        let cores = Cores::new(2);
+        let inside = AtomicUsize::new(0);
+        let enter = || assert!(inside.fetch_add(1, Ordering::SeqCst) < 2);
+        let leave = || assert!(inside.fetch_sub(1, Ordering::SeqCst) > 0);
+        thread::scope(|scope| {
+            for number in 0..6 {
+                let (cores, enter, leave) = (&cores, &enter, &leave);
+                scope.spawn(move || {
+                    for turn in 0..3000 {
+                        let is_quick = number % 2 == 0;
+                        if is_quick && turn % 7 == 0 {
+                            // Some leave while they wait.
+                            let mut turn = cores.take_quick();
+                            let mut context = Context::from_waker(Waker::noop());
+                            let _ = Pin::new(&mut turn).poll(&mut context);
+                            continue;
+                        }
+                        let _busy = match is_quick {
+                            true => block_on(cores.take_quick()),
+                            false => cores.take(),
+                        };
+                        enter();
+                        let spare = cores.spare(1);
+                        (0..spare.count()).for_each(|_| enter());
+                        (0..spare.count()).for_each(|_| leave());
+                        drop(spare);
+                        leave();
+                        if !is_quick {
+                            cores.give_way();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(cores.busy.load(Ordering::SeqCst), 0);
+        assert_eq!(cores.waiting.load(Ordering::SeqCst), 0);
+        assert!(!cores.are_wanted());
     }
 }

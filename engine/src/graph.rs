@@ -48,8 +48,9 @@ pub trait Watch: Sync {
     /// Called between operators by engines that can wait there: others may want this thread's core.
     fn give_way(&self) {}
 
-    /// Threads that may help the caller's, if any. Only tract asks for them, and only for runs on the
-    /// caller's own thread: a worker's can stop amid an operator, while helpers still write.
+    /// The cores that it computes on, and threads that may help the caller's, if any. Only tract asks
+    /// those, and only for runs on the caller's own thread: a worker's can stop amid an operator, while
+    /// helpers still write.
     fn helpers(&self) -> Option<Helpers> {
         None
     }

@@ -32,7 +32,7 @@ mod zip_map;
 
 pub use batch::{Batches, measure_batches, rows, split, stack};
 pub use choose::{Candidate, Choice, Inputs, Verdict, choose, generated};
-pub use cores::{Busy, Cores, Helpers};
+pub use cores::{Busy, Cores, Helpers, Turn};
 pub use graph::{Compiled, Failure, Graph, LoadError, Session, Watch};
 pub use kind::EngineKind;
 pub use onnxruntime::OnnxRuntime;

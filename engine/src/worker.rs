@@ -4,12 +4,14 @@
 //! more memory than it may never ends, and is counted too.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cores::{Cores, Helpers};
 use crate::graph::{Failure, Watch};
 use crate::guard::guarded;
 use crate::memory::{Bound, Lost};
@@ -128,6 +130,11 @@ pub(crate) struct Bounds {
     /// Set by whoever is done with the run first: the worker, or the caller that gives it up.
     settled: Arc<AtomicBool>,
     lost: Mutex<Option<SendLost>>,
+    /// Where the caller computes on a core that others may want.
+    cores: Option<Arc<Cores>>,
+    /// Has the caller give way, and waits until it has.
+    give_way: Box<dyn Fn() + Send + Sync>,
+    gave_way_ns: AtomicU64,
 }
 
 impl Bounds {
@@ -146,9 +153,77 @@ impl Bounds {
         Entered { _bound: Bound::enter(self.memory, lost), meter: self.meter.clone() }
     }
 
+}
+
+/// As the run itself asks on the worker's thread.
+impl Watch for Bounds {
     /// Whether nobody waits for it any more.
-    pub(crate) fn is_given_up(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
+    }
+
+    /// It is the caller who has a core.
+    fn give_way(&self) {
+        let is_wanted = self.cores.as_ref().is_some_and(|cores| cores.are_wanted());
+        if is_wanted && self.meter.ns() >= self.gave_way_ns.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            (self.give_way)();
+            self.gave_way_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a worker and its caller tell each other of a run.
+struct Talk<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+enum State<T> {
+    /// The worker computes, and the caller waits.
+    Computes,
+    /// The other way round: the caller may give way.
+    Waits,
+    Ended(Result<T, Failure>),
+}
+
+impl<T> Talk<T> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::Computes), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, state: State<T>) {
+        *self.lock() = state;
+        self.changed.notify_all();
+    }
+
+    /// The worker's: waits until the caller has given way, or goes.
+    fn give_way(&self, is_given_up: &AtomicBool) {
+        let mut state = self.lock();
+        if is_given_up.load(Ordering::Acquire) {
+            return;
+        }
+        *state = State::Waits;
+        self.changed.notify_all();
+        while matches!(*state, State::Waits) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The caller's: what it was told, after some time at the latest.
+    fn hear(&self) -> State<T> {
+        let computes = |state: &mut State<T>| matches!(state, State::Computes);
+        let heard = self.changed.wait_timeout_while(self.lock(), LOOK, computes);
+        let mut state = heard.unwrap_or_else(PoisonError::into_inner).0;
+        match &*state {
+            State::Computes => State::Computes,
+            State::Waits => State::Waits,
+            State::Ended(_) => mem::replace(&mut *state, State::Computes),
+        }
     }
 }
 
@@ -204,13 +279,13 @@ pub(crate) fn run<T: Send + 'static>(
         Some(worker) => worker,
         None => start().map_err(Failure::Failed)?,
     };
-    let (sender, receiver) = channel();
+    let talk = Talk::new();
     let (settled, meter) = (Arc::new(AtomicBool::new(false)), Arc::new(Meter::default()));
     let end = {
-        let (settled, given) = (settled.clone(), given.clone());
+        let (talk, settled, given) = (talk.clone(), settled.clone(), given.clone());
         move |result| {
-            // A caller that has gone wants no result.
-            let _ = sender.send(result);
+            // A caller that has gone does not hear it.
+            talk.tell(State::Ended(result));
             if settled.swap(true, Ordering::AcqRel) {
                 given.down();
             }
@@ -223,7 +298,15 @@ pub(crate) fn run<T: Send + 'static>(
         lost_end(Err(Failure::OutOfMemory(format!("asked for more than {most} MiB of memory"))));
     };
     let lost: Mutex<Option<SendLost>> = Mutex::new(Some(Box::new(lost)));
-    let bounds = Bounds { memory, meter: meter.clone(), settled: settled.clone(), lost };
+    let cores = watch.helpers().map(|Helpers { cores, .. }| cores);
+    let give_way = {
+        let (talk, settled) = (talk.clone(), settled.clone());
+        Box::new(move || talk.give_way(&settled))
+    };
+    let gave_way_ns = AtomicU64::new(0);
+    let (meter_of, settled_of) = (meter.clone(), settled.clone());
+    let bounds =
+        Bounds { memory, meter: meter_of, settled: settled_of, lost, cores, give_way, gave_way_ns };
     let again = worker.clone();
     let job: Job = Box::new(move || {
         let result = guarded(move || work(&bounds))
@@ -231,8 +314,7 @@ pub(crate) fn run<T: Send + 'static>(
         idle().push(again);
         end(result);
     });
-    let gone = || Failure::Failed("the engine's thread has ended".to_owned());
-    worker.send(job).map_err(|_| gone())?;
+    worker.send(job).map_err(|_| Failure::Failed("the engine's thread has ended".to_owned()))?;
     let mut told_ns = 0;
     let mut tell = || {
         let spent_ns = meter.ns();
@@ -240,20 +322,25 @@ pub(crate) fn run<T: Send + 'static>(
         told_ns = spent_ns;
     };
     loop {
-        let received = receiver.recv_timeout(LOOK);
+        let heard = talk.hear();
         tell();
-        match received {
-            Ok(result) => return result,
-            Err(RecvTimeoutError::Disconnected) => return Err(gone()),
-            Err(RecvTimeoutError::Timeout) if watch.is_over() => {
+        match heard {
+            State::Ended(result) => return result,
+            State::Waits => {
+                watch.give_way();
+                talk.tell(State::Computes);
+            }
+            State::Computes if watch.is_over() => {
                 given.up();
                 if settled.swap(true, Ordering::AcqRel) {
                     given.down();
-                    return receiver.recv().unwrap_or_else(|_| Err(gone()));
+                    continue;
                 }
+                // One that waits just now goes on, and ends.
+                talk.tell(State::Computes);
                 return Err(Failure::Stopped);
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            State::Computes => {}
         }
     }
 }

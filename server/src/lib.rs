@@ -74,7 +74,9 @@ pub fn set_up(
             "unmapping their pages"
         }
     );
-    let scheduler = Scheduler::new(threads, settings.sandboxes as usize);
+    let guests = engine.clone();
+    let hurry = move || guests.interrupt();
+    let scheduler = Scheduler::new(threads, settings.sandboxes as usize, hurry);
     let scheduler = scheduler.context("threads cannot be started")?;
     let repository = Repository::find(places, options, residency, LOADING_PATIENCE);
     Ok((Arc::new(Inference::new(repository, scheduler, usage)), engine))

@@ -1,7 +1,7 @@
-//! Who computes where, and who waits. Quick requests run at once on the thread that read them:
-//! a hop to another thread costs as much as a small sandbox. Long ones run on threads of their
-//! own, as many as there are cores, where guests take turns at each tick: so a long guest or
-//! graph holds up neither health nor another model's quick request. Which is which is measured.
+//! Who computes where, and who waits. Quick requests run on the thread that read them: a hop to
+//! another thread costs as much as a small sandbox. Long ones run on threads of their own, where
+//! guests take turns at each tick: so a long guest or graph does not hold up health. Which is which is
+//! measured. Neither is polled without a core of its own: no more threads compute than there are cores.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
-use tokio::time::{timeout, timeout_at};
-use wisp_engine::Cores;
+use tokio::time::timeout_at;
+use wisp_engine::{Busy, Cores};
 
 use crate::cpu::Crowd;
 use crate::error::Error;
@@ -29,14 +29,17 @@ const QUICK: Duration = Duration::from_millis(2);
 /// The share of the newest request in a model's average: 1 / 8.
 const NEWEST_SHIFT: u32 = 3;
 
-/// The threads and permits of a process.
+/// The threads of a process, its cores, and how many sandboxes may live.
 pub struct Scheduler {
     /// `None` only while it is being dropped.
     long: Option<Runtime>,
     cores: Arc<Cores>,
-    inline: Semaphore,
+    /// Requests that run on the thread that read them now.
+    inline: AtomicUsize,
     live: Arc<Semaphore>,
     long_tasks: Arc<Crowd>,
+    /// Has the guests that run give way soon.
+    hurry: Box<dyn Fn() + Send + Sync>,
 }
 
 /// One model's share: how many of its requests run and wait, and what one costs.
@@ -59,11 +62,16 @@ pub enum Refused {
 }
 
 impl Scheduler {
-    /// `cores` computing at a time on their own threads and as many inline; `live` sandboxes.
+    /// So many threads that compute at a time, and `live` sandboxes. `hurry` is called where a quick
+    /// request has to wait for a core, and has the guests that run ask whether they should give way.
     ///
     /// # Errors
     /// The threads cannot be started.
-    pub fn new(cores: usize, live: usize) -> std::io::Result<Self> {
+    pub fn new(
+        cores: usize,
+        live: usize,
+        hurry: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
         let long_tasks = Crowd::new(cores);
         let theirs = long_tasks.clone();
         let long = tokio::runtime::Builder::new_multi_thread()
@@ -75,9 +83,10 @@ impl Scheduler {
         Ok(Self {
             long: Some(long),
             cores: Cores::new(cores),
-            inline: Semaphore::new(cores),
+            inline: AtomicUsize::new(0),
             live: Arc::new(Semaphore::new(live)),
             long_tasks,
+            hurry: Box::new(hurry),
         })
     }
 
@@ -101,19 +110,26 @@ impl Scheduler {
         let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone(), bytes);
-        if gate.is_quick(bytes)
-            && let Some(_permit) = self.inline_permit().await
-            && let Poll::Ready(output) =
-                poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await
-        {
-            return finished(output, arrived);
+        if gate.is_quick(bytes) {
+            let core = self.core(deadline).await?;
+            let inline = Waiting::enter(&self.inline);
+            let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await;
+            drop((core, inline));
+            if let Poll::Ready(output) = polled {
+                return finished(output, arrived);
+            }
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");
         let member = self.long_tasks.join();
         let is_given_up = work.is_given_up.clone();
+        let cores = self.cores.clone();
         let task = long.spawn(async move {
-            let output = work.await;
+            let output = poll_fn(|context| {
+                let _core = cores.take();
+                Pin::new(&mut work).poll(context)
+            });
+            let output = output.await;
             drop((turn, slot, member));
             output
         });
@@ -186,7 +202,7 @@ impl<F> Drop for Timed<F> {
 impl Scheduler {
     /// Whether a request runs on the thread that read it.
     pub fn runs_inline(&self) -> bool {
-        self.inline.available_permits() < self.cores.count()
+        self.inline.load(Ordering::Relaxed) > 0
     }
 
     /// The cores that requests compute on, and how many do.
@@ -194,13 +210,15 @@ impl Scheduler {
         self.cores.clone()
     }
 
-    /// The right to run here and now. The others who have it are quick, so it comes soon; where
-    /// it does not (one of them turned out long), the request goes the long way.
-    async fn inline_permit(&self) -> Option<SemaphorePermit<'_>> {
-        if let Ok(permit) = self.inline.try_acquire() {
-            return Some(permit);
+    /// A core for a quick request, which a long run gives up at the end of an operator, and a guest at
+    /// once.
+    async fn core(&self, deadline: Instant) -> Result<Busy<'_>, Refused> {
+        if let Some(core) = self.cores.try_take() {
+            return Ok(core);
         }
-        timeout(QUICK, self.inline.acquire()).await.ok()?.ok()
+        let turn = self.cores.take_quick();
+        (self.hurry)();
+        timeout_at(deadline.into(), turn).await.map_err(|_| Refused::Deadline)
     }
 }
 

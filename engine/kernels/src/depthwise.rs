@@ -165,8 +165,9 @@ impl Depthwise {
             None => images * self.channels,
         };
         let taps = self.window.kernel[0] * self.window.kernel[1];
-        let (parts, y) = (team::parts(team, y.len() * taps, count), Shared::new(y));
+        let (parts, y) = (team::cut(team, y.len() * taps, count), Shared::new(y));
         team.share(parts, &|part, room| {
+            room.pauses.pause();
             let room = &mut room.panels.room(floats)[..floats];
             room.fill(0.0);
             let start = room.as_mut_ptr();

@@ -6,9 +6,9 @@
 use crate::blocks::{Blocks, Groups};
 use crate::epilogue::Epilogue;
 use crate::gemm::tile_panels;
-use crate::packed::{Buffer, Packed};
+use crate::packed::Packed;
 use crate::simd::{Kernel, Level, Simd};
-use crate::team::{self, Shared, Team, share_of};
+use crate::team::{self, Room, Shared, Team, share_of};
 use crate::tile::{Finish, PANEL, Start, Strip, Sums, Walk};
 
 /// Elements of k taken at once: the weights of three panels then take 36 KiB, which stay in the first-level cache.
@@ -139,7 +139,7 @@ pub(crate) fn direct(
         let share = share_of(part, parts, all, 1);
         let each = groups().flat_map(|group| pieces().map(move |piece| (group, piece)));
         let each = each.skip(share.start).take(share.len());
-        direct_part(level, weights, seen, out, each, c, epilogue, &mut room.panels);
+        direct_part(level, weights, seen, out, each, c, epilogue, room);
     });
 }
 
@@ -153,11 +153,12 @@ fn direct_part(
     part: impl Iterator<Item = ((usize, usize), Piece)>,
     c: Shared,
     epilogue: &Epilogue<'_>,
-    room: &mut Buffer,
+    Room { panels, pauses }: &mut Room,
 ) {
     let Weights { packed: w, whole } = weights;
-    let sums = room.room(values_at_once(level)).as_mut_ptr();
+    let sums = panels.room(values_at_once(level)).as_mut_ptr();
     for ((panel, panels), piece) in part {
+        pauses.pause();
         let columns = piece.rows * piece.width;
         for block in Blocks::of(w.k(), BLOCK_K) {
             let at = seen.at.wrapping_add(piece.y * seen.run_step + piece.x * seen.step);

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use crate::blocks::{Blocks, Groups};
 use crate::epilogue::Epilogue;
-use crate::packed::{Buffer, Packed, ShapeError, View, ensure};
+use crate::packed::{Packed, ShapeError, View, ensure};
 use crate::simd::{Kernel, Level, Simd};
-use crate::team::{self, Shared, Team, share_of};
+use crate::team::{self, Pauses, Room, Shared, Team, share_of};
 use crate::tile::{PANEL, Start, Strip, Sums, Walk};
 
 /// The broadcast operand's block is kept under this many values, half of a second-level cache of 1 MiB.
@@ -53,21 +53,18 @@ pub fn linear(
     let steps = panels.div_ceil(tile_panels(level));
     let by_columns = steps >= 2 * team.width();
     let parts = team::parts(team, rows * n * k, if by_columns { steps } else { rows });
-    if parts == 1 {
-        linear_part(level, 0..rows, a, w, 0..panels, c, epilogue);
-        return Ok(());
-    }
-    team.share(parts, &|part, _| {
+    team.share(parts, &|part, room| {
         let (rows, panels) = match by_columns {
             true => (0..rows, share_of(part, parts, panels, tile_panels(level))),
             false => (share_of(part, parts, rows, 1), 0..panels),
         };
-        linear_part(level, rows, a, w, panels, c, epilogue);
+        linear_part(level, rows, a, w, panels, c, epilogue, room.pauses);
     });
     Ok(())
 }
 
 /// The rows and panels of [`linear`] that are given, its sizes checked.
+#[expect(clippy::too_many_arguments, reason = "as `spread`")]
 fn linear_part(
     level: Level,
     rows: Range<usize>,
@@ -76,6 +73,7 @@ fn linear_part(
     part: Range<usize>,
     c: Shared,
     epilogue: &Epilogue<'_>,
+    pauses: Pauses,
 ) {
     let (k, n) = (w.k(), w.extent());
     for block in Blocks::new(k) {
@@ -108,6 +106,7 @@ fn linear_part(
                 };
                 // SAFETY: the sizes were checked by the caller, and other parts have other rows or panels.
                 unsafe { level.run(strip) };
+                pauses.pause();
             }
             row += count;
         }
@@ -196,7 +195,7 @@ pub(crate) fn spread(
     let (c, parts) = (Shared::new(c), team::parts(team, left.rows * n * k, n.div_ceil(step)));
     team.share(parts, &|part, room| {
         let columns = share_of(part, parts, n, step);
-        spread_part(level, left, k, n, columns, b, c, epilogue, &mut room.panels);
+        spread_part(level, left, k, n, columns, b, c, epilogue, room);
     });
 }
 
@@ -211,7 +210,7 @@ fn spread_part(
     b: View<'_>,
     c: Shared,
     epilogue: &Epilogue<'_>,
-    panels: &mut Buffer,
+    Room { panels, pauses }: &mut Room,
 ) {
     let few = left.rows <= ROWS_WORTH_PACKING && b.column_step == 1;
     for block in Blocks::new(k) {
@@ -267,6 +266,7 @@ fn spread_part(
             // SAFETY: as above.
             unsafe { level.run(strip) };
             column += columns;
+            pauses.pause();
         }
     }
 }

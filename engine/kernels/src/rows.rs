@@ -9,9 +9,9 @@ use crate::blocks::Blocks;
 use crate::direct::{Offsets, Seen};
 use crate::epilogue::Epilogue;
 use crate::gemm::Left;
-use crate::packed::{Buffer, Packed};
+use crate::packed::Packed;
 use crate::simd::{Kernel, Level, Simd};
-use crate::team::{self, Shared, Team, share_of};
+use crate::team::{self, Room, Shared, Team, share_of};
 use crate::tile::{PANEL, Start, Strip, Sums, Walk};
 
 /// Values that are gathered at a time: rooms stay with their threads, and a signal may be one row of millions.
@@ -31,7 +31,7 @@ pub(crate) fn rows(
     let (c, parts) = (Shared::new(c), team::parts(team, products, seen.height));
     team.share(parts, &|part, room| {
         let rows = share_of(part, parts, seen.height, 1);
-        rows_part(level, w, seen, rows, c, epilogue, &mut room.panels);
+        rows_part(level, w, seen, rows, c, epilogue, room);
     });
 }
 
@@ -43,7 +43,7 @@ fn rows_part(
     part: Range<usize>,
     c: Shared,
     epilogue: &Epilogue<'_>,
-    panels: &mut Buffer,
+    Room { panels, pauses }: &mut Room,
 ) {
     let Offsets::Table(table) = seen.offsets else { unreachable!("rows are gathered by a table") };
     let left = Left::weights(w);
@@ -85,6 +85,7 @@ fn rows_part(
             };
             // SAFETY: as above, and for the output.
             unsafe { level.run(strip) };
+            pauses.pause();
         }
     }
 }

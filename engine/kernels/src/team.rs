@@ -15,6 +15,9 @@ const WORTH: usize = 512 * 1024;
 #[cfg(test)]
 const WORTH: usize = 64;
 
+/// Products that take some 100 µs where nothing is in the way.
+const BLOCK: usize = 4 * 1024 * 1024;
+
 /// Parts for each thread: one that comes late, or is interrupted, then leaves the others more, and work that does not
 /// divide evenly leaves nobody waiting for long.
 const PARTS_EACH: usize = 8;
@@ -22,10 +25,31 @@ const PARTS_EACH: usize = 8;
 /// Of [`WORTH`], the least that a part is.
 const FRACTION: usize = 4;
 
-/// Memory that a thread keeps between parts, so that none allocates twice.
+/// What a thread has for its parts: memory that it keeps between them, so that none allocates twice, and its pauses.
 #[derive(Clone, Debug, Default)]
 pub struct Room {
     pub(crate) panels: Buffer,
+    pub(crate) pauses: Pauses,
+}
+
+impl Room {
+    /// Calls `pause` between blocks of work, of some 100 µs each at most if rows are not very long: the thread may wait
+    /// there, as others want its core.
+    pub fn pausing(pause: fn()) -> Self {
+        Self { pauses: Pauses(Some(pause)), ..Self::default() }
+    }
+}
+
+/// What a thread does between blocks of work, if anything.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pauses(Option<fn()>);
+
+impl Pauses {
+    pub fn pause(self) {
+        if let Some(pause) = self.0 {
+            pause();
+        }
+    }
 }
 
 /// Threads that share the work of one call, the caller's among them.
@@ -67,6 +91,11 @@ pub(crate) fn parts(team: &dyn Team, products: usize, most: usize) -> usize {
     }
 }
 
+/// As [`parts`] for what costs nothing to cut: one thread has pauses between parts, too.
+pub(crate) fn cut(team: &dyn Team, products: usize, most: usize) -> usize {
+    parts(team, products, most).max((products / BLOCK).min(most))
+}
+
 /// A part's share of `0..count`, cut at multiples of `step`, as even as can be.
 pub(crate) fn share_of(part: usize, parts: usize, count: usize, step: usize) -> Range<usize> {
     let steps = count.div_ceil(step);
@@ -103,12 +132,13 @@ pub fn share_values(
     work: &(dyn Fn(&mut [f32]) + Sync),
 ) {
     let count = values.len();
-    let parts = parts(team, products, count.div_ceil(unit.max(1)));
-    if parts == 1 {
+    let parts = cut(team, products, count.div_ceil(unit.max(1)));
+    if parts <= 1 {
         return work(values);
     }
     let shared = Shared::new(values);
-    team.share(parts, &|part, _| {
+    team.share(parts, &|part, room| {
+        room.pauses.pause();
         let share = share_of(part, parts, count, unit.max(1));
         // SAFETY: shares lie inside the values and are nobody else's.
         work(unsafe { std::slice::from_raw_parts_mut(shared.at(share.start), share.len()) });

@@ -10,9 +10,9 @@ use crate::conv::{Geometry, Group, Images, size};
 use crate::direct::Turn;
 use crate::epilogue::Epilogue;
 use crate::gemm::linear;
-use crate::packed::{Buffer, Packed, Scratch, ShapeError, View, ensure};
+use crate::packed::{Packed, Scratch, ShapeError, View, ensure};
 use crate::simd::Level;
-use crate::team::{self, Alone, Shared, Team, share_of};
+use crate::team::{self, Alone, Room, Shared, Team, share_of};
 use crate::tile::{Finish, PANEL};
 use transforms::{ChannelsLast, Enter, Grid, Leave};
 
@@ -145,13 +145,13 @@ impl Winograd {
         let parts = parts.min(bands);
         team.share(parts, &|part, room| {
             let share = share_of(part, parts, bands, 1);
-            share.for_each(|number| self.run_band(&image, number * band, &mut room.panels));
+            share.for_each(|number| self.run_band(&image, number * band, room));
         });
         Ok(())
     }
 
     /// The band of tiles that begins with row `top` of them.
-    fn run_band(&self, image: &Image<'_>, top: usize, room: &mut Buffer) {
+    fn run_band(&self, image: &Image<'_>, top: usize, Room { panels: room, pauses }: &mut Room) {
         let Image { level, turned, row, channels, size, band, at_once, output, epilogue } = *image;
         let [height, width] = size;
         let [down, across] = size.map(|side| side.div_ceil(TILE));
@@ -185,6 +185,7 @@ impl Winograd {
             let leave = Leave { grid, from, step: sum_step, outputs, panels, rows, width, to };
             // SAFETY: the last sums have a panel's room behind them; the strip has all places of the band.
             unsafe { level.run(leave) };
+            pauses.pause();
         }
         let turn = Turn {
             sums: strip.as_ptr(),

@@ -1,5 +1,5 @@
-//! Graphs that a graph's nodes run, of If and of loops: they end when their run is over, as the
-//! graph around them does.
+//! Graphs that a graph's nodes run, of If and of loops: they end when their run is over, and give way
+//! to others' runs, as the graph around them does.
 
 use std::cell::Cell;
 use std::mem;
@@ -11,11 +11,12 @@ use tract_onnx::tract_hir::tract_core::ops::konst::Const;
 use tract_onnx::tract_hir::tract_core::ops::scan::OptScan;
 use tract_onnx::tract_hir::tract_core::plan::eval;
 
-type IsOver<'a> = &'a dyn Fn() -> bool;
+use super::team;
+use crate::graph::Watch;
 
 thread_local! {
     /// Of the run under way on this thread.
-    static IS_OVER: Cell<Option<IsOver<'static>>> = const { Cell::new(None) };
+    static WATCH: Cell<Option<&'static dyn Watch>> = const { Cell::new(None) };
 }
 
 /// A run's error where nobody wants its answer any more.
@@ -28,15 +29,15 @@ pub(super) fn is_stop(error: &TractError) -> bool {
     error.chain().any(|cause| cause.is::<Over>())
 }
 
-/// Runs a plan, and the graphs inside it, until `is_over` says so. `eval` is tract's own or does
-/// something beside.
+/// Runs a plan, and the graphs inside it, until `watch` says that it is over. `eval` is tract's own or
+/// does something beside.
 ///
 /// # Errors
 /// An operator's; it is over, as [`is_stop`] tells.
 pub(super) fn run<E>(
     plan: &Arc<TypedRunnableModel>,
     inputs: TVec<TValue>,
-    is_over: IsOver<'_>,
+    watch: &dyn Watch,
     mut eval: E,
 ) -> TractResult<TVec<TValue>>
 where
@@ -49,19 +50,20 @@ where
 {
     // SAFETY: only the lifetime changes, and the place is given back before this function ends, in
     // a panic too. What reads it does so on this thread, within this call.
-    let asked = unsafe { mem::transmute::<IsOver<'_>, IsOver<'static>>(is_over) };
-    let _outer = Outer(IS_OVER.replace(Some(asked)));
+    let asked = unsafe { mem::transmute::<&dyn Watch, &'static dyn Watch>(watch) };
+    let _outer = Outer(WATCH.replace(Some(asked)));
     SimpleState::new(plan)?.run_plan_with_eval(inputs, |context, state, node, inputs| {
-        if is_over() { Err(Over.into()) } else { eval(context, state, node, inputs) }
+        ask()?;
+        eval(context, state, node, inputs)
     })
 }
 
 /// Whose run this thread goes on with.
-struct Outer(Option<IsOver<'static>>);
+struct Outer(Option<&'static dyn Watch>);
 
 impl Drop for Outer {
     fn drop(&mut self) {
-        IS_OVER.set(self.0);
+        WATCH.set(self.0);
     }
 }
 
@@ -84,9 +86,16 @@ pub(super) fn run_inner(
 /// # Errors
 /// The run that this thread is in is over.
 pub(super) fn ask() -> TractResult<()> {
-    match IS_OVER.get() {
-        Some(is_over) if is_over() => Err(Over.into()),
-        _ => Ok(()),
+    let Some(watch) = WATCH.get() else { return Ok(()) };
+    team::tell(watch);
+    watch.give_way();
+    if watch.is_over() { Err(Over.into()) } else { Ok(()) }
+}
+
+/// Within a kernel: lets the run that this thread is in give way.
+pub(super) fn pause() {
+    if let Some(watch) = WATCH.get() {
+        watch.give_way();
     }
 }
 

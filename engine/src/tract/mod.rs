@@ -170,12 +170,7 @@ impl TractSession {
         watch: &dyn Watch,
     ) -> Result<Vec<Value<'static>>, Failure> {
         if plan.takes_at_most(watch.memory(), inputs) {
-            let is_over = || {
-                team::tell(watch);
-                watch.give_way();
-                watch.is_over()
-            };
-            let run = || run_plan(plan, (inputs, &*self.datatypes), &is_over, None);
+            let run = || run_plan(plan, (inputs, &*self.datatypes), watch, None);
             // The first one mostly waits for memory: helped, EfficientNet-Lite0's took as long, and
             // half as much CPU time again.
             if self.has_run.load(Ordering::Relaxed) {
@@ -187,7 +182,7 @@ impl TractSession {
         let (plan, inputs, datatypes) = (plan.clone(), inputs.to_vec(), self.datatypes.clone());
         worker::run(&self.given, (watch, 0), move |bounds| {
             let ends = (&*inputs, &*datatypes);
-            bounds.within(|| run_plan(&plan, ends, &|| bounds.is_given_up(), None))
+            bounds.within(|| run_plan(&plan, ends, bounds, None))
         })
     }
 }
@@ -229,11 +224,11 @@ fn tensors(inputs: &[Value<'_>]) -> Result<Vec<Arc<Tensor>>, Failure> {
 fn run_plan(
     plan: &Plan,
     (inputs, datatypes): (&[Arc<Tensor>], &[Datatype]),
-    is_over: &dyn Fn() -> bool,
+    watch: &dyn Watch,
     mut timed: Option<&mut dyn FnMut(String, Duration)>,
 ) -> Result<Vec<Value<'static>>, Failure> {
     let inputs = plan.pick(inputs).map(|input| input.clone().into_tvalue()).collect();
-    let outputs = bodies::run(&plan.runnable, inputs, is_over, |context, state, node, inputs| {
+    let outputs = bodies::run(&plan.runnable, inputs, watch, |context, state, node, inputs| {
         let Some(timed) = &mut timed else { return eval(context, state, node, inputs) };
         let started = Instant::now();
         let outputs = eval(context, state, node, inputs);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use wisp_kernels::{Room, Team};
 
+use super::bodies;
 use crate::clock;
 use crate::cores::Helpers;
 use crate::graph::Watch;
@@ -23,7 +24,8 @@ use crate::graph::Watch;
 const SPIN: Duration = Duration::from_micros(100);
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    /// A run's own: helpers have others.
+    static ROOM: RefCell<Room> = RefCell::new(Room::pausing(bodies::pause));
     /// Of the run that this thread computes.
     static MEMBERS: RefCell<Option<Members>> = const { RefCell::new(None) };
     static WIDTH: Cell<usize> = const { Cell::new(1) };
@@ -99,7 +101,7 @@ impl Members {
     fn share(&mut self, parts: usize, work: &(dyn Fn(usize, &mut Room) + Sync)) {
         let Self { may, helpers, untold_ns } = self;
         let spare = may.cores.spare(may.most.min(parts - 1));
-        while helpers.len() < spare.threads() {
+        while helpers.len() < spare.count() {
             let waiting = idle().pop();
             // Where no thread is to be had, the caller does it all.
             let start = || Helper::start(may.cores.count() - 1);
@@ -107,8 +109,8 @@ impl Members {
             helpers.push(helper);
         }
         // For others: there are never more of them than cores beside one caller's.
-        if helpers.len() > spare.threads() {
-            idle().extend(helpers.drain(spare.threads()..));
+        if helpers.len() > spare.count() {
+            idle().extend(helpers.drain(spare.count()..));
         }
         let core = sched_getcpu();
         helpers.iter_mut().for_each(|helper| helper.keep_off(core));
@@ -360,7 +362,7 @@ mod tests {
     #[test]
     fn a_part_that_panics_ends_its_run_and_no_other() {
         let cores = Cores::new(2);
-        let _caller = cores.enter();
+        let _caller = cores.take();
         let watch = Helped(Helpers { cores: cores.clone(), most: 1 });
         let running = AtomicUsize::new(0);
         let run = |bad: Option<usize>| {

@@ -52,7 +52,8 @@ fn examine(job: &Job, confined_by: Vec<String>) -> Result<(Report, u64), String>
     let options = LoadOptions { cache, plans: None, ..options };
     let compatibility = options.engine.compatibility_hash();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize);
+    // One request at a time: nobody waits.
+    let scheduler = Scheduler::new(cores, job.engine.sandboxes as usize, || {});
     let scheduler = scheduler.map_err(|error| format!("threads cannot be started: {error}"))?;
     let version = bundle.version.clone().unwrap_or_default();
     let patience = options.deadline;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use wisp_engine::{Busy, Failure, Graph, Helpers, Value, Watch};
+use wisp_engine::{Failure, Graph, Helpers, Value, Watch};
 
 use crate::cpu;
 use batch::Batcher;
@@ -115,8 +115,9 @@ pub struct Run {
     seen: Mutex<Seen>,
 }
 
-/// That a run leaves its core at a time: as often it looks whether it is over.
-const LONGEST_WAIT: Duration = Duration::from_millis(10);
+/// Of CPU time, after which a run on a thread that has others' requests, too, gives way as well: it was
+/// taken for quick, and is not.
+const NOT_QUICK: Duration = Duration::from_millis(5);
 
 /// No poll is under way.
 const NOT_POLLED: u64 = u64::MAX;
@@ -174,16 +175,23 @@ impl Run {
         self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.deadline || self.is_spent()
     }
 
-    /// A long run leaves its core to a quick one, in all for no longer than it has computed: beside
-    /// quick ones without end it has half.
+    /// A long run leaves its core to quick ones that wait for it, unless it has done so for longer than
+    /// it has computed: beside quick ones without end it has half.
     pub fn give_way(&self) {
         let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        if !cores.are_short() || !cpu::is_set_apart() {
+        if !cores.are_wanted() {
             return;
         }
-        let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
-        let most = self.cpu().saturating_sub(gave_way).min(LONGEST_WAIT);
-        let waited = cores.give_way(most);
+        let (cpu, gave_way_ns) = (self.cpu(), self.gave_way_ns.load(Ordering::Relaxed));
+        if cpu < Duration::from_nanos(gave_way_ns) {
+            return;
+        }
+        let waited = match cpu::is_set_apart() {
+            true => cores.give_way(),
+            false if cpu < NOT_QUICK => return,
+            // Whoever waits may be one whom this thread would poll: another does meanwhile.
+            false => tokio::task::block_in_place(|| cores.give_way()),
+        };
         self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
     }
 
@@ -344,11 +352,8 @@ impl Watch for Run {
     }
 }
 
-/// A poll under way, on a core.
-struct Polled<'a> {
-    run: &'a Run,
-    _core: Option<Busy<'a>>,
-}
+/// A poll under way.
+struct Polled<'a>(&'a Run);
 
 impl<'a> Polled<'a> {
     fn begin(run: &'a Run) -> Self {
@@ -356,13 +361,13 @@ impl<'a> Polled<'a> {
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
         run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
         run.began_ns.store(now_ns, Ordering::Relaxed);
-        Self { run, _core: run.helpers.as_ref().map(|helpers| helpers.cores.enter()) }
+        Self(run)
     }
 }
 
 impl Drop for Polled<'_> {
     fn drop(&mut self) {
-        self.run.began_ns.store(NOT_POLLED, Ordering::Relaxed);
-        self.run.polled_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
+        self.0.began_ns.store(NOT_POLLED, Ordering::Relaxed);
+        self.0.polled_ns.fetch_add(cpu::take().0, Ordering::Relaxed);
     }
 }

@@ -139,8 +139,9 @@ impl Whole {
         let WholeParts { k, cells, shifts, .. } = self.parts();
         let step = tile_panels(level) * PANEL;
         let at_once = (BLOCK_CELLS / cells.k().max(1) / step * step).max(step);
+        let Room { panels, pauses } = room;
         let (room, places) =
-            room.panels.room(at_once * (cells.k() + 1)).split_at_mut(at_once * cells.k());
+            panels.room(at_once * (cells.k() + 1)).split_at_mut(at_once * cells.k());
         for column in part.clone().step_by(at_once) {
             let columns = at_once.min(part.end - column);
             let (from, to) = (&input[column..], &mut *room);
@@ -199,6 +200,7 @@ impl Whole {
             };
             // SAFETY: the caller has checked the sizes.
             unsafe { level.run(finished) };
+            pauses.pause();
         }
     }
 }
