@@ -117,6 +117,43 @@ fn a_graph_may_run_on_several_threads() {
     assert!(helped * 10 > alone * 6, "{helped} µs with helpers, {alone} without");
 }
 
+/// A quick request beside a long one: both are answered, and one core computes for both.
+#[test]
+fn no_more_threads_compute_than_may() {
+    let scratch = scratch();
+    let quick = hostile_bundle(scratch.path(), "quick", "[graphs]\nwide = \"wide.onnx\"\n");
+    fs::copy(fixture("models/wide.onnx"), quick.join("wide.onnx")).expect("a fixture");
+    let bundles = [quick, limited(scratch.path(), "long", "")];
+    let server = Server::start_with(&bundles, &["--threads", "1", "--deadline-ms", "3000"]);
+    let data = json!(["round-trips"]);
+    let inputs = json!([{"name": "do", "datatype": "BYTES", "shape": [1], "data": data}]);
+    // Most of a millisecond, so that the network's part is small beside it.
+    let body = json!({"inputs": inputs, "parameters": {"count": 5}});
+    let ask = || assert_eq!(server.infer("quick", &body).status, 200);
+    // The first ones count as long.
+    (0..30).for_each(|_| ask());
+    thread::scope(|scope| {
+        let long = scope.spawn(|| server.infer_raw("long", "text/plain", b"loop"));
+        let (began, before) = (Instant::now(), server.cpu_us());
+        let ask_on = || {
+            let mut answered = 0;
+            while !long.is_finished() {
+                ask();
+                answered += 1;
+            }
+            answered
+        };
+        let answered = thread::scope(|scope| {
+            let both = [scope.spawn(ask_on), scope.spawn(ask_on)];
+            both.map(|asked| asked.join().expect("answers")).iter().sum::<usize>()
+        });
+        let (took, spent) = (began.elapsed(), Duration::from_micros(server.cpu_us() - before));
+        assert!(answered > 100, "{answered} answers in {took:?}");
+        assert!(spent < took.mul_f64(1.5), "{spent:?} of CPU time in {took:?}, on one core");
+        long.join().expect("answered").error(504, "deadline");
+    });
+}
+
 #[test]
 fn tensors_are_bounded_apart_from_memory() {
     let scratch = scratch();
