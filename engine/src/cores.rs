@@ -39,7 +39,7 @@ struct Waiter {
 #[derive(Debug)]
 pub struct Busy<'a> {
     cores: &'a Cores,
-    count: usize,
+    count: AtomicUsize,
 }
 
 /// Waits for a core, from when it is made until it is dropped.
@@ -65,7 +65,7 @@ impl Cores {
     /// A core, if one is free and nobody waits for it.
     pub fn try_take(&self) -> Option<Busy<'_>> {
         let is_free = self.waiting.load(Ordering::Relaxed) == 0 && self.take_free();
-        is_free.then(|| Busy { cores: self, count: 1 })
+        is_free.then(|| Busy::of(self, 1))
     }
 
     /// A core for what is quick: who computes for long gives way to it.
@@ -108,7 +108,7 @@ impl Cores {
             (count > 0).then_some(busy + count)
         };
         let taken = self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
-        Busy { cores: self, count: taken.map_or(0, |_| count) }
+        Busy::of(self, taken.map_or(0, |_| count))
     }
 
     fn take_free(&self) -> bool {
@@ -117,6 +117,9 @@ impl Cores {
     }
 
     fn give_back(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
         // Sequential: either it is seen here that somebody waits, or who waits sees what is free.
         self.busy.fetch_sub(count, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -177,7 +180,7 @@ impl<'a> Future for Turn<'a> {
         }
         drop(queue);
         self.has_ended = true;
-        Poll::Ready(Busy { cores: self.cores, count: 1 })
+        Poll::Ready(Busy::of(self.cores, 1))
     }
 }
 
@@ -199,15 +202,30 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Busy<'_> {
+impl<'a> Busy<'a> {
+    fn of(cores: &'a Cores, count: usize) -> Self {
+        Self { cores, count: AtomicUsize::new(count) }
+    }
+
     pub(crate) fn count(&self) -> usize {
-        self.count
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody quick waits for one.
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.cores.are_wanted()
+    }
+
+    /// Gives back one of those that there are, before the others.
+    pub(crate) fn give_one_back(&self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.cores.give_back(1);
     }
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.cores.give_back(self.count);
+        self.cores.give_back(*self.count.get_mut());
     }
 }
 
@@ -288,9 +306,9 @@ mod tests {
     #[test]
     fn who_gives_way_waits_for_its_next_turn() {
         let cores = Cores::new(1);
-        let _long = cores.take();
-        assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
         thread::scope(|scope| {
+            let _long = cores.take();
+            assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
             let quick = scope.spawn(|| drop(block_on(cores.take_quick())));
             while !cores.are_wanted() {
                 thread::yield_now();
@@ -298,8 +316,8 @@ mod tests {
             assert_eq!(cores.spare(1).count(), 0);
             assert!(!cores.give_way().is_zero());
             quick.join().expect("no panic");
+            assert!(cores.try_take().is_none(), "the long one has it again");
         });
-        assert!(cores.try_take().is_none(), "the long one has it again");
     }
 
     #[test]

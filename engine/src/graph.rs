@@ -45,7 +45,8 @@ pub trait Watch: Sync {
         usize::MAX
     }
 
-    /// Called between operators by engines that can wait there: others may want this thread's core.
+    /// Called between operators, and within long ones, by engines that can wait there: others may want
+    /// the core that the run computes on.
     fn give_way(&self) {}
 
     /// The cores that it computes on, and threads that may help the caller's, if any. Only tract asks

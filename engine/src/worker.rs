@@ -134,8 +134,14 @@ pub(crate) struct Bounds {
     cores: Option<Arc<Cores>>,
     /// Has the caller give way, and waits until it has.
     give_way: Box<dyn Fn() + Send + Sync>,
+    /// Of CPU time, before which it does not ask again.
+    asks_at_ns: AtomicU64,
     gave_way_ns: AtomicU64,
 }
+
+/// Of CPU time, from one time that a worker's run gives way to the next, as to ask its caller takes a
+/// few tens of microseconds.
+const ASKS_EACH: Duration = Duration::from_micros(200);
 
 impl Bounds {
     /// Does `work` on this thread, which is metered, and stops for good if it asks for too much
@@ -152,7 +158,6 @@ impl Bounds {
         *self.meter.under_way() = Some(clock::Since::now());
         Entered { _bound: Bound::enter(self.memory, lost), meter: self.meter.clone() }
     }
-
 }
 
 /// As the run itself asks on the worker's thread.
@@ -164,12 +169,19 @@ impl Watch for Bounds {
 
     /// It is the caller who has a core.
     fn give_way(&self) {
-        let is_wanted = self.cores.as_ref().is_some_and(|cores| cores.are_wanted());
-        if is_wanted && self.meter.ns() >= self.gave_way_ns.load(Ordering::Relaxed) {
-            let began = Instant::now();
-            (self.give_way)();
-            self.gave_way_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        if !self.cores.as_ref().is_some_and(|cores| cores.are_wanted()) {
+            return;
         }
+        let spent_ns = self.meter.ns();
+        if spent_ns < self.asks_at_ns.load(Ordering::Relaxed) {
+            return;
+        }
+        let began = Instant::now();
+        (self.give_way)();
+        let took_ns = began.elapsed().as_nanos() as u64;
+        let gave_way_ns = self.gave_way_ns.fetch_add(took_ns, Ordering::Relaxed) + took_ns;
+        let next_ns = gave_way_ns.max(spent_ns + ASKS_EACH.as_nanos() as u64);
+        self.asks_at_ns.store(next_ns, Ordering::Relaxed);
     }
 }
 
@@ -303,10 +315,16 @@ pub(crate) fn run<T: Send + 'static>(
         let (talk, settled) = (talk.clone(), settled.clone());
         Box::new(move || talk.give_way(&settled))
     };
-    let gave_way_ns = AtomicU64::new(0);
-    let (meter_of, settled_of) = (meter.clone(), settled.clone());
-    let bounds =
-        Bounds { memory, meter: meter_of, settled: settled_of, lost, cores, give_way, gave_way_ns };
+    let bounds = Bounds {
+        memory,
+        meter: meter.clone(),
+        settled: settled.clone(),
+        lost,
+        cores,
+        give_way,
+        asks_at_ns: AtomicU64::new(0),
+        gave_way_ns: AtomicU64::new(0),
+    };
     let again = worker.clone();
     let job: Job = Box::new(move || {
         let result = guarded(move || work(&bounds))
@@ -330,17 +348,16 @@ pub(crate) fn run<T: Send + 'static>(
                 watch.give_way();
                 talk.tell(State::Computes);
             }
-            State::Computes if watch.is_over() => {
-                given.up();
-                if settled.swap(true, Ordering::AcqRel) {
-                    given.down();
-                    continue;
-                }
+            State::Computes => {}
+        }
+        if watch.is_over() {
+            given.up();
+            if !settled.swap(true, Ordering::AcqRel) {
                 // One that waits just now goes on, and ends.
                 talk.tell(State::Computes);
                 return Err(Failure::Stopped);
             }
-            State::Computes => {}
+            given.down();
         }
     }
 }

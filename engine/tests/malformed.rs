@@ -21,6 +21,9 @@ mod weights;
 mod worker;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use build::{FLOAT, INT64, body, longs, model, node, value};
@@ -28,7 +31,7 @@ use encode::encode;
 use mutate::{Random, break_bytes, break_message, corpus};
 use prost::Message;
 use tract_onnx::pb::ModelProto;
-use wisp_engine::{EngineKind, Graph};
+use wisp_engine::{Cores, EngineKind, Failure, Graph, Helpers, Watch};
 use worker::Worker;
 
 /// As the server has it.
@@ -170,6 +173,39 @@ fn what_is_sound_is_not_refused() {
 }
 
 /// With ends that are constants, and with ends that come as an input.
+/// Beside quick ones without end: a run on a worker has its caller give way, who sees what it was told.
+#[test]
+fn a_loop_that_gives_way_ends_when_it_is_over() {
+    struct Beside(Helpers, AtomicUsize);
+
+    impl Watch for Beside {
+        fn is_over(&self) -> bool {
+            self.1.load(Ordering::Relaxed) > 10
+        }
+
+        fn give_way(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn helpers(&self) -> Option<Helpers> {
+            Some(self.0.clone())
+        }
+    }
+
+    let (sender, ended) = mpsc::channel();
+    // Not waited for: it would not end.
+    thread::spawn(move || {
+        let endless = loops::endless("endless").pop().expect("a loop of a constant").1;
+        let graph = Graph::load(&endless, EngineKind::Tract).expect("a graph");
+        let cores = Cores::new(1);
+        let (_own, _waits) = (cores.take(), cores.take_quick());
+        let watch = Beside(Helpers { cores: cores.clone(), most: 0 }, AtomicUsize::new(0));
+        sender.send(graph.run(&mut [memory::one()], &watch)).expect("it is waited for");
+    });
+    let outcome = ended.recv_timeout(Duration::from_secs(60)).expect("an end");
+    assert!(outcome == Err(Failure::Stopped), "{outcome:?}");
+}
+
 #[test]
 fn thousands_of_slices_load() {
     let names: Vec<String> = (0..=2000).map(|index| format!("v{index}")).collect();

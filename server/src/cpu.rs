@@ -11,6 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 thread_local! {
     /// Up to where this thread's clock is charged, ns.
     static CHARGED_NS: Cell<Option<u64>> = const { Cell::new(None) };
+    /// How long it has left its core to others.
+    static ASIDE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// Whom this thread works for, if for those alone.
     static CROWD: RefCell<Option<Arc<Crowd>>> = const { RefCell::new(None) };
 }
@@ -32,6 +34,11 @@ impl Crowd {
         CROWD.set(Some(self.clone()));
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.load(Ordering::Relaxed) == 0
+    }
+
     /// One more of them, until what is returned is dropped.
     pub fn join(self: &Arc<Self>) -> Member {
         self.tasks.fetch_add(1, Ordering::Relaxed);
@@ -47,6 +54,16 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.0.tasks.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How long this thread has left its core to others so far: no part of what its tasks take.
+pub fn aside() -> Duration {
+    ASIDE.get()
+}
+
+/// This thread has left its core to others for so long.
+pub fn was_aside(waited: Duration) {
+    ASIDE.set(ASIDE.get() + waited);
 }
 
 /// Whether anybody else may wait for this thread.

@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -18,13 +18,17 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 use wisp_engine::{Busy, Cores};
 
-use crate::cpu::Crowd;
+use crate::cpu::{self, Crowd};
 use crate::error::Error;
 use crate::turns::{Turn, Turns, Waiting};
 
 /// A model whose requests take less than this on average runs inline. A hop costs some 10 µs
 /// and a health check may wait this long: both are lost beside it.
 const QUICK: Duration = Duration::from_millis(2);
+
+/// How often guests are interrupted where a quick request waits for a core: one may have computed for
+/// less than it has given way, or have given way to another since.
+const HURRY: Duration = Duration::from_millis(1);
 
 /// The share of the newest request in a model's average: 1 / 8.
 const NEWEST_SHIFT: u32 = 3;
@@ -150,8 +154,8 @@ fn finished<T>(
     Ok((output, began - arrived))
 }
 
-/// Work that measures the time it is polled for, whoever polls it, and tells its gate when it
-/// ends or is given up. A panic becomes its output. It also says when it was first polled.
+/// Work that measures the time it is polled for and computes, whoever polls it, and tells its gate when
+/// it ends or is given up. A panic becomes its output. It also says when it was first polled.
 struct Timed<F> {
     work: Pin<Box<F>>,
     gate: Arc<Gate>,
@@ -175,10 +179,10 @@ impl<F: Future> Future for Timed<F> {
     type Output = (thread::Result<F::Output>, Instant);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let started = Instant::now();
+        let (started, aside) = (Instant::now(), cpu::aside());
         let began = *self.began.get_or_insert(started);
         let polled = catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(context)));
-        self.spent += started.elapsed();
+        self.spent += started.elapsed().saturating_sub(cpu::aside() - aside);
         self.has_ended = !matches!(polled, Ok(Poll::Pending));
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
@@ -205,20 +209,29 @@ impl Scheduler {
         self.inline.load(Ordering::Relaxed) > 0
     }
 
-    /// The cores that requests compute on, and how many do.
+    /// The cores that requests compute on.
     pub fn cores(&self) -> Arc<Cores> {
         self.cores.clone()
     }
 
-    /// A core for a quick request, which a long run gives up at the end of an operator, and a guest at
-    /// once.
+    /// A core for a quick request, for which guests and kernels are asked to give way.
     async fn core(&self, deadline: Instant) -> Result<Busy<'_>, Refused> {
         if let Some(core) = self.cores.try_take() {
             return Ok(core);
         }
         let turn = self.cores.take_quick();
-        (self.hurry)();
-        timeout_at(deadline.into(), turn).await.map_err(|_| Refused::Deadline)
+        let mut turn = pin!(turn);
+        loop {
+            if !self.long_tasks.is_empty() {
+                (self.hurry)();
+            }
+            let until = deadline.min(Instant::now() + HURRY);
+            match timeout_at(until.into(), &mut turn).await {
+                Ok(core) => return Ok(core),
+                Err(_) if until == deadline => return Err(Refused::Deadline),
+                Err(_) => {}
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use wisp_kernels::{Room, Team};
 
 use super::bodies;
 use crate::clock;
-use crate::cores::Helpers;
+use crate::cores::{Busy, Helpers};
 use crate::graph::Watch;
 
 /// How long a helper looks for the next operator's work before it sleeps, and its caller for the
@@ -25,10 +25,12 @@ const SPIN: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// A run's own: helpers have others.
-    static ROOM: RefCell<Room> = RefCell::new(Room::pausing(bodies::pause));
+    static ROOM: RefCell<Room> = RefCell::new(Room::pausing(pause));
     /// Of the run that this thread computes.
     static MEMBERS: RefCell<Option<Members>> = const { RefCell::new(None) };
     static WIDTH: Cell<usize> = const { Cell::new(1) };
+    /// Whether this thread's operator is helped just now.
+    static IS_HELPED: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Members {
@@ -74,6 +76,13 @@ impl Drop for End<'_> {
     }
 }
 
+/// Within a kernel. While helpers have cores for it, the operator is done soon, and they leave first.
+fn pause() {
+    if !IS_HELPED.get() {
+        bodies::pause();
+    }
+}
+
 /// Whoever may help the thread that asks.
 pub(crate) struct OfThread;
 
@@ -116,6 +125,7 @@ impl Members {
         helpers.iter_mut().for_each(|helper| helper.keep_off(core));
         let job = Job {
             work,
+            spare: &spare,
             parts,
             next: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
@@ -125,10 +135,11 @@ impl Members {
         {
             // Waits for the helpers even where this thread's own part panics.
             let _all = WaitForHelpers { job: &job, helpers, untold_ns };
+            IS_HELPED.set(!helpers.is_empty());
             for helper in &*helpers {
                 helper.give(&job);
             }
-            ROOM.with_borrow_mut(|room| job.work_on(room));
+            ROOM.with_borrow_mut(|room| while job.work_on_one(room) {});
         }
         assert!(!job.has_panicked.into_inner(), "a helper panicked");
     }
@@ -137,6 +148,8 @@ impl Members {
 /// One operator's work.
 struct Job<'a> {
     work: &'a (dyn Fn(usize, &mut Room) + Sync),
+    /// The helpers' cores.
+    spare: &'a Busy<'a>,
     parts: usize,
     next: AtomicUsize,
     has_panicked: AtomicBool,
@@ -145,14 +158,23 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn work_on(&self, room: &mut Room) {
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.parts {
-                return;
-            }
+    /// Whether there was a part left.
+    fn work_on_one(&self, room: &mut Room) -> bool {
+        let part = self.next.fetch_add(1, Ordering::Relaxed);
+        let is_left = part < self.parts;
+        if is_left {
             (self.work)(part, room);
         }
+        is_left
+    }
+
+    /// A helper's work: until nothing is left, or its core is wanted, which it gives back.
+    fn help(&self, room: &mut Room) {
+        let work = AssertUnwindSafe(|| while !self.spare.are_wanted() && self.work_on_one(room) {});
+        if catch_unwind(work).is_err() {
+            self.has_panicked.store(true, Ordering::Relaxed);
+        }
+        self.spare.give_one_back();
     }
 }
 
@@ -164,6 +186,7 @@ struct WaitForHelpers<'a> {
 
 impl Drop for WaitForHelpers<'_> {
     fn drop(&mut self) {
+        IS_HELPED.set(false);
         // Nobody begins a part any more if this thread's own panicked.
         self.job.next.fetch_max(self.job.parts, Ordering::Relaxed);
         // Whoever has not woken up yet is not waited for.
@@ -307,9 +330,7 @@ fn help(slot: &AtomicPtr<Job<'static>>) {
         // SAFETY: whoever gave the job keeps it until it has taken it back, which leaves null here, or
         // this helper has emptied the place, which is after the last that it does with it.
         let Some(job) = (unsafe { job.as_ref() }) else { continue };
-        if catch_unwind(AssertUnwindSafe(|| job.work_on(&mut room))).is_err() {
-            job.has_panicked.store(true, Ordering::Relaxed);
-        }
+        job.help(&mut room);
         job.spent_ns.fetch_add(since.ns(), Ordering::Relaxed);
         since = clock::Since::now();
         let caller = job.caller.clone();
@@ -357,6 +378,39 @@ mod tests {
             },
         );
         assert_eq!(slept, 1);
+    }
+
+    #[test]
+    fn helpers_leave_before_the_work_is_done_where_a_core_is_wanted() {
+        let cores = Cores::new(2);
+        let _caller = cores.take();
+        let watch = Helped(Helpers { cores: cores.clone(), most: 1 });
+        let caller = thread::current().id();
+        let (helped, given) = (AtomicBool::new(false), AtomicBool::new(false));
+        let wait = |longest, holds: &dyn Fn() -> bool| {
+            let late = Instant::now() + longest;
+            while !holds() && Instant::now() < late {
+                thread::yield_now();
+            }
+            holds()
+        };
+        let part = |_: usize, _: &mut Room| {
+            if thread::current().id() != caller {
+                return helped.store(true, Ordering::Relaxed);
+            }
+            if wait(Duration::from_millis(50), &|| helped.load(Ordering::Relaxed)) {
+                let _turn = cores.take_quick();
+                let is_given = wait(Duration::from_secs(20), &|| !cores.are_wanted());
+                given.store(is_given, Ordering::Relaxed);
+            }
+            panic!("there are more parts than anybody can do");
+        };
+        let run = || with(&watch, || OfThread.share(usize::MAX / 2, &part));
+        // Other tests may have all helpers.
+        while !helped.load(Ordering::Relaxed) {
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
+        assert!(given.into_inner(), "no core was given up");
     }
 
     #[test]

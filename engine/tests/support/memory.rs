@@ -78,7 +78,7 @@ fn doubled(times: usize) -> Vec<u8> {
     encode(&model(body(&[x], &[y], &[], nodes)))
 }
 
-fn one() -> Value<'static> {
+pub fn one() -> Value<'static> {
     let data = Cow::Owned(1.0f32.to_le_bytes().to_vec());
     Value { datatype: Datatype::Fp32, shape: vec![1], data }
 }

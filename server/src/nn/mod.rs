@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use wisp_engine::{Failure, Graph, Helpers, Value, Watch};
+use wisp_engine::{Cores, Failure, Graph, Helpers, Value, Watch};
 
 use crate::cpu;
 use batch::Batcher;
@@ -98,6 +98,9 @@ pub struct Run {
     began_ns: AtomicU64,
     /// Which thread that is.
     polled_by: AtomicUsize,
+    /// When it began, since the run was made.
+    made: Instant,
+    polled_after_ns: AtomicU64,
     /// Of that, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
@@ -115,9 +118,28 @@ pub struct Run {
     seen: Mutex<Seen>,
 }
 
-/// Of CPU time, after which a run on a thread that has others' requests, too, gives way as well: it was
-/// taken for quick, and is not.
+/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick.
 const NOT_QUICK: Duration = Duration::from_millis(5);
+
+/// Of a wait in which others computed for longer, no more is counted: the next quick one would wait for
+/// all of that.
+const MOST_COUNTED: Duration = Duration::from_millis(50);
+
+/// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
+const MOST_ASIDE: usize = 64;
+static ASIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
+/// another thread does so meanwhile.
+fn aside(cores: &Cores) -> Duration {
+    let before = ASIDE.fetch_add(1, Ordering::Relaxed);
+    let waited = match before < MOST_ASIDE {
+        true => tokio::task::block_in_place(|| cores.give_way()),
+        false => Duration::ZERO,
+    };
+    ASIDE.fetch_sub(1, Ordering::Relaxed);
+    waited
+}
 
 /// No poll is under way.
 const NOT_POLLED: u64 = u64::MAX;
@@ -152,6 +174,8 @@ impl Run {
             polled_ns: AtomicU64::new(0),
             began_ns: AtomicU64::new(NOT_POLLED),
             polled_by: AtomicUsize::new(0),
+            made: Instant::now(),
+            polled_after_ns: AtomicU64::new(0),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
             around_ns: AtomicU64::new(0),
@@ -176,23 +200,32 @@ impl Run {
     }
 
     /// A long run leaves its core to quick ones that wait for it, unless it has done so for longer than
-    /// it has computed: beside quick ones without end it has half.
+    /// it has computed: beside quick ones without end it has about half.
     pub fn give_way(&self) {
         let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        if !cores.are_wanted() {
-            return;
+        while cores.are_wanted() && self.may_give_way() {
+            let waited = match cpu::is_set_apart() {
+                true => cores.give_way(),
+                false => aside(cores),
+            };
+            if waited.is_zero() {
+                return;
+            }
+            cpu::was_aside(waited);
+            let counted = waited.min(MOST_COUNTED).as_nanos() as u64;
+            self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
         }
-        let (cpu, gave_way_ns) = (self.cpu(), self.gave_way_ns.load(Ordering::Relaxed));
-        if cpu < Duration::from_nanos(gave_way_ns) {
-            return;
+    }
+
+    fn may_give_way(&self) -> bool {
+        let polled_after_ns = self.polled_after_ns.load(Ordering::Relaxed);
+        let not_quick_at = Duration::from_nanos(polled_after_ns) + NOT_QUICK;
+        // A look at this clock is cheaper than at the thread's.
+        if !cpu::is_set_apart() && self.made.elapsed() < not_quick_at {
+            return false;
         }
-        let waited = match cpu::is_set_apart() {
-            true => cores.give_way(),
-            false if cpu < NOT_QUICK => return,
-            // Whoever waits may be one whom this thread would poll: another does meanwhile.
-            false => tokio::task::block_in_place(|| cores.give_way()),
-        };
-        self.gave_way_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
+        let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
+        self.cpu() >= gave_way && !self.is_over()
     }
 
     /// Whether its CPU time is used up.
@@ -360,6 +393,7 @@ impl<'a> Polled<'a> {
         let (before_ns, now_ns) = cpu::take_between();
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
         run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
+        run.polled_after_ns.store(run.made.elapsed().as_nanos() as u64, Ordering::Relaxed);
         run.began_ns.store(now_ns, Ordering::Relaxed);
         Self(run)
     }

@@ -13,7 +13,7 @@ use super::pool::{self, PoolOptions, PoolReport};
 use crate::cpu;
 use crate::nn::Run;
 
-/// How often guests are interrupted: long ones yield their thread, late ones end.
+/// How often guests are interrupted at least: long ones yield their thread, late ones end.
 pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// Ticks without a live sandbox after which the clock stops, so that an idle node does not wake.

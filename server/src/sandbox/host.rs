@@ -59,7 +59,8 @@ pub(super) struct HostParts<'a> {
     pub(super) live: Live,
 }
 
-/// Makes a store whose guest is interrupted at each tick, and ended when its run is over.
+/// Makes a store whose guest is interrupted at each tick, and where others want its core, and ended when
+/// its run is over.
 pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Host> {
     let HostParts { limits, model, graphs, run, bundle, live } = parts;
     let mut table = ResourceTable::new();

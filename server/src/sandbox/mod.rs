@@ -132,8 +132,8 @@ impl Sandbox {
         Self { store, guest: guest.clone(), run: run.clone(), created }
     }
 
-    /// Instantiates the guest and asks it, once. Yields to the executor at each epoch tick, so
-    /// that a long guest shares its thread.
+    /// Instantiates the guest and asks it, once. Yields to the executor where it is interrupted,
+    /// so that a long guest shares its thread.
     ///
     /// # Errors
     /// The [`Fault`] it ended with.

@@ -11,7 +11,7 @@ use super::algebra::{EXTREMES, SUMS, finer};
 use super::attributes::integers;
 use super::kernel::{Built, integers_of};
 use super::stable::{Wires, axes_of, reduce_log_sum_exp};
-use super::theirs;
+use super::theirs::{Wiring, built, wired, wired_by};
 
 const NAMES: [&str; 10] = [
     "ReduceL1",
@@ -34,7 +34,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister) {
 
 fn reduce(context: &ParsingContext, node: &NodeProto) -> Built {
     let (inner, captured) = match &*node.op_type {
-        "ReduceLogSum" | "ReduceProd" => theirs::built(context, node)?,
+        "ReduceLogSum" | "ReduceProd" => built(context, node)?,
         "ReduceLogSumExp" => reduce_log_sum_exp(context, node)?,
         "ReduceMax" | "ReduceMin" => finer(context, node, &EXTREMES)?,
         _ => finer(context, node, &SUMS)?,
@@ -46,19 +46,17 @@ fn reduce(context: &ParsingContext, node: &NodeProto) -> Built {
         _ => 0.0,
     };
     let reduced = Reduced {
-        inner: theirs::wired(&*inner)?,
         of_none,
         is_mean: node.op_type == "ReduceMean",
         axes: integers(node, "axes")?.to_vec(),
         keeps_axes: node.get_attr_opt::<i64>("keepdims")?.unwrap_or(1) == 1,
         none_is_none: node.get_attr_opt::<i64>("noop_with_empty_axes")?.unwrap_or(0) == 1,
     };
-    Ok((expand(reduced), captured))
+    Ok((wired_by(wired(&*inner)?, reduced), captured))
 }
 
 #[derive(Debug, Clone)]
 struct Reduced {
-    inner: Box<dyn Expansion>,
     /// What no elements come to.
     of_none: f64,
     is_mean: bool,
@@ -127,22 +125,10 @@ impl Reduced {
     }
 }
 
-impl Expansion for Reduced {
-    fn name(&self) -> StaticName {
-        self.inner.as_ref().name()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        self.inner.as_ref().rules(solver, inputs, outputs)
-    }
-
+impl Wiring for Reduced {
     fn wire(
         &self,
+        inner: &dyn Expansion,
         prefix: &str,
         model: &mut TypedModel,
         inputs: &[OutletId],
@@ -150,14 +136,14 @@ impl Expansion for Reduced {
         let fact = model.outlet_fact(inputs[0])?.clone();
         let axes = self.axes(model, inputs, fact.rank())?;
         let Some(axes) = axes.filter(|_| fact.datum_type.is_number()) else {
-            return self.inner.as_ref().wire(prefix, model, inputs);
+            return inner.wire(prefix, model, inputs);
         };
         let count: TDim = axes.iter().map(|&axis| fact.shape[axis].clone()).product();
         match count.as_i64() {
             Some(0) => self.of_none(prefix, model, (&fact, &axes[..])),
             // The fuser knows other sums and extremes of axes that are free.
             None if self.is_mean => self.mean(prefix, model, inputs[0], &axes),
-            _ => self.inner.as_ref().wire(prefix, model, inputs),
+            _ => inner.wire(prefix, model, inputs),
         }
     }
 }

@@ -39,7 +39,12 @@ pub(super) fn wired(operator: &dyn InferenceOp) -> TractResult<Box<dyn Expansion
 /// tract's operator for what it says of types and shapes, and `wiring` to compute it.
 pub(super) fn rewired(context: &ParsingContext, node: &NodeProto, wiring: impl Wiring) -> Built {
     let inner = expansion(context, node)?;
-    Ok((expand(Rewired { inner, wiring }), Vec::new()))
+    Ok((wired_by(inner, wiring), Vec::new()))
+}
+
+/// The same of an operator that is no node's.
+pub(super) fn wired_by(inner: Box<dyn Expansion>, wiring: impl Wiring) -> Box<dyn InferenceOp> {
+    expand(Rewired { inner, wiring })
 }
 
 /// What an operator is computed by instead of tract's `inner`, or with it.
