@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Server, fixture, hostile_bundle, model, refused, scratch, wisp};
+use crate::support::{Server, add_request, fixture, hostile_bundle, model, refused, scratch, wisp};
 
 fn limited(folder: &Path, name: &str, limits: &str) -> PathBuf {
     hostile_bundle(folder, name, &format!("[limits]\n{limits}\n"))
@@ -152,6 +152,35 @@ fn no_more_threads_compute_than_may() {
         assert!(spent < took.mul_f64(1.5), "{spent:?} of CPU time in {took:?}, on one core");
         long.join().expect("answered").error(504, "deadline");
     });
+}
+
+/// rten's runs leave their core to nobody before they end.
+#[test]
+fn what_cannot_give_way_holds_nobody_up() {
+    let scratch = scratch();
+    let slow = scratch.path().join("slow");
+    fs::create_dir(&slow).expect("a folder");
+    let manifest = "engine = \"rten\"\n[graphs]\nmodel = \"slow.onnx\"\n";
+    fs::write(slow.join("wisp.toml"), manifest).expect("a manifest");
+    fs::copy(fixture("models/matmul_slow.onnx"), slow.join("slow.onnx")).expect("a fixture");
+    let bundles = [slow, fixture("models/add.onnx")];
+    let server = Server::start_with(&bundles, &["--threads", "1"]);
+    let x = json!([{"name": "x", "datatype": "FP32", "shape": [1], "data": [3.0]}]);
+    let ask = |model: &str, body| assert_eq!(server.infer(model, body).status, 200);
+    let (slow, add) = (json!({"inputs": x}), add_request());
+    (0..30).for_each(|_| ask("add", &add));
+    const RUNS: usize = 10;
+    let answered = thread::scope(|scope| {
+        let runs = scope.spawn(|| (0..RUNS).for_each(|_| ask("slow", &slow)));
+        let mut answered = 0;
+        while !runs.is_finished() {
+            ask("add", &add);
+            answered += 1;
+        }
+        answered
+    });
+    // One or two for each run, if they waited for it.
+    assert!(answered > 5 * RUNS, "{answered} answers beside {RUNS} runs");
 }
 
 #[test]

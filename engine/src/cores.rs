@@ -1,9 +1,12 @@
 //! The cores of a process: who computes on them, and who waits for one. One budget for all requests.
+//!
+//! What computes for long gives its core up where it can. An operator or an engine that cannot would hold
+//! up all others: where no core has changed hands for a while, those who are quick go beside it.
 
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -19,6 +22,11 @@ pub struct Cores {
     /// How many wait there, and how many of those are quick.
     waiting: AtomicUsize,
     quick: AtomicUsize,
+    /// Cores that were given to somebody who waited, so far.
+    given: AtomicUsize,
+    /// Whether somebody has gone beside others since.
+    are_stuck: AtomicBool,
+    beside: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +48,7 @@ struct Waiter {
 pub struct Busy<'a> {
     cores: &'a Cores,
     count: AtomicUsize,
+    is_beside: bool,
 }
 
 /// Waits for a core, from when it is made until it is dropped.
@@ -53,8 +62,16 @@ pub struct Turn<'a> {
 impl Cores {
     /// So many, all of them free.
     pub fn new(count: usize) -> Arc<Self> {
-        let (queue, none) = (Mutex::default(), AtomicUsize::default);
-        Arc::new(Self { count, busy: none(), queue, waiting: none(), quick: none() })
+        Arc::new(Self {
+            count,
+            busy: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            quick: AtomicUsize::new(0),
+            given: AtomicUsize::new(0),
+            are_stuck: AtomicBool::new(false),
+            beside: AtomicUsize::new(0),
+        })
     }
 
     /// How many there are.
@@ -76,6 +93,28 @@ impl Cores {
     /// A core for the calling thread, which waits for it.
     pub fn take(&self) -> Busy<'_> {
         self.try_take().unwrap_or_else(|| block_on(self.wait(false)))
+    }
+
+    /// A number that changes as soon as somebody who waits is given a core.
+    pub fn given(&self) -> usize {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has gone beside others, and nobody who waits was given a core since.
+    pub fn are_stuck(&self) -> bool {
+        self.are_stuck.load(Ordering::Relaxed)
+    }
+
+    /// One more core than there are, for what is quick, as long as no more of them are taken than there
+    /// are cores.
+    pub fn try_go_beside(&self) -> Option<Busy<'_>> {
+        let one_more = |beside| (beside < self.count).then_some(beside + 1);
+        self.beside.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
+        self.are_stuck.store(true, Ordering::Relaxed);
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        let mut core = Busy::of(self, 1);
+        core.is_beside = true;
+        Some(core)
     }
 
     /// Whether somebody quick waits.
@@ -138,14 +177,15 @@ impl Cores {
     }
 
     /// Gives what is free to those who came first: nobody else can take it then.
-    fn hand_out(&self, mut queue: MutexGuard<'_, Queue>) {
-        let mut given = Vec::new();
-        while !queue.waiters.is_empty() && self.take_free() {
-            given.extend(queue.waiters.pop_front());
+    fn hand_out<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) {
+        while let Some(waiter) = queue.waiters.pop_front_if(|_| self.take_free()) {
+            self.discount(&waiter);
+            self.given.fetch_add(1, Ordering::Relaxed);
+            self.are_stuck.store(false, Ordering::Relaxed);
+            drop(queue);
+            waiter.waker.wake();
+            queue = self.lock();
         }
-        given.iter().for_each(|waiter| self.discount(waiter));
-        drop(queue);
-        given.into_iter().for_each(|waiter| waiter.waker.wake());
     }
 
     fn count_one(&self, is_quick: bool) {
@@ -204,7 +244,7 @@ impl Drop for Turn<'_> {
 
 impl<'a> Busy<'a> {
     fn of(cores: &'a Cores, count: usize) -> Self {
-        Self { cores, count: AtomicUsize::new(count) }
+        Self { cores, count: AtomicUsize::new(count), is_beside: false }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -225,6 +265,7 @@ impl<'a> Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
+        self.cores.beside.fetch_sub(usize::from(self.is_beside), Ordering::SeqCst);
         self.cores.give_back(*self.count.get_mut());
     }
 }
@@ -300,6 +341,24 @@ mod tests {
         assert!(is_given(&mut next));
         drop(next);
         assert!(cores.try_take().is_some());
+        assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_goes_beside_takes_no_core_from_others() {
+        let cores = Cores::new(1);
+        let long = cores.take();
+        let mut waits = cores.take_quick();
+        let beside = cores.try_go_beside().expect("one");
+        assert!(cores.try_go_beside().is_none() && cores.are_stuck());
+        drop(beside);
+        assert!(!is_given(&mut waits), "it is the long one's still");
+        let beside = cores.try_go_beside().expect("one");
+        drop(long);
+        assert!(!is_given(&mut waits), "somebody computes still");
+        drop(beside);
+        assert!(is_given(&mut waits) && !cores.are_stuck());
+        drop(waits);
         assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
     }
 

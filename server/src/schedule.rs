@@ -1,7 +1,8 @@
 //! Who computes where, and who waits. Quick requests run on the thread that read them: a hop to
 //! another thread costs as much as a small sandbox. Long ones run on threads of their own, where
 //! guests take turns at each tick: so a long guest or graph does not hold up health. Which is which is
-//! measured. Neither is polled without a core of its own: no more threads compute than there are cores.
+//! measured. Neither is polled without a core of its own: no more threads compute than there are cores,
+//! unless all of them do so without a pause.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +31,10 @@ const QUICK: Duration = Duration::from_millis(2);
 /// less than it has given way, or have given way to another since.
 const HURRY: Duration = Duration::from_millis(1);
 
+/// For what computes for longer without a pause: an operator of tract's own, a host's copy of megabytes,
+/// a run of rten or ONNX Runtime.
+const PATIENCE: Duration = Duration::from_millis(5);
+
 /// The share of the newest request in a model's average: 1 / 8.
 const NEWEST_SHIFT: u32 = 3;
 
@@ -48,6 +53,7 @@ pub struct Scheduler {
 
 /// One model's share: how many of its requests run and wait, and what one costs.
 pub struct Gate {
+    are_helped: bool,
     turns: Arc<Turns>,
     waiting: AtomicUsize,
     queue: usize,
@@ -214,11 +220,14 @@ impl Scheduler {
         self.cores.clone()
     }
 
-    /// A core for a quick request, for which guests and kernels are asked to give way.
+    /// A core for a quick request, for which guests and kernels are asked to give way. If none does for
+    /// so long, all are held by what cannot: it goes beside.
     async fn core(&self, deadline: Instant) -> Result<Busy<'_>, Refused> {
-        if let Some(core) = self.cores.try_take() {
+        let go_beside = || self.cores.are_stuck().then(|| self.cores.try_go_beside()).flatten();
+        if let Some(core) = self.cores.try_take().or_else(go_beside) {
             return Ok(core);
         }
+        let (mut given, mut since) = (self.cores.given(), Instant::now());
         let turn = self.cores.take_quick();
         let mut turn = pin!(turn);
         loop {
@@ -230,6 +239,13 @@ impl Scheduler {
                 Ok(core) => return Ok(core),
                 Err(_) if until == deadline => return Err(Refused::Deadline),
                 Err(_) => {}
+            }
+            if given != self.cores.given() {
+                (given, since) = (self.cores.given(), Instant::now());
+            } else if since.elapsed() >= PATIENCE
+                && let Some(core) = self.cores.try_go_beside()
+            {
+                return Ok(core);
             }
         }
     }
@@ -245,9 +261,11 @@ impl Drop for Scheduler {
 }
 
 impl Gate {
-    /// At most `concurrency` run and `queue` wait at a time.
-    pub fn new(concurrency: usize, queue: usize) -> Self {
+    /// At most `concurrency` run and `queue` wait at a time. Runs that are helped are not quick: where a
+    /// helper leaves, who waits for its core may be one whom the run's own thread would poll.
+    pub fn new(concurrency: usize, queue: usize, are_helped: bool) -> Self {
         Self {
+            are_helped,
             turns: Arc::new(Turns::new(concurrency)),
             waiting: AtomicUsize::new(0),
             queue,
@@ -291,7 +309,7 @@ impl Gate {
         let usual = self.average_bytes.load(Ordering::Relaxed).max(1);
         let times = (bytes as u64 / usual).max(1);
         let expected = self.average_ns.load(Ordering::Relaxed).saturating_mul(times);
-        expected < QUICK.as_nanos() as u64
+        !self.are_helped && expected < QUICK.as_nanos() as u64
     }
 
     /// Of a run that was given up: a model whose clients leave early is not quick for that.
@@ -347,7 +365,7 @@ mod tests {
 
     #[test]
     fn what_is_much_larger_than_others_counts_as_long() {
-        let gate = Gate::new(1, 1);
+        let gate = Gate::new(1, 1, false);
         assert!(!gate.is_quick(1000));
         gate.record(QUICK / 20, 1000);
         assert_eq!(
@@ -358,7 +376,7 @@ mod tests {
 
     #[test]
     fn who_was_given_up_early_is_not_quick() {
-        let gate = Arc::new(Gate::new(1, 1));
+        let gate = Arc::new(Gate::new(1, 1, false));
         let mut context = Context::from_waker(Waker::noop());
         let mut given_up = Timed::new(std::future::pending::<()>(), gate.clone(), 1000);
         assert!(Pin::new(&mut given_up).poll(&mut context).is_pending());

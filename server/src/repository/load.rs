@@ -171,6 +171,7 @@ pub fn load(
     let asked = limits.deadline_ms.map_or(options.deadline, Duration::from_millis);
     let concurrency = limits.concurrency.map_or(concurrency, |most| most.min(concurrency));
     let queue = limits.queue.map_or(options.queue, |most| most.min(options.queue));
+    let helpers = limits.threads.map_or(0, |threads| threads.saturating_sub(1));
     let body_limit = limits.body_kib.map_or(options.body_limit, |kib| kib << 10);
     let revision = Revision {
         version: version.to_owned(),
@@ -180,9 +181,9 @@ pub fn load(
         passthrough: bundle.passthrough,
         deadline: asked.min(options.deadline),
         cpu_limit: limits.cpu_ms.map(Duration::from_millis),
-        helpers: limits.threads.map_or(0, |threads| threads.saturating_sub(1)),
+        helpers,
         body_limit: body_limit.min(options.body_limit),
-        gate: Arc::new(Gate::new(concurrency, queue)),
+        gate: Arc::new(Gate::new(concurrency, queue, helpers > 0)),
         response_cache,
         stats,
         task: bundle.task,
