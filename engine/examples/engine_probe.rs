@@ -162,7 +162,7 @@ impl Probe {
         let (mut times, mut took) = (Vec::new(), Vec::new());
         let threads = request["threads"].as_u64().unwrap_or(1).clamp(1, 1024) as usize;
         let watch = Unwatched(Helpers { cores: Cores::new(threads), most: threads - 1 });
-        let _busy = watch.0.cores.take();
+        let _busy = watch.0.cores.wait_for_one();
         for _ in 0..request["times"].as_u64().unwrap_or(1) {
             let mut inputs = inputs.clone();
             let (since, started) = (cpu_us(), Instant::now());

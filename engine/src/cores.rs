@@ -1,12 +1,12 @@
 //! The cores of a process: who computes on them, and who waits for one. One budget for all requests.
 //!
 //! What computes for long gives its core up where it can. An operator or an engine that cannot would hold
-//! up all others: where no core has changed hands for a while, those who are quick go beside it.
+//! up all others: where it has done so for a while, those who are quick compute beside it.
 
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -24,9 +24,9 @@ pub struct Cores {
     quick: AtomicUsize,
     /// Cores that were given to somebody who waited, so far.
     given: AtomicUsize,
-    /// Whether somebody has gone beside others since.
-    are_stuck: AtomicBool,
-    beside: AtomicUsize,
+    /// Until when they count as stuck, from `made` on.
+    stuck_until_ns: AtomicU64,
+    made: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +48,6 @@ struct Waiter {
 pub struct Busy<'a> {
     cores: &'a Cores,
     count: AtomicUsize,
-    is_beside: bool,
 }
 
 /// Waits for a core, from when it is made until it is dropped.
@@ -69,8 +68,8 @@ impl Cores {
             waiting: AtomicUsize::new(0),
             quick: AtomicUsize::new(0),
             given: AtomicUsize::new(0),
-            are_stuck: AtomicBool::new(false),
-            beside: AtomicUsize::new(0),
+            stuck_until_ns: AtomicU64::new(0),
+            made: Instant::now(),
         })
     }
 
@@ -85,36 +84,42 @@ impl Cores {
         is_free.then(|| Busy::of(self, 1))
     }
 
+    /// The same for what is quick, which computes beside what has all cores stuck.
+    pub fn try_take_quick(&self) -> Option<Busy<'_>> {
+        let is_given = self.waiting.load(Ordering::Relaxed) == 0
+            && (self.take_free() || self.are_stuck() && self.take(2 * self.count));
+        is_given.then(|| Busy::of(self, 1))
+    }
+
     /// A core for what is quick: who computes for long gives way to it.
     pub fn take_quick(&self) -> Turn<'_> {
         self.wait(true)
     }
 
     /// A core for the calling thread, which waits for it.
-    pub fn take(&self) -> Busy<'_> {
+    pub fn wait_for_one(&self) -> Busy<'_> {
         self.try_take().unwrap_or_else(|| block_on(self.wait(false)))
     }
 
-    /// A number that changes as soon as somebody who waits is given a core.
+    /// How many who waited were given one so far.
     pub fn given(&self) -> usize {
         self.given.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody has gone beside others, and nobody who waits was given a core since.
-    pub fn are_stuck(&self) -> bool {
-        self.are_stuck.load(Ordering::Relaxed)
+    /// Where nobody was given one since there were so many `given`, they count as stuck: for so long,
+    /// unless somebody is. Those who are quick are given as many more meanwhile.
+    pub fn find_stuck(&self, given: usize, time: Duration) {
+        let queue = self.lock();
+        if given == self.given() {
+            let until = self.made.elapsed() + time;
+            self.stuck_until_ns.store(until.as_nanos() as u64, Ordering::Relaxed);
+            self.hand_out(queue);
+        }
     }
 
-    /// One more core than there are, for what is quick, as long as no more of them are taken than there
-    /// are cores.
-    pub fn try_go_beside(&self) -> Option<Busy<'_>> {
-        let one_more = |beside| (beside < self.count).then_some(beside + 1);
-        self.beside.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
-        self.are_stuck.store(true, Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        let mut core = Busy::of(self, 1);
-        core.is_beside = true;
-        Some(core)
+    fn are_stuck(&self) -> bool {
+        let until_ns = self.stuck_until_ns.load(Ordering::Relaxed);
+        until_ns > 0 && self.made.elapsed() < Duration::from_nanos(until_ns)
     }
 
     /// Whether somebody quick waits.
@@ -131,7 +136,7 @@ impl Cores {
         let began = Instant::now();
         self.give_back(1);
         // It is the caller's again, whose own guard gives it back.
-        mem::forget(self.take());
+        mem::forget(self.wait_for_one());
         began.elapsed()
     }
 
@@ -151,7 +156,12 @@ impl Cores {
     }
 
     fn take_free(&self) -> bool {
-        let one_more = |busy| (busy < self.count).then_some(busy + 1);
+        self.take(self.count)
+    }
+
+    /// Takes one, if fewer than `most` are taken.
+    fn take(&self, most: usize) -> bool {
+        let one_more = |busy| (busy < most).then_some(busy + 1);
         self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok()
     }
 
@@ -178,10 +188,21 @@ impl Cores {
 
     /// Gives what is free to those who came first: nobody else can take it then.
     fn hand_out<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) {
-        while let Some(waiter) = queue.waiters.pop_front_if(|_| self.take_free()) {
+        loop {
+            let waiter = if let Some(first) = queue.waiters.pop_front_if(|_| self.take_free()) {
+                self.given.fetch_add(1, Ordering::Relaxed);
+                self.stuck_until_ns.store(0, Ordering::Relaxed);
+                first
+            } else if self.are_stuck()
+                && let Some(place) = queue.waiters.iter().position(|waiter| waiter.is_quick)
+                && self.take(2 * self.count)
+                && let Some(quick) = queue.waiters.remove(place)
+            {
+                quick
+            } else {
+                return;
+            };
             self.discount(&waiter);
-            self.given.fetch_add(1, Ordering::Relaxed);
-            self.are_stuck.store(false, Ordering::Relaxed);
             drop(queue);
             waiter.waker.wake();
             queue = self.lock();
@@ -244,7 +265,7 @@ impl Drop for Turn<'_> {
 
 impl<'a> Busy<'a> {
     fn of(cores: &'a Cores, count: usize) -> Self {
-        Self { cores, count: AtomicUsize::new(count), is_beside: false }
+        Self { cores, count: AtomicUsize::new(count) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -265,7 +286,6 @@ impl<'a> Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.cores.beside.fetch_sub(usize::from(self.is_beside), Ordering::SeqCst);
         self.cores.give_back(*self.count.get_mut());
     }
 }
@@ -345,20 +365,26 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_beside_takes_no_core_from_others() {
-        let cores = Cores::new(1);
-        let long = cores.take();
-        let mut waits = cores.take_quick();
-        let beside = cores.try_go_beside().expect("one");
-        assert!(cores.try_go_beside().is_none() && cores.are_stuck());
-        drop(beside);
-        assert!(!is_given(&mut waits), "it is the long one's still");
-        let beside = cores.try_go_beside().expect("one");
+    fn quick_ones_compute_beside_what_has_all_cores_stuck() {
+        let (cores, long_time) = (Cores::new(1), Duration::from_secs(1000));
+        let stuck = cores.wait_for_one();
+        let mut long = cores.wait(false);
+        let (mut first, mut second) = (cores.take_quick(), cores.take_quick());
+        cores.find_stuck(cores.given() + 1, long_time);
+        cores.find_stuck(cores.given(), Duration::ZERO);
+        assert!(!is_given(&mut first), "somebody was given one, or it is over");
+        cores.find_stuck(cores.given(), long_time);
+        assert!(is_given(&mut first) && !is_given(&mut second) && !is_given(&mut long));
+        drop(first);
+        assert!(is_given(&mut second) && cores.try_take_quick().is_none());
+        drop(second);
+        assert!(cores.try_take_quick().is_none(), "somebody waits, who came first");
+        drop(stuck);
+        assert!(is_given(&mut long) && !cores.are_stuck());
+        assert!(cores.try_take_quick().is_none());
+        cores.find_stuck(cores.given(), long_time);
+        drop(cores.try_take_quick().expect("one more"));
         drop(long);
-        assert!(!is_given(&mut waits), "somebody computes still");
-        drop(beside);
-        assert!(is_given(&mut waits) && !cores.are_stuck());
-        drop(waits);
         assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
     }
 
@@ -366,7 +392,7 @@ mod tests {
     fn who_gives_way_waits_for_its_next_turn() {
         let cores = Cores::new(1);
         thread::scope(|scope| {
-            let _long = cores.take();
+            let _long = cores.wait_for_one();
             assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
             let quick = scope.spawn(|| drop(block_on(cores.take_quick())));
             while !cores.are_wanted() {
@@ -400,7 +426,7 @@ mod tests {
                         }
                         let _busy = match is_quick {
                             true => block_on(cores.take_quick()),
-                            false => cores.take(),
+                            false => cores.wait_for_one(),
                         };
                         enter();
                         let spare = cores.spare(1);

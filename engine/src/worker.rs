@@ -136,7 +136,6 @@ pub(crate) struct Bounds {
     give_way: Box<dyn Fn() + Send + Sync>,
     /// Of CPU time, before which it does not ask again.
     asks_at_ns: AtomicU64,
-    gave_way_ns: AtomicU64,
 }
 
 /// Of CPU time, from one time that a worker's run gives way to the next, as to ask its caller takes a
@@ -176,12 +175,8 @@ impl Watch for Bounds {
         if spent_ns < self.asks_at_ns.load(Ordering::Relaxed) {
             return;
         }
-        let began = Instant::now();
         (self.give_way)();
-        let took_ns = began.elapsed().as_nanos() as u64;
-        let gave_way_ns = self.gave_way_ns.fetch_add(took_ns, Ordering::Relaxed) + took_ns;
-        let next_ns = gave_way_ns.max(spent_ns + ASKS_EACH.as_nanos() as u64);
-        self.asks_at_ns.store(next_ns, Ordering::Relaxed);
+        self.asks_at_ns.store(spent_ns + ASKS_EACH.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -323,7 +318,6 @@ pub(crate) fn run<T: Send + 'static>(
         cores,
         give_way,
         asks_at_ns: AtomicU64::new(0),
-        gave_way_ns: AtomicU64::new(0),
     };
     let again = worker.clone();
     let job: Job = Box::new(move || {

@@ -172,7 +172,6 @@ fn what_is_sound_is_not_refused() {
     }
 }
 
-/// With ends that are constants, and with ends that come as an input.
 /// Beside quick ones without end: a run on a worker has its caller give way, who sees what it was told.
 #[test]
 fn a_loop_that_gives_way_ends_when_it_is_over() {
@@ -198,7 +197,7 @@ fn a_loop_that_gives_way_ends_when_it_is_over() {
         let endless = loops::endless("endless").pop().expect("a loop of a constant").1;
         let graph = Graph::load(&endless, EngineKind::Tract).expect("a graph");
         let cores = Cores::new(1);
-        let (_own, _waits) = (cores.take(), cores.take_quick());
+        let (_own, _waits) = (cores.wait_for_one(), cores.take_quick());
         let watch = Beside(Helpers { cores: cores.clone(), most: 0 }, AtomicUsize::new(0));
         sender.send(graph.run(&mut [memory::one()], &watch)).expect("it is waited for");
     });
@@ -206,6 +205,7 @@ fn a_loop_that_gives_way_ends_when_it_is_over() {
     assert!(outcome == Err(Failure::Stopped), "{outcome:?}");
 }
 
+/// With ends that are constants, and with ends that come as an input.
 #[test]
 fn thousands_of_slices_load() {
     let names: Vec<String> = (0..=2000).map(|index| format!("v{index}")).collect();

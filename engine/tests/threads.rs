@@ -97,7 +97,7 @@ fn helpers_change_no_bit_and_come_where_cores_are_free() {
     let alone = run(&|| false);
     for count in [2, 3, 8] {
         let cores = Cores::new(count);
-        let _caller = cores.take();
+        let _caller = cores.wait_for_one();
         let asked = Asked::new(&cores, count - 1);
         // A helper that is woken late finds nothing left to do, and other tests may have them.
         let late = Instant::now() + Duration::from_secs(30);
@@ -109,7 +109,7 @@ fn helpers_change_no_bit_and_come_where_cores_are_free() {
         assert!(asked.told_ns.into_inner() > 0, "{count} cores, and nobody helped");
     }
     let cores = Cores::new(2);
-    let _both = (cores.take(), cores.take());
+    let _both = (cores.wait_for_one(), cores.wait_for_one());
     let asked = Asked::new(&cores, 1);
     assert!(run(&asked) == alone);
     assert_eq!(asked.told_ns.into_inner(), 0, "somebody helped, and no core was free");
@@ -156,7 +156,7 @@ fn runs_that_want_the_same_cores_end() {
         for _ in 0..6 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    let _caller = cores.take();
+                    let _caller = cores.wait_for_one();
                     let asked = Asked::new(&cores, 3);
                     let outputs = graph.run(&mut [input.clone()], &asked).expect("an answer");
                     assert!(*outputs[0].data == *alone, "another answer");
@@ -177,7 +177,7 @@ fn runs_that_come_and_go_end() {
             scope.spawn(move || {
                 for turn in 0..1000u64 {
                     {
-                        let _caller = cores.take();
+                        let _caller = cores.wait_for_one();
                         let asked = Asked::new(cores, 1);
                         let outputs = graph.run(&mut [input.clone()], &asked).expect("an answer");
                         assert!(*outputs[0].data == **alone, "another answer");

@@ -27,13 +27,16 @@ use crate::turns::{Turn, Turns, Waiting};
 /// and a health check may wait this long: both are lost beside it.
 const QUICK: Duration = Duration::from_millis(2);
 
-/// How often guests are interrupted where a quick request waits for a core: one may have computed for
-/// less than it has given way, or have given way to another since.
+/// Where quick requests wait for a core, guests are interrupted again after so long: one may have
+/// computed for less than it has given way, or have given way to another since.
 const HURRY: Duration = Duration::from_millis(1);
 
-/// For what computes for longer without a pause: an operator of tract's own, a host's copy of megabytes,
-/// a run of rten or ONNX Runtime.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How long a quick request waits in which nobody is given a core. Then all are held by what cannot give
+/// way: an operator of tract's own, a host's copy of megabytes, a run of rten or ONNX Runtime.
+const PATIENCE: Duration = Duration::from_millis(8);
+
+/// How long others go beside that at once, before one waits again to see whether it still does.
+const STUCK: Duration = Duration::from_millis(50);
 
 /// The share of the newest request in a model's average: 1 / 8.
 const NEWEST_SHIFT: u32 = 3;
@@ -49,6 +52,9 @@ pub struct Scheduler {
     long_tasks: Arc<Crowd>,
     /// Has the guests that run give way soon.
     hurry: Box<dyn Fn() + Send + Sync>,
+    /// When somebody called it again, from `made` on.
+    hurried_us: AtomicU64,
+    made: Instant,
 }
 
 /// One model's share: how many of its requests run and wait, and what one costs.
@@ -97,6 +103,8 @@ impl Scheduler {
             live: Arc::new(Semaphore::new(live)),
             long_tasks,
             hurry: Box::new(hurry),
+            hurried_us: AtomicU64::new(0),
+            made: Instant::now(),
         })
     }
 
@@ -120,7 +128,7 @@ impl Scheduler {
         let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone(), bytes);
-        if gate.is_quick(bytes) {
+        if gate.is_quick(bytes) && !(gate.are_helped && self.cores.count() > 1) {
             let core = self.core(deadline).await?;
             let inline = Waiting::enter(&self.inline);
             let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await;
@@ -136,7 +144,7 @@ impl Scheduler {
         let cores = self.cores.clone();
         let task = long.spawn(async move {
             let output = poll_fn(|context| {
-                let _core = cores.take();
+                let _core = cores.wait_for_one();
                 Pin::new(&mut work).poll(context)
             });
             let output = output.await;
@@ -220,33 +228,44 @@ impl Scheduler {
         self.cores.clone()
     }
 
-    /// A core for a quick request, for which guests and kernels are asked to give way. If none does for
-    /// so long, all are held by what cannot: it goes beside.
+    /// A core for a quick request, for which guests and kernels are asked to give way.
     async fn core(&self, deadline: Instant) -> Result<Busy<'_>, Refused> {
-        let go_beside = || self.cores.are_stuck().then(|| self.cores.try_go_beside()).flatten();
-        if let Some(core) = self.cores.try_take().or_else(go_beside) {
+        if let Some(core) = self.cores.try_take_quick() {
             return Ok(core);
         }
         let (mut given, mut since) = (self.cores.given(), Instant::now());
         let turn = self.cores.take_quick();
         let mut turn = pin!(turn);
+        if !self.long_tasks.is_empty() {
+            (self.hurry)();
+        }
         loop {
-            if !self.long_tasks.is_empty() {
-                (self.hurry)();
-            }
             let until = deadline.min(Instant::now() + HURRY);
             match timeout_at(until.into(), &mut turn).await {
                 Ok(core) => return Ok(core),
                 Err(_) if until == deadline => return Err(Refused::Deadline),
                 Err(_) => {}
             }
+            self.hurry_again();
             if given != self.cores.given() {
                 (given, since) = (self.cores.given(), Instant::now());
             } else if since.elapsed() >= PATIENCE
-                && let Some(core) = self.cores.try_go_beside()
+                && self.inline.load(Ordering::Relaxed) < self.cores.count()
             {
-                return Ok(core);
+                self.cores.find_stuck(given, STUCK);
             }
+        }
+    }
+}
+
+impl Scheduler {
+    /// However many wait.
+    fn hurry_again(&self) {
+        let now_us = self.made.elapsed().as_micros() as u64;
+        let last_us = self.hurried_us.load(Ordering::Relaxed);
+        if now_us >= last_us + HURRY.as_micros() as u64 / 2 {
+            self.hurried_us.store(now_us, Ordering::Relaxed);
+            (self.hurry)();
         }
     }
 }
@@ -261,7 +280,7 @@ impl Drop for Scheduler {
 }
 
 impl Gate {
-    /// At most `concurrency` run and `queue` wait at a time. Runs that are helped are not quick: where a
+    /// At most `concurrency` run and `queue` wait at a time. Runs that `are_helped` are not inline: where a
     /// helper leaves, who waits for its core may be one whom the run's own thread would poll.
     pub fn new(concurrency: usize, queue: usize, are_helped: bool) -> Self {
         Self {
@@ -309,7 +328,7 @@ impl Gate {
         let usual = self.average_bytes.load(Ordering::Relaxed).max(1);
         let times = (bytes as u64 / usual).max(1);
         let expected = self.average_ns.load(Ordering::Relaxed).saturating_mul(times);
-        !self.are_helped && expected < QUICK.as_nanos() as u64
+        expected < QUICK.as_nanos() as u64
     }
 
     /// Of a run that was given up: a model whose clients leave early is not quick for that.

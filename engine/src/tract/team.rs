@@ -139,7 +139,11 @@ impl Members {
             for helper in &*helpers {
                 helper.give(&job);
             }
-            ROOM.with_borrow_mut(|room| while job.work_on_one(room) {});
+            ROOM.with_borrow_mut(|room| {
+                while job.work_on_one(room) {
+                    IS_HELPED.set(spare.count() > 0);
+                }
+            });
         }
         assert!(!job.has_panicked.into_inner(), "a helper panicked");
     }
@@ -383,7 +387,7 @@ mod tests {
     #[test]
     fn helpers_leave_before_the_work_is_done_where_a_core_is_wanted() {
         let cores = Cores::new(2);
-        let _caller = cores.take();
+        let _caller = cores.wait_for_one();
         let watch = Helped(Helpers { cores: cores.clone(), most: 1 });
         let caller = thread::current().id();
         let (helped, given) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -406,17 +410,18 @@ mod tests {
             panic!("there are more parts than anybody can do");
         };
         let run = || with(&watch, || OfThread.share(usize::MAX / 2, &part));
-        // Other tests may have all helpers.
-        while !helped.load(Ordering::Relaxed) {
+        // Other tests may have all helpers, or one may be late.
+        let is_given = (0..200).any(|_| {
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
-        }
-        assert!(given.into_inner(), "no core was given up");
+            given.load(Ordering::Relaxed)
+        });
+        assert!(is_given, "no core was given up");
     }
 
     #[test]
     fn a_part_that_panics_ends_its_run_and_no_other() {
         let cores = Cores::new(2);
-        let _caller = cores.take();
+        let _caller = cores.wait_for_one();
         let watch = Helped(Helpers { cores: cores.clone(), most: 1 });
         let running = AtomicUsize::new(0);
         let run = |bad: Option<usize>| {

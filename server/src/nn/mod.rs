@@ -98,10 +98,10 @@ pub struct Run {
     began_ns: AtomicU64,
     /// Which thread that is.
     polled_by: AtomicUsize,
-    /// When it began, since the run was made.
     made: Instant,
+    /// When that one began, from `made` on.
     polled_after_ns: AtomicU64,
-    /// Of that, what was spent on others' rows of a batch; and what others spent on these.
+    /// Of the CPU time, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
     /// CPU time that was spent around them: by the threads that polled it, before they did.
@@ -121,23 +121,26 @@ pub struct Run {
 /// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick.
 const NOT_QUICK: Duration = Duration::from_millis(5);
 
+/// After which it sees whether it is over.
+const LONGEST_WAIT: Duration = Duration::from_millis(10);
+
 /// Of a wait in which others computed for longer, no more is counted: the next quick one would wait for
 /// all of that.
 const MOST_COUNTED: Duration = Duration::from_millis(50);
 
 /// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
 const MOST_ASIDE: usize = 64;
-static ASIDE: AtomicUsize = AtomicUsize::new(0);
+static RUNS_ASIDE: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
 /// another thread does so meanwhile.
-fn aside(cores: &Cores) -> Duration {
-    let before = ASIDE.fetch_add(1, Ordering::Relaxed);
+fn give_way_elsewhere(cores: &Cores) -> Duration {
+    let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
     let waited = match before < MOST_ASIDE {
         true => tokio::task::block_in_place(|| cores.give_way()),
         false => Duration::ZERO,
     };
-    ASIDE.fetch_sub(1, Ordering::Relaxed);
+    RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
     waited
 }
 
@@ -203,14 +206,16 @@ impl Run {
     /// it has computed: beside quick ones without end it has about half.
     pub fn give_way(&self) {
         let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        while cores.are_wanted() && self.may_give_way() {
+        let mut all = Duration::ZERO;
+        while all < LONGEST_WAIT && cores.are_wanted() && self.may_give_way() {
             let waited = match cpu::is_set_apart() {
                 true => cores.give_way(),
-                false => aside(cores),
+                false => give_way_elsewhere(cores),
             };
             if waited.is_zero() {
                 return;
             }
+            all += waited;
             cpu::was_aside(waited);
             let counted = waited.min(MOST_COUNTED).as_nanos() as u64;
             self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
@@ -225,7 +230,7 @@ impl Run {
             return false;
         }
         let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
-        self.cpu() >= gave_way && !self.is_over()
+        self.cpu() >= gave_way
     }
 
     /// Whether its CPU time is used up.
