@@ -31,14 +31,16 @@ pub struct Cores {
 
 #[derive(Debug, Default)]
 struct Queue {
-    next: u64,
+    /// Numbers of those who waited longest and shortest.
+    first: i64,
+    last: i64,
     /// By number.
     waiters: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
 struct Waiter {
-    number: u64,
+    number: i64,
     is_quick: bool,
     waker: Waker,
 }
@@ -54,7 +56,7 @@ pub struct Busy<'a> {
 #[derive(Debug)]
 pub struct Turn<'a> {
     cores: &'a Cores,
-    number: u64,
+    number: i64,
     has_ended: bool,
 }
 
@@ -127,16 +129,26 @@ impl Cores {
         self.quick.load(Ordering::Relaxed) > 0
     }
 
-    /// Where somebody quick waits, the calling thread leaves its core to whoever came first, and waits
-    /// for its next turn. Returns how long it did.
+    /// Where somebody quick waits, the calling thread leaves its core to the first of those, and has the
+    /// next that is free. Returns how long it waited.
     pub fn give_way(&self) -> Duration {
         if !self.are_wanted() {
             return Duration::ZERO;
         }
         let began = Instant::now();
-        self.give_back(1);
-        // It is the caller's again, whose own guard gives it back.
-        mem::forget(self.wait_for_one());
+        let mut queue = self.lock();
+        let Some(quick) = queue.take_quick() else { return Duration::ZERO };
+        queue.first -= 1;
+        let number = queue.first;
+        let waker = Waker::noop().clone();
+        queue.waiters.push_front(Waiter { number, is_quick: false, waker });
+        self.count_one(false);
+        self.discount(&quick);
+        self.count_given();
+        self.hand_out(queue);
+        quick.waker.wake();
+        // It is the caller's again then, whose own guard gives it back.
+        mem::forget(block_on(Turn { cores: self, number, has_ended: false }));
         began.elapsed()
     }
 
@@ -178,8 +190,8 @@ impl Cores {
 
     fn wait(&self, is_quick: bool) -> Turn<'_> {
         let mut queue = self.lock();
-        let number = queue.next;
-        queue.next += 1;
+        let number = queue.last;
+        queue.last += 1;
         queue.waiters.push_back(Waiter { number, is_quick, waker: Waker::noop().clone() });
         self.count_one(is_quick);
         self.hand_out(queue);
@@ -190,13 +202,12 @@ impl Cores {
     fn hand_out<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) {
         loop {
             let waiter = if let Some(first) = queue.waiters.pop_front_if(|_| self.take_free()) {
-                self.given.fetch_add(1, Ordering::Relaxed);
-                self.stuck_until_ns.store(0, Ordering::Relaxed);
+                self.count_given();
                 first
-            } else if self.are_stuck()
-                && let Some(place) = queue.waiters.iter().position(|waiter| waiter.is_quick)
+            } else if self.quick.load(Ordering::SeqCst) > 0
+                && self.are_stuck()
                 && self.take(2 * self.count)
-                && let Some(quick) = queue.waiters.remove(place)
+                && let Some(quick) = queue.take_quick()
             {
                 quick
             } else {
@@ -214,6 +225,11 @@ impl Cores {
         self.waiting.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn count_given(&self) {
+        self.given.fetch_add(1, Ordering::Relaxed);
+        self.stuck_until_ns.store(0, Ordering::Relaxed);
+    }
+
     fn discount(&self, waiter: &Waiter) {
         self.quick.fetch_sub(usize::from(waiter.is_quick), Ordering::SeqCst);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -225,8 +241,14 @@ impl Cores {
 }
 
 impl Queue {
-    fn place(&self, number: u64) -> Option<usize> {
+    fn place(&self, number: i64) -> Option<usize> {
         self.waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()
+    }
+
+    /// Takes the first of the quick ones out.
+    fn take_quick(&mut self) -> Option<Waiter> {
+        let place = self.waiters.iter().position(|waiter| waiter.is_quick)?;
+        self.waiters.remove(place)
     }
 }
 
@@ -320,129 +342,5 @@ fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn is_given(turn: &mut Turn<'_>) -> bool {
-        let mut context = Context::from_waker(Waker::noop());
-        match Pin::new(&mut *turn).poll(&mut context) {
-            // Kept as given: the next poll would say so again.
-            Poll::Ready(busy) => {
-                mem::forget(busy);
-                turn.has_ended = false;
-                true
-            }
-            Poll::Pending => false,
-        }
-    }
-
-    #[test]
-    fn who_came_first_has_the_next_core() {
-        let cores = Cores::new(2);
-        let (first, _second) = (cores.try_take().expect("free"), cores.try_take().expect("free"));
-        let (mut third, mut fourth) = (cores.take_quick(), cores.take_quick());
-        assert!(!is_given(&mut third) && !is_given(&mut fourth) && cores.are_wanted());
-        drop(first);
-        assert!(is_given(&mut third) && !is_given(&mut fourth));
-        assert!(cores.try_take().is_none(), "it is nobody else's");
-        // Given, and not taken.
-        drop(third);
-        assert!(is_given(&mut fourth) && !cores.are_wanted());
-    }
-
-    #[test]
-    fn who_waits_no_longer_is_passed_over() {
-        let cores = Cores::new(1);
-        let only = cores.try_take().expect("free");
-        let (gone, mut next) = (cores.take_quick(), cores.take_quick());
-        drop(gone);
-        assert!(cores.are_wanted());
-        drop(only);
-        assert!(is_given(&mut next));
-        drop(next);
-        assert!(cores.try_take().is_some());
-        assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn quick_ones_compute_beside_what_has_all_cores_stuck() {
-        let (cores, long_time) = (Cores::new(1), Duration::from_secs(1000));
-        let stuck = cores.wait_for_one();
-        let mut long = cores.wait(false);
-        let (mut first, mut second) = (cores.take_quick(), cores.take_quick());
-        cores.find_stuck(cores.given() + 1, long_time);
-        cores.find_stuck(cores.given(), Duration::ZERO);
-        assert!(!is_given(&mut first), "somebody was given one, or it is over");
-        cores.find_stuck(cores.given(), long_time);
-        assert!(is_given(&mut first) && !is_given(&mut second) && !is_given(&mut long));
-        drop(first);
-        assert!(is_given(&mut second) && cores.try_take_quick().is_none());
-        drop(second);
-        assert!(cores.try_take_quick().is_none(), "somebody waits, who came first");
-        drop(stuck);
-        assert!(is_given(&mut long) && !cores.are_stuck());
-        assert!(cores.try_take_quick().is_none());
-        cores.find_stuck(cores.given(), long_time);
-        drop(cores.try_take_quick().expect("one more"));
-        drop(long);
-        assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn who_gives_way_waits_for_its_next_turn() {
-        let cores = Cores::new(1);
-        thread::scope(|scope| {
-            let _long = cores.wait_for_one();
-            assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
-            let quick = scope.spawn(|| drop(block_on(cores.take_quick())));
-            while !cores.are_wanted() {
-                thread::yield_now();
-            }
-            assert_eq!(cores.spare(1).count(), 0);
-            assert!(!cores.give_way().is_zero());
-            quick.join().expect("no panic");
-            assert!(cores.try_take().is_none(), "the long one has it again");
-        });
-    }
-
-    #[test]
-    fn no_core_is_lost_and_none_is_two_threads() {
-        let cores = Cores::new(2);
-        let inside = AtomicUsize::new(0);
-        let enter = || assert!(inside.fetch_add(1, Ordering::SeqCst) < 2);
-        let leave = || assert!(inside.fetch_sub(1, Ordering::SeqCst) > 0);
-        thread::scope(|scope| {
-            for number in 0..6 {
-                let (cores, enter, leave) = (&cores, &enter, &leave);
-                scope.spawn(move || {
-                    for turn in 0..3000 {
-                        let is_quick = number % 2 == 0;
-                        if is_quick && turn % 7 == 0 {
-                            // Some leave while they wait.
-                            let mut turn = cores.take_quick();
-                            let mut context = Context::from_waker(Waker::noop());
-                            let _ = Pin::new(&mut turn).poll(&mut context);
-                            continue;
-                        }
-                        let _busy = match is_quick {
-                            true => block_on(cores.take_quick()),
-                            false => cores.wait_for_one(),
-                        };
-                        enter();
-                        let spare = cores.spare(1);
-                        (0..spare.count()).for_each(|_| enter());
-                        (0..spare.count()).for_each(|_| leave());
-                        drop(spare);
-                        leave();
-                        if !is_quick {
-                            cores.give_way();
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!(cores.busy.load(Ordering::SeqCst), 0);
-        assert_eq!(cores.waiting.load(Ordering::SeqCst), 0);
-        assert!(!cores.are_wanted());
-    }
-}
+#[path = "cores_tests.rs"]
+mod tests;

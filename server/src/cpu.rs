@@ -11,8 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 thread_local! {
     /// Up to where this thread's clock is charged, ns.
     static CHARGED_NS: Cell<Option<u64>> = const { Cell::new(None) };
-    /// How long it has left its core to others.
-    static ASIDE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// What other threads have computed for its tasks.
+    static ELSEWHERE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// Whom this thread works for, if for those alone.
     static CROWD: RefCell<Option<Arc<Crowd>>> = const { RefCell::new(None) };
 }
@@ -56,14 +56,14 @@ impl Drop for Member {
     }
 }
 
-/// How long this thread has left its core to others so far: no part of what its tasks take.
-pub fn aside() -> Duration {
-    ASIDE.get()
+/// Another thread has computed for this one's task for so long.
+pub fn spent_elsewhere(cpu: Duration) {
+    ELSEWHERE.set(ELSEWHERE.get() + cpu);
 }
 
-/// This thread has left its core to others for so long.
-pub fn was_aside(waited: Duration) {
-    ASIDE.set(ASIDE.get() + waited);
+/// CPU time that this thread, and others for it, have used so far.
+pub fn for_thread() -> Duration {
+    of_thread() + ELSEWHERE.get()
 }
 
 /// Whether anybody else may wait for this thread.

@@ -168,8 +168,8 @@ fn finished<T>(
     Ok((output, began - arrived))
 }
 
-/// Work that measures the time it is polled for and computes, whoever polls it, and tells its gate when
-/// it ends or is given up. A panic becomes its output. It also says when it was first polled.
+/// Work that measures the CPU time of its polls, whoever polls it, and tells its gate when it ends or is
+/// given up. A panic becomes its output. It also says when it was first polled.
 struct Timed<F> {
     work: Pin<Box<F>>,
     gate: Arc<Gate>,
@@ -193,10 +193,10 @@ impl<F: Future> Future for Timed<F> {
     type Output = (thread::Result<F::Output>, Instant);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let (started, aside) = (Instant::now(), cpu::aside());
-        let began = *self.began.get_or_insert(started);
+        let before = cpu::for_thread();
+        let began = *self.began.get_or_insert_with(Instant::now);
         let polled = catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(context)));
-        self.spent += started.elapsed().saturating_sub(cpu::aside() - aside);
+        self.spent += cpu::for_thread().saturating_sub(before);
         self.has_ended = !matches!(polled, Ok(Poll::Pending));
         match polled {
             Ok(Poll::Pending) => Poll::Pending,

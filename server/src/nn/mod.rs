@@ -216,7 +216,6 @@ impl Run {
                 return;
             }
             all += waited;
-            cpu::was_aside(waited);
             let counted = waited.min(MOST_COUNTED).as_nanos() as u64;
             self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
         }
@@ -356,6 +355,7 @@ impl Run {
 
     /// A graph of its, or that it runs for others too, ran on another thread.
     fn ran_elsewhere(&self, cpu: Duration) {
+        cpu::spent_elsewhere(cpu);
         self.by_others_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
     }
 
