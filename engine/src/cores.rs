@@ -31,7 +31,7 @@ pub struct Cores {
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// Numbers of those who waited longest and shortest.
+    /// The number of who goes before all others, and of who comes next behind them.
     first: i64,
     last: i64,
     /// By number.
