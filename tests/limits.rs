@@ -154,24 +154,18 @@ fn no_more_threads_compute_than_may() {
     });
 }
 
-/// rten's runs leave their core to nobody before they end.
+/// A product of doubles leaves its core to nobody before it ends.
 #[test]
 fn what_cannot_give_way_holds_nobody_up() {
-    let scratch = scratch();
-    let slow = scratch.path().join("slow");
-    fs::create_dir(&slow).expect("a folder");
-    let manifest = "engine = \"rten\"\n[graphs]\nmodel = \"slow.onnx\"\n";
-    fs::write(slow.join("wisp.toml"), manifest).expect("a manifest");
-    fs::copy(fixture("models/matmul_slow.onnx"), slow.join("slow.onnx")).expect("a fixture");
-    let bundles = [slow, fixture("models/add.onnx")];
+    let bundles = ["matmul_double", "add"].map(|name| fixture(&format!("models/{name}.onnx")));
     let server = Server::start_with(&bundles, &["--threads", "1"]);
-    let x = json!([{"name": "x", "datatype": "FP32", "shape": [1], "data": [3.0]}]);
+    let x = json!([{"name": "x", "datatype": "FP64", "shape": [1], "data": [3.0]}]);
     let ask = |model: &str, body| assert_eq!(server.infer(model, body).status, 200);
     let (slow, add) = (json!({"inputs": x}), add_request());
     (0..30).for_each(|_| ask("add", &add));
-    const RUNS: usize = 10;
+    const RUNS: usize = 5;
     let answered = thread::scope(|scope| {
-        let runs = scope.spawn(|| (0..RUNS).for_each(|_| ask("slow", &slow)));
+        let runs = scope.spawn(|| (0..RUNS).for_each(|_| ask("matmul_double", &slow)));
         let ask_on = || {
             let mut answered = 0;
             while !runs.is_finished() {
@@ -185,8 +179,8 @@ fn what_cannot_give_way_holds_nobody_up() {
             all.map(|asked| asked.join().expect("answers"))
         })
     });
-    // One or two for each run, if they waited for it.
-    assert!(answered.iter().all(|&count| count > 4 * RUNS), "{answered:?} beside {RUNS} runs");
+    // A few for each product, if they waited for it.
+    assert!(answered.iter().all(|&count| count > 20 * RUNS), "{answered:?} beside {RUNS} runs");
 }
 
 #[test]

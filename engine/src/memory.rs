@@ -1,14 +1,16 @@
 //! The allocator: what a thread has taken of it, and an end to those that take too much. The one
 //! module of the crate that names it.
 //!
+//! It is also where an engine that asks nobody on its way can be made to pause.
+//!
 //! An engine asks for memory as it likes, and a Rust program that is refused any ends. So where a
 //! graph may take any amount it runs on a thread of its own, within a `Bound`: one that asks for
 //! more than it may gets no answer, ever. It stops there, and what it took goes back to the system.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::{Cell, RefCell};
-use std::ptr;
 use std::thread;
+use std::{mem, ptr};
 
 use mimalloc::MiMalloc;
 
@@ -36,7 +38,11 @@ thread_local! {
     static MOST: Cell<isize> = const { Cell::new(isize::MAX) };
     /// The innermost of those that this thread is within.
     static BOUND: Cell<*const Inner> = const { Cell::new(ptr::null()) };
+    /// What this thread does wherever it asks for memory.
+    static PAUSE: Cell<Option<Pause<'static>>> = const { Cell::new(None) };
 }
+
+type Pause<'a> = &'a dyn Fn();
 
 impl Allocator {
     pub const fn new() -> Self {
@@ -52,6 +58,9 @@ impl Default for Allocator {
 
 /// Counts bytes that are about to be taken.
 fn count(bytes: usize) {
+    if let Some(pause) = PAUSE.get() {
+        pause_at(pause);
+    }
     // No layout has more than `isize` holds.
     let net = NET_BYTES.get().saturating_add(bytes as isize);
     if net > MOST.get() {
@@ -108,6 +117,33 @@ pub fn kept<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let result = work();
     let net = NET_BYTES.get().saturating_sub(before);
     (result, u64::try_from(net).unwrap_or(0))
+}
+
+/// Does `work`, and `pause` wherever it asks for memory on this thread, which must hold no lock then
+/// that others wait for. `pause` does not panic.
+pub(crate) fn pausing<T>(pause: &dyn Fn(), work: impl FnOnce() -> T) -> T {
+    // SAFETY: only the lifetime changes, and the place is given back before this function ends, in
+    // a panic too. What reads it does so on this thread, within this call.
+    let pause = unsafe { mem::transmute::<Pause<'_>, Pause<'static>>(pause) };
+    let _outer = OuterPause(PAUSE.replace(Some(pause)));
+    work()
+}
+
+struct OuterPause(Option<Pause<'static>>);
+
+impl Drop for OuterPause {
+    fn drop(&mut self) {
+        PAUSE.set(self.0);
+    }
+}
+
+fn pause_at(pause: Pause<'static>) {
+    // A panic is told under the lock of whatever prints it.
+    if !thread::panicking() {
+        PAUSE.set(None);
+        pause();
+        PAUSE.set(Some(pause));
+    }
 }
 
 /// Gives free pages back to the system now: those that this thread had, and nobody's. The

@@ -2,14 +2,20 @@
 //! and their CPU time told.
 
 use std::borrow::Cow;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prost::Message;
 use tract_onnx::pb;
+use wisp_engine::memory::Allocator;
 use wisp_engine::tensor::{Datatype, Value};
 use wisp_engine::{Cores, EngineKind, Graph, Helpers, Watch};
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator::new();
 
 const SIDE: usize = 512;
 const ROWS: usize = 96;
@@ -117,11 +123,15 @@ fn helpers_change_no_bit_and_come_where_cores_are_free() {
 
 /// Counts how often a run would leave its core to others.
 #[derive(Default)]
-struct Asking(AtomicU64);
+struct Asking(AtomicU64, Option<Helpers>);
 
 impl Watch for Asking {
     fn is_over(&self) -> bool {
         false
+    }
+
+    fn helpers(&self) -> Option<Helpers> {
+        self.1.clone()
     }
 
     fn give_way(&self) {
@@ -137,6 +147,30 @@ fn long_products_give_way_on_the_way() {
     assert!(*outputs[0].data == *alone, "another answer");
     let asked = asking.0.into_inner();
     assert!(asked >= 3 * 8, "{asked} times in three products of 25 million each");
+}
+
+/// rten asks nobody on its way but for memory, as each operator does.
+#[test]
+fn rten_gives_way_between_operators() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");
+    let onnx = fs::read(models.join("matmul_slow.onnx")).expect("a fixture");
+    let graph = Graph::load(&onnx, EngineKind::Rten).expect("a graph");
+    let three = 3f32.to_le_bytes().to_vec();
+    let input = Value { datatype: Datatype::Fp32, shape: vec![1], data: three.into() };
+    let cores = Cores::new(1);
+    let _caller = cores.wait_for_one();
+    let asked = || {
+        let asking = Asking(AtomicU64::new(0), Some(Helpers { cores: cores.clone(), most: 0 }));
+        let outputs = graph.run(&mut [input.clone()], &asking).expect("an answer");
+        assert_eq!(outputs, std::slice::from_ref(&input));
+        asking.0.into_inner()
+    };
+    // The first run makes its plan.
+    asked();
+    assert_eq!(asked(), 0, "nobody waits for its core");
+    let _waits = cores.take_quick();
+    let asked = asked();
+    assert!(asked >= 90, "{asked} times in ninety products of 134 million each");
 }
 
 /// A graph, an input, and what it answers on one thread.

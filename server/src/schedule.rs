@@ -5,6 +5,7 @@
 //! unless all of them do so without a pause.
 
 use std::future::poll_fn;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -27,12 +28,16 @@ use crate::turns::{Turn, Turns, Waiting};
 /// and a health check may wait this long: both are lost beside it.
 const QUICK: Duration = Duration::from_millis(2);
 
+/// Of CPU time, after which a request leaves the thread that read it. Before, what holds it up where it
+/// was taken for quick is no more than what any request may meet: code that is not in a cache, say.
+const MOST_INLINE: Duration = Duration::from_millis(20);
+
 /// Where quick requests wait for a core, guests are interrupted again after so long: one may have
 /// computed for less than it has given way, or have given way to another since.
 const HURRY: Duration = Duration::from_millis(1);
 
 /// How long a quick request waits in which nobody is given a core. Then all are held by what cannot give
-/// way: an operator of tract's own, a host's copy of megabytes, a run of rten or ONNX Runtime.
+/// way: an operator of tract's or rten's own, a host's copy of megabytes, a run of ONNX Runtime.
 const PATIENCE: Duration = Duration::from_millis(8);
 
 /// How long others go beside that at once, before one waits again to see whether it still does.
@@ -129,12 +134,16 @@ impl Scheduler {
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone(), bytes);
         if gate.is_quick(bytes) && !(gate.are_helped && self.cores.count() > 1) {
-            let core = self.core(deadline).await?;
-            let inline = Waiting::enter(&self.inline);
-            let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await;
-            drop((core, inline));
-            if let Poll::Ready(output) = polled {
-                return finished(output, arrived);
+            while work.spent < MOST_INLINE {
+                let core = self.core(deadline).await?;
+                let inline = Waiting::enter(&self.inline);
+                let polled =
+                    poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await;
+                drop((core, inline));
+                if let Poll::Ready(output) = polled {
+                    return finished(output, arrived);
+                }
+                timeout_at(deadline.into(), woken()).await.map_err(|_| Refused::Deadline)?;
             }
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
@@ -158,6 +167,16 @@ impl Scheduler {
             Err(_) => Err(Refused::Deadline),
         }
     }
+}
+
+/// Waits until the task is woken, once.
+async fn woken() {
+    let mut was_polled = false;
+    poll_fn(|_| match mem::replace(&mut was_polled, true) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 fn finished<T>(

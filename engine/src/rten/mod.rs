@@ -5,7 +5,8 @@
 //! to; but a sum wraps, silently. Inside a graph its doubles and halves are f32.
 //!
 //! A run cannot be stopped: there is neither a callback between operators nor a timeout. So each
-//! has a worker, whose caller stops waiting when the run is over.
+//! has a worker, whose caller stops waiting when the run is over. It gives way to others where it
+//! asks for memory, which each operator does.
 //!
 //! rten runs a graph inside a pool of threads, never on the caller's own: each worker has a pool
 //! of one. rten makes a pool of its own beside these, with a thread for each physical core, which
@@ -27,11 +28,11 @@ use rten::{
 use crate::contract::{self, Inferred};
 use crate::graph::{Failure, LoadError, Session, Watch};
 use crate::kind::EngineKind;
-use crate::sound;
 use crate::stack::with_stack;
 use crate::tensor::{Contract, Datatype, TensorSpec, Value};
 use crate::tract::File;
 use crate::worker::{self, Bounds, Entered, Given};
+use crate::{memory, sound};
 
 /// Nodes in a line, in the body of a loop or a branch: those are planned by recursion too, on a
 /// pool's thread, whose stack cannot be set.
@@ -45,7 +46,8 @@ pub(crate) fn load(
     file: &File<'_>,
     contract: &Contract,
 ) -> Result<(RtenSession, Vec<Inferred>), LoadError> {
-    if let Some(depth) = sound::deepest_body(&file.proto).filter(|&depth| depth > DEEPEST_BODY) {
+    let deepest_body = sound::deepest_body(&file.proto);
+    if let Some(depth) = deepest_body.filter(|&depth| depth > DEEPEST_BODY) {
         return Err(LoadError(format!(
             "a branch or body of {depth} nodes in a line, expected at most {DEEPEST_BODY}"
         )));
@@ -72,6 +74,7 @@ pub(crate) fn load(
         ids.collect::<Result<Vec<_>, _>>()
     };
     let (inputs, outputs) = (ids(&contract.inputs)?, ids(&contract.outputs)?);
+    let has_bodies = deepest_body.is_some();
     let inferred = outputs.iter().zip(&contract.outputs).map(|(&id, spec)| infer(&model, id, spec));
     let inferred = inferred.collect();
     let datatypes = contract.outputs.iter().map(|spec| spec.datatype).collect();
@@ -83,6 +86,7 @@ pub(crate) fn load(
             outputs,
             datatypes,
             given,
+            has_bodies,
             is_planned: AtomicBool::new(false),
         },
         inferred,
@@ -120,6 +124,7 @@ pub(crate) struct RtenSession {
     /// The outputs' datatypes to a client.
     datatypes: Vec<Datatype>,
     given: Given,
+    has_bodies: bool,
     /// Whether it was run: rten remembers the order of its nodes, which it finds by recursion.
     is_planned: AtomicBool,
 }
@@ -158,13 +163,17 @@ impl Session for RtenSession {
             .map(|(&id, value)| Ok((id, values::to_rten(value)?.into())));
         let inputs = inputs.collect::<Result<_, _>>().map_err(Failure::Refused)?;
         let (model, wanted) = (self.model.clone(), self.outputs.clone());
-        let is_planned = self.is_planned.load(Ordering::Relaxed);
+        let (is_planned, has_bodies) = (self.is_planned.load(Ordering::Relaxed), self.has_bodies);
         let outputs = worker::run(&self.given, (watch, 0), move |bounds| {
             let pool = POOL.with(Arc::clone);
             let options = RunOptions::default().with_thread_pool(Some(pool.clone()));
             let run = || model.run(inputs, &wanted, Some(options)).map_err(failure);
             if is_planned {
-                return pool.run(|| bounds.within(run));
+                return pool.run(|| match has_bodies {
+                    // A body is planned at its own first run, under a lock.
+                    true => bounds.within(run),
+                    false => bounds.within(|| memory::pausing(&|| bounds.give_way(), run)),
+                });
             }
             let _entered = InPool::enter(&pool, bounds);
             run()

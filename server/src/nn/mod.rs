@@ -118,15 +118,12 @@ pub struct Run {
     seen: Mutex<Seen>,
 }
 
-/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick.
+/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick. Of a
+/// wait for longer, no more is counted: the next quick one would wait for all that others, as long, took.
 const NOT_QUICK: Duration = Duration::from_millis(5);
 
 /// After which it sees whether it is over.
 const LONGEST_WAIT: Duration = Duration::from_millis(10);
-
-/// Of a wait in which others computed for longer, no more is counted: the next quick one would wait for
-/// all of that.
-const MOST_COUNTED: Duration = Duration::from_millis(50);
 
 /// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
 const MOST_ASIDE: usize = 64;
@@ -216,7 +213,7 @@ impl Run {
                 return;
             }
             all += waited;
-            let counted = waited.min(MOST_COUNTED).as_nanos() as u64;
+            let counted = waited.min(NOT_QUICK).as_nanos() as u64;
             self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
         }
     }
