@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Server, add_request, fixture, hostile_bundle, model, refused, scratch, wisp};
 
@@ -181,6 +181,35 @@ fn what_cannot_give_way_holds_nobody_up() {
     });
     // A few for each product, if they waited for it.
     assert!(answered.iter().all(|&count| count > 20 * RUNS), "{answered:?} beside {RUNS} runs");
+}
+
+/// So does one that was taken for quick, on the thread that read it.
+#[test]
+fn what_was_taken_for_quick_holds_nobody_up() {
+    let bundles = ["matmul_sides", "add"].map(|name| fixture(&format!("models/{name}.onnx")));
+    let server = Server::start_with(&bundles, &["--threads", "1"]);
+    let ask = |model: &str, body: &Value| assert_eq!(server.infer(model, body).status, 200);
+    let product = |side: usize| {
+        let sides =
+            json!([{"name": "sides", "datatype": "INT64", "shape": [2], "data": [side, side]}]);
+        ask("matmul_sides", &json!({"inputs": sides}));
+    };
+    let add = add_request();
+    for _ in 0..60 {
+        product(2);
+        ask("add", &add);
+    }
+    let answered = thread::scope(|scope| {
+        let slow = scope.spawn(|| product(2048));
+        let mut answered = 0;
+        while !slow.is_finished() {
+            ask("add", &add);
+            assert_eq!(server.get("/v2/health/live").status, 200);
+            answered += 1;
+        }
+        answered
+    });
+    assert!(answered > 50, "{answered} beside one product of 9 billion");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// The cores that a process computes on. Each is one thread's at a time; who came first has the
-/// next that is free.
+/// next that is free, after those who gave theirs up for others.
 #[derive(Debug)]
 pub struct Cores {
     count: usize,
@@ -29,13 +29,19 @@ pub struct Cores {
     made: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
-    /// The number of who goes before all others, and of who comes next behind them.
-    first: i64,
-    last: i64,
     /// By number.
     waiters: VecDeque<Waiter>,
+    /// The next two numbers: who gave way goes before all others.
+    of_givers: i64,
+    of_others: i64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { waiters: VecDeque::new(), of_givers: i64::MIN, of_others: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -100,7 +106,8 @@ impl Cores {
 
     /// A core for the calling thread, which waits for it.
     pub fn wait_for_one(&self) -> Busy<'_> {
-        self.try_take().unwrap_or_else(|| block_on(self.wait(false)))
+        let wait = || block_on(self.wait(false), None).expect("a wait without end");
+        self.try_take().unwrap_or_else(wait)
     }
 
     /// How many who waited were given one so far.
@@ -130,25 +137,31 @@ impl Cores {
     }
 
     /// Where somebody quick waits, the calling thread leaves its core to the first of those, and has the
-    /// next that is free. Returns how long it waited.
-    pub fn give_way(&self) -> Duration {
+    /// next that is free behind others who did so before. `until` then it has none any more, and is to
+    /// end. Returns how long it waited.
+    pub fn give_way(&self, until: Instant) -> Duration {
         if !self.are_wanted() {
             return Duration::ZERO;
         }
         let began = Instant::now();
         let mut queue = self.lock();
+        // Who computes beside what is stuck would wait for that.
+        if self.busy.load(Ordering::SeqCst) > self.count {
+            return Duration::ZERO;
+        }
         let Some(quick) = queue.take_quick() else { return Duration::ZERO };
-        queue.first -= 1;
-        let number = queue.first;
-        let waker = Waker::noop().clone();
-        queue.waiters.push_front(Waiter { number, is_quick: false, waker });
+        let number = queue.push_giver();
         self.count_one(false);
         self.discount(&quick);
         self.count_given();
         self.hand_out(queue);
         quick.waker.wake();
-        // It is the caller's again then, whose own guard gives it back.
-        mem::forget(block_on(Turn { cores: self, number, has_ended: false }));
+        match block_on(Turn { cores: self, number, has_ended: false }, Some(until)) {
+            // It is the caller's again then, whose own guard gives it back,
+            Some(busy) => mem::forget(busy),
+            // as it does where there is none.
+            None => drop(self.busy.fetch_add(1, Ordering::SeqCst)),
+        }
         began.elapsed()
     }
 
@@ -190,9 +203,7 @@ impl Cores {
 
     fn wait(&self, is_quick: bool) -> Turn<'_> {
         let mut queue = self.lock();
-        let number = queue.last;
-        queue.last += 1;
-        queue.waiters.push_back(Waiter { number, is_quick, waker: Waker::noop().clone() });
+        let number = queue.push(is_quick);
         self.count_one(is_quick);
         self.hand_out(queue);
         Turn { cores: self, number, has_ended: false }
@@ -243,6 +254,22 @@ impl Cores {
 impl Queue {
     fn place(&self, number: i64) -> Option<usize> {
         self.waiters.binary_search_by_key(&number, |waiter| waiter.number).ok()
+    }
+
+    fn push(&mut self, is_quick: bool) -> i64 {
+        let number = self.of_others;
+        self.of_others += 1;
+        self.waiters.push_back(Waiter { number, is_quick, waker: Waker::noop().clone() });
+        number
+    }
+
+    fn push_giver(&mut self) -> i64 {
+        let number = self.of_givers;
+        self.of_givers += 1;
+        let place = self.waiters.partition_point(|waiter| waiter.number < number);
+        let waker = Waker::noop().clone();
+        self.waiters.insert(place, Waiter { number, is_quick: false, waker });
+        number
     }
 
     /// Takes the first of the quick ones out.
@@ -329,15 +356,20 @@ impl Wake for Unpark {
     }
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+/// `None` where it is not ready by then.
+fn block_on<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
     let mut future = pin!(future);
     let waker = Arc::new(Unpark(thread::current())).into();
     let mut context = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
+            return Some(output);
         }
-        thread::park();
+        match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            None => thread::park(),
+            Some(Duration::ZERO) => return None,
+            Some(left) => thread::park_timeout(left),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn who_came_first_has_the_next_core() {
     assert!(!is_given(&mut third) && !is_given(&mut fourth) && cores.are_wanted());
     drop(first);
     assert!(is_given(&mut third) && !is_given(&mut fourth));
-    assert!(cores.try_take().is_none(), "it is nobody else's");
+    assert!(cores.try_take().is_none(), "somebody waits");
     // Given, and not taken.
     drop(third);
     assert!(is_given(&mut fourth) && !cores.are_wanted());
@@ -71,16 +71,57 @@ fn who_gives_way_to_a_quick_one_has_the_next_core() {
     thread::scope(|scope| {
         let _long = cores.wait_for_one();
         let mut other = cores.wait(false);
-        assert_eq!(cores.give_way(), Duration::ZERO, "nobody quick waits");
-        let quick = scope.spawn(|| drop(block_on(cores.take_quick())));
+        assert_eq!(cores.give_way(later()), Duration::ZERO, "nobody quick waits");
+        let quick = scope.spawn(|| drop(block_on(cores.take_quick(), None)));
         while !cores.are_wanted() {
             thread::yield_now();
         }
         assert_eq!(cores.spare(1).count(), 0);
-        assert!(!cores.give_way().is_zero());
+        assert!(!cores.give_way(later()).is_zero());
         quick.join().expect("no panic");
-        assert!(cores.try_take().is_none() && !is_given(&mut other), "the long one has it again");
+        assert!(!is_given(&mut other), "the long one has it again");
+        drop(other);
+        assert!(cores.try_take().is_none(), "it has it still");
     });
+    assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
+}
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(1000)
+}
+
+#[test]
+fn who_gave_way_first_has_a_core_first() {
+    let mut queue = Queue::default();
+    let [last, first, quick, second] =
+        [queue.push(false), queue.push_giver(), queue.push(true), queue.push_giver()];
+    let places = [first, second, last, quick].map(|number| queue.place(number));
+    assert_eq!(places, [0, 1, 2, 3].map(Some));
+}
+
+#[test]
+fn who_computes_beside_what_is_stuck_does_not_wait_for_it() {
+    let cores = Cores::new(1);
+    let _stuck = cores.wait_for_one();
+    cores.find_stuck(cores.given(), Duration::from_secs(1000));
+    let (mut quick, mut next) = (cores.take_quick(), cores.take_quick());
+    assert!(is_given(&mut quick));
+    assert_eq!(cores.give_way(later()), Duration::ZERO);
+    assert!(!is_given(&mut next));
+    drop(quick);
+    assert!(is_given(&mut next));
+}
+
+#[test]
+fn who_gave_way_and_is_over_waits_no_longer() {
+    let cores = Cores::new(1);
+    let long = cores.wait_for_one();
+    let mut quick = cores.take_quick();
+    assert!(!cores.give_way(Instant::now()).is_zero());
+    assert!(is_given(&mut quick), "it keeps the core");
+    drop((quick, long));
+    assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
+    assert_eq!(cores.waiting.load(Ordering::Relaxed), 0);
 }
 
 #[test]
@@ -103,7 +144,7 @@ fn no_core_is_lost_and_none_is_two_threads() {
                         continue;
                     }
                     let _busy = match is_quick {
-                        true => block_on(cores.take_quick()),
+                        true => block_on(cores.take_quick(), None).expect("no end"),
                         false => cores.wait_for_one(),
                     };
                     enter();
@@ -113,7 +154,7 @@ fn no_core_is_lost_and_none_is_two_threads() {
                     drop(spare);
                     leave();
                     if !is_quick {
-                        cores.give_way();
+                        cores.give_way(later());
                     }
                 }
             });

@@ -49,8 +49,8 @@ pub trait Watch: Sync {
     /// the core that the run computes on.
     fn give_way(&self) {}
 
-    /// The cores that it computes on, and threads that may help the caller's, if any. Only tract asks
-    /// those, and only for runs on the caller's own thread: a worker's can stop amid an operator, while
+    /// The cores that it computes on, and threads that may help the caller's, if any. Only tract has those
+    /// help, and only in runs on the caller's own thread: a worker's can stop amid an operator, while
     /// helpers still write.
     fn helpers(&self) -> Option<Helpers> {
         None

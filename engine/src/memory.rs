@@ -263,6 +263,8 @@ fn exceed(net: isize, bytes: usize) {
         return;
     }
     MOST.set(isize::MAX);
+    // What follows takes locks.
+    PAUSE.set(None);
     let innermost = bound();
     BOUND.set(ptr::null());
     // What is counted is what was taken: what is asked for now is not.

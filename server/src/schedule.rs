@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, block_in_place};
 use tokio::time::timeout_at;
 use wisp_engine::{Busy, Cores};
 
@@ -133,17 +133,26 @@ impl Scheduler {
         let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone(), bytes);
-        if gate.is_quick(bytes) && !(gate.are_helped && self.cores.count() > 1) {
-            while work.spent < MOST_INLINE {
-                let core = self.core(deadline).await?;
-                let inline = Waiting::enter(&self.inline);
-                let polled =
-                    poll_fn(|context| Poll::Ready(Pin::new(&mut work).poll(context))).await;
-                drop((core, inline));
-                if let Poll::Ready(output) = polled {
-                    return finished(output, arrived);
-                }
-                timeout_at(deadline.into(), woken()).await.map_err(|_| Refused::Deadline)?;
+        let mut is_quick = gate.is_quick(bytes) && !(gate.are_helped && self.cores.count() > 1);
+        while is_quick {
+            let core = self.core(deadline).await?;
+            let inline = Waiting::enter(&self.inline);
+            // Beside as many as are stuck inline, it has the network's last thread.
+            let is_last = inline.before >= self.cores.count();
+            let polled = poll_fn(|context| {
+                let mut poll = || Pin::new(&mut work).poll(context);
+                Poll::Ready(if is_last { block_in_place(poll) } else { poll() })
+            });
+            let polled = polled.await;
+            drop((core, inline));
+            if let Poll::Ready(output) = polled {
+                return finished(output, arrived);
+            }
+            is_quick = work.spent < MOST_INLINE;
+            let is_woken = timeout_at(deadline.into(), woken()).await.is_ok();
+            // By the deadline, it may be.
+            if !is_woken || Instant::now() >= deadline {
+                return Err(Refused::Deadline);
             }
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
@@ -268,9 +277,7 @@ impl Scheduler {
             self.hurry_again();
             if given != self.cores.given() {
                 (given, since) = (self.cores.given(), Instant::now());
-            } else if since.elapsed() >= PATIENCE
-                && self.inline.load(Ordering::Relaxed) < self.cores.count()
-            {
+            } else if since.elapsed() >= PATIENCE {
                 self.cores.find_stuck(given, STUCK);
             }
         }

@@ -6,7 +6,8 @@
 //!
 //! A run cannot be stopped: there is neither a callback between operators nor a timeout. So each
 //! has a worker, whose caller stops waiting when the run is over. It gives way to others where it
-//! asks for memory, which each operator does.
+//! asks for memory, which each operator does; not where rten may hold a lock then, at its first run and
+//! in a graph with bodies.
 //!
 //! rten runs a graph inside a pool of threads, never on the caller's own: each worker has a pool
 //! of one. rten makes a pool of its own beside these, with a thread for each physical core, which

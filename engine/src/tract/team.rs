@@ -117,6 +117,8 @@ impl Members {
             let Some(helper) = waiting.or_else(start) else { break };
             helpers.push(helper);
         }
+        // Nobody computes on those.
+        (helpers.len()..spare.count()).for_each(|_| spare.give_one_back());
         // For others: there are never more of them than cores beside one caller's.
         if helpers.len() > spare.count() {
             idle().extend(helpers.drain(spare.count()..));

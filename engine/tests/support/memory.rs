@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tract_onnx::pb::{NodeProto, TensorProto};
@@ -14,7 +16,7 @@ use crate::build::{
 use crate::encode::encode;
 use wisp_engine::memory::kept;
 use wisp_engine::tensor::{Datatype, Value, push_bytes_element};
-use wisp_engine::{EngineKind, Failure, Graph, Watch};
+use wisp_engine::{Cores, EngineKind, Failure, Graph, Helpers, Watch};
 
 const MIB: usize = 1 << 20;
 
@@ -196,6 +198,66 @@ fn a_graph_that_does_so_often_is_given_up_for_a_while() {
     let other = Graph::load(&zeros(), EngineKind::Rten).expect("loads");
     let ran = other.run(&mut [numbers(&[3])], &Limited::to(16 * MIB)).expect("fits");
     assert_eq!(number(&ran), 3.0);
+}
+
+/// Runs its own graph where it gives way, as whoever has its core then may.
+struct RunsOn {
+    limited: Limited,
+    graph: Arc<Graph>,
+    cores: Arc<Cores>,
+    gave_way: AtomicU64,
+}
+
+impl Watch for RunsOn {
+    fn is_over(&self) -> bool {
+        self.limited.is_over()
+    }
+
+    fn memory(&self) -> usize {
+        self.limited.memory()
+    }
+
+    fn helpers(&self) -> Option<Helpers> {
+        Some(Helpers { cores: self.cores.clone(), most: 0 })
+    }
+
+    fn give_way(&self) {
+        let (graph, (ended, end)) = (self.graph.clone(), mpsc::channel());
+        let run = move || ended.send(graph.run(&mut [numbers(&[3])], &Limited::to(MIB)));
+        thread::spawn(run);
+        let ran = end.recv_timeout(Duration::from_secs(60)).expect("it waits for who gives way");
+        ran.expect("fits");
+        self.gave_way.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Two tensors of 256 MiB fit, that of both does not: the run gives way before, but no more while it ends.
+#[test]
+fn a_run_that_ends_for_its_memory_holds_up_nobody() {
+    let nodes = vec![
+        node("ConstantOfShape", &["x"], &["zeros"], &[]),
+        node("Add", &["zeros", "zeros"], &["sums"], &[]),
+        node("Concat", &["zeros", "sums"], &["both"], &[int("axis", 0)]),
+        node("ReduceSum", &["both"], &["y"], &[int("keepdims", 0)]),
+    ];
+    let (x, y) = (value("x", INT64, &[1]), value("y", FLOAT, &[]));
+    let onnx = encode(&model(body(&[x], &[y], &[], nodes)));
+    let graph = Arc::new(Graph::load(&onnx, EngineKind::Rten).expect("loads"));
+    graph.run(&mut [numbers(&[3])], &Limited::to(MIB)).expect("fits");
+    let cores = Cores::new(1);
+    let _caller = cores.wait_for_one();
+    let _waits = cores.take_quick();
+    for _ in 0..3 {
+        let watch = RunsOn {
+            limited: Limited::to(768 * MIB),
+            graph: graph.clone(),
+            cores: cores.clone(),
+            gave_way: AtomicU64::new(0),
+        };
+        let failed = graph.run(&mut [numbers(&[64 << 20])], &watch);
+        assert!(matches!(failed, Err(Failure::OutOfMemory(_))), "{failed:?}");
+        assert!(watch.gave_way.into_inner() > 1, "nobody was let in");
+    }
 }
 
 /// rten plans the body of a branch on a thread with a small stack.

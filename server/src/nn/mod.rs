@@ -118,11 +118,11 @@ pub struct Run {
     seen: Mutex<Seen>,
 }
 
-/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick. Of a
-/// wait for longer, no more is counted: the next quick one would wait for all that others, as long, took.
+/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick.
 const NOT_QUICK: Duration = Duration::from_millis(5);
 
-/// After which it sees whether it is over.
+/// After which it sees whether it is over. Of one wait in which others computed for longer, no more is
+/// counted: the next quick one would wait for all of that.
 const LONGEST_WAIT: Duration = Duration::from_millis(10);
 
 /// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
@@ -131,10 +131,10 @@ static RUNS_ASIDE: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
 /// another thread does so meanwhile.
-fn give_way_elsewhere(cores: &Cores) -> Duration {
+fn give_way_elsewhere(cores: &Cores, until: Instant) -> Duration {
     let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
     let waited = match before < MOST_ASIDE {
-        true => tokio::task::block_in_place(|| cores.give_way()),
+        true => tokio::task::block_in_place(|| cores.give_way(until)),
         false => Duration::ZERO,
     };
     RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
@@ -200,20 +200,21 @@ impl Run {
     }
 
     /// A long run leaves its core to quick ones that wait for it, unless it has done so for longer than
-    /// it has computed: beside quick ones without end it has about half.
+    /// it has computed: beside quick ones without end it has about half, where each takes no longer than
+    /// it should.
     pub fn give_way(&self) {
         let Some(Helpers { cores, .. }) = &self.helpers else { return };
         let mut all = Duration::ZERO;
         while all < LONGEST_WAIT && cores.are_wanted() && self.may_give_way() {
             let waited = match cpu::is_set_apart() {
-                true => cores.give_way(),
-                false => give_way_elsewhere(cores),
+                true => cores.give_way(self.deadline),
+                false => give_way_elsewhere(cores, self.deadline),
             };
             if waited.is_zero() {
                 return;
             }
             all += waited;
-            let counted = waited.min(NOT_QUICK).as_nanos() as u64;
+            let counted = waited.min(LONGEST_WAIT).as_nanos() as u64;
             self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
         }
     }
