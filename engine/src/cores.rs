@@ -13,7 +13,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// The cores that a process computes on. Each is one thread's at a time; who came first has the
-/// next that is free, after those who gave theirs up for others.
+/// next that is free, after those who gave theirs up for a while.
 #[derive(Debug)]
 pub struct Cores {
     count: usize,
@@ -24,6 +24,8 @@ pub struct Cores {
     quick: AtomicUsize,
     /// Cores that were given to somebody who waited, so far.
     given: AtomicUsize,
+    /// For how long quick ones had them, so far.
+    quick_ns: AtomicU64,
     /// Until when they count as stuck, from `made` on.
     stuck_until_ns: AtomicU64,
     made: Instant,
@@ -56,6 +58,8 @@ struct Waiter {
 pub struct Busy<'a> {
     cores: &'a Cores,
     count: AtomicUsize,
+    /// Where it is somebody's who is quick.
+    quick_since: Option<Instant>,
 }
 
 /// Waits for a core, from when it is made until it is dropped.
@@ -63,8 +67,12 @@ pub struct Busy<'a> {
 pub struct Turn<'a> {
     cores: &'a Cores,
     number: i64,
+    is_quick: bool,
     has_ended: bool,
 }
+
+/// Of one quick one's time no more is counted: it is not.
+const MOST_QUICK: Duration = Duration::from_millis(10);
 
 impl Cores {
     /// So many, all of them free.
@@ -76,6 +84,7 @@ impl Cores {
             waiting: AtomicUsize::new(0),
             quick: AtomicUsize::new(0),
             given: AtomicUsize::new(0),
+            quick_ns: AtomicU64::new(0),
             stuck_until_ns: AtomicU64::new(0),
             made: Instant::now(),
         })
@@ -96,7 +105,7 @@ impl Cores {
     pub fn try_take_quick(&self) -> Option<Busy<'_>> {
         let is_given = self.waiting.load(Ordering::Relaxed) == 0
             && (self.take_free() || self.are_stuck() && self.take(2 * self.count));
-        is_given.then(|| Busy::of(self, 1))
+        is_given.then(|| Busy::of_quick(self))
     }
 
     /// A core for what is quick: who computes for long gives way to it.
@@ -136,33 +145,32 @@ impl Cores {
         self.quick.load(Ordering::Relaxed) > 0
     }
 
-    /// Where somebody quick waits, the calling thread leaves its core to the first of those, and has the
-    /// next that is free behind others who did so before. `until` then it has none any more, and is to
-    /// end. Returns how long it waited.
-    pub fn give_way(&self, until: Instant) -> Duration {
+    /// Where somebody quick waits, the calling thread leaves its core to the first of those, and waits for
+    /// another: before who never had one where it `goes_first`, else behind all. From `until` on it waits no
+    /// longer and has none: it is to end. Returns how long quick ones had cores meanwhile, as far as they
+    /// ended.
+    pub fn give_way(&self, goes_first: bool, until: Instant) -> Option<Duration> {
         if !self.are_wanted() {
-            return Duration::ZERO;
+            return None;
         }
-        let began = Instant::now();
+        let (began, before_ns) = (Instant::now(), self.quick_ns.load(Ordering::Relaxed));
         let mut queue = self.lock();
-        // Who computes beside what is stuck would wait for that.
-        if self.busy.load(Ordering::SeqCst) > self.count {
-            return Duration::ZERO;
-        }
-        let Some(quick) = queue.take_quick() else { return Duration::ZERO };
-        let number = queue.push_giver();
+        let quick = queue.take_quick()?;
+        let number = if goes_first { queue.push_giver() } else { queue.push(false) };
         self.count_one(false);
         self.discount(&quick);
         self.count_given();
         self.hand_out(queue);
         quick.waker.wake();
-        match block_on(Turn { cores: self, number, has_ended: false }, Some(until)) {
+        match block_on(Turn { cores: self, number, is_quick: false, has_ended: false }, Some(until))
+        {
             // It is the caller's again then, whose own guard gives it back,
             Some(busy) => mem::forget(busy),
             // as it does where there is none.
             None => drop(self.busy.fetch_add(1, Ordering::SeqCst)),
         }
-        began.elapsed()
+        let quick_ns = self.quick_ns.load(Ordering::Relaxed) - before_ns;
+        Some(Duration::from_nanos(quick_ns).min(began.elapsed()))
     }
 
     /// At most so many cores, as far as they are free and nobody waits for them.
@@ -206,7 +214,7 @@ impl Cores {
         let number = queue.push(is_quick);
         self.count_one(is_quick);
         self.hand_out(queue);
-        Turn { cores: self, number, has_ended: false }
+        Turn { cores: self, number, is_quick, has_ended: false }
     }
 
     /// Gives what is free to those who came first: nobody else can take it then.
@@ -290,7 +298,10 @@ impl<'a> Future for Turn<'a> {
         }
         drop(queue);
         self.has_ended = true;
-        Poll::Ready(Busy::of(self.cores, 1))
+        Poll::Ready(match self.is_quick {
+            true => Busy::of_quick(self.cores),
+            false => Busy::of(self.cores, 1),
+        })
     }
 }
 
@@ -314,7 +325,11 @@ impl Drop for Turn<'_> {
 
 impl<'a> Busy<'a> {
     fn of(cores: &'a Cores, count: usize) -> Self {
-        Self { cores, count: AtomicUsize::new(count) }
+        Self { cores, count: AtomicUsize::new(count), quick_since: None }
+    }
+
+    fn of_quick(cores: &'a Cores) -> Self {
+        Self { cores, count: AtomicUsize::new(1), quick_since: Some(Instant::now()) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -335,6 +350,10 @@ impl<'a> Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
+        if let Some(since) = self.quick_since {
+            let ns = since.elapsed().min(MOST_QUICK).as_nanos() as u64;
+            self.cores.quick_ns.fetch_add(ns, Ordering::Relaxed);
+        }
         self.cores.give_back(*self.count.get_mut());
     }
 }
@@ -362,10 +381,11 @@ fn block_on<F: Future>(future: F, until: Option<Instant>) -> Option<F::Output> {
     let waker = Arc::new(Unpark(thread::current())).into();
     let mut context = Context::from_waker(&waker);
     loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return Some(output);
         }
-        match until.map(|until| until.saturating_duration_since(Instant::now())) {
+        match left {
             None => thread::park(),
             Some(Duration::ZERO) => return None,
             Some(left) => thread::park_timeout(left),

@@ -71,13 +71,13 @@ fn who_gives_way_to_a_quick_one_has_the_next_core() {
     thread::scope(|scope| {
         let _long = cores.wait_for_one();
         let mut other = cores.wait(false);
-        assert_eq!(cores.give_way(later()), Duration::ZERO, "nobody quick waits");
+        assert_eq!(cores.give_way(true, later()), None, "nobody quick waits");
         let quick = scope.spawn(|| drop(block_on(cores.take_quick(), None)));
         while !cores.are_wanted() {
             thread::yield_now();
         }
         assert_eq!(cores.spare(1).count(), 0);
-        assert!(!cores.give_way(later()).is_zero());
+        assert!(cores.give_way(true, later()).is_some_and(|quick| !quick.is_zero()));
         quick.join().expect("no panic");
         assert!(!is_given(&mut other), "the long one has it again");
         drop(other);
@@ -100,24 +100,11 @@ fn who_gave_way_first_has_a_core_first() {
 }
 
 #[test]
-fn who_computes_beside_what_is_stuck_does_not_wait_for_it() {
-    let cores = Cores::new(1);
-    let _stuck = cores.wait_for_one();
-    cores.find_stuck(cores.given(), Duration::from_secs(1000));
-    let (mut quick, mut next) = (cores.take_quick(), cores.take_quick());
-    assert!(is_given(&mut quick));
-    assert_eq!(cores.give_way(later()), Duration::ZERO);
-    assert!(!is_given(&mut next));
-    drop(quick);
-    assert!(is_given(&mut next));
-}
-
-#[test]
 fn who_gave_way_and_is_over_waits_no_longer() {
     let cores = Cores::new(1);
     let long = cores.wait_for_one();
     let mut quick = cores.take_quick();
-    assert!(!cores.give_way(Instant::now()).is_zero());
+    assert_eq!(cores.give_way(true, Instant::now()), Some(Duration::ZERO));
     assert!(is_given(&mut quick), "it keeps the core");
     drop((quick, long));
     assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
@@ -154,7 +141,7 @@ fn no_core_is_lost_and_none_is_two_threads() {
                     drop(spare);
                     leave();
                     if !is_quick {
-                        cores.give_way(later());
+                        cores.give_way(turn % 2 == 0, later());
                     }
                 }
             });

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, block_in_place};
+use tokio::task::{AbortHandle, block_in_place, yield_now};
 use tokio::time::timeout_at;
 use wisp_engine::{Busy, Cores};
 
@@ -64,12 +64,22 @@ pub struct Scheduler {
 
 /// One model's share: how many of its requests run and wait, and what one costs.
 pub struct Gate {
-    are_helped: bool,
+    runs: Runs,
     turns: Arc<Turns>,
     waiting: AtomicUsize,
     queue: usize,
     average_ns: AtomicU64,
     average_bytes: AtomicU64,
+}
+
+/// What is known of a model's runs before any.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Runs {
+    /// They are not inline: where a helper leaves, who waits for its core may be one whom the run's own
+    /// thread would poll.
+    pub are_helped: bool,
+    /// They are inline until they wait for each other: who then runs it for all takes as long as all.
+    pub are_batched: bool,
 }
 
 /// Why a request did not run, or not to its end.
@@ -133,27 +143,11 @@ impl Scheduler {
         let turn = gate.enter(level, deadline).await?;
         let slot = acquire(&self.live, deadline).await?;
         let mut work = Timed::new(work, gate.clone(), bytes);
-        let mut is_quick = gate.is_quick(bytes) && !(gate.are_helped && self.cores.count() > 1);
-        while is_quick {
-            let core = self.core(deadline).await?;
-            let inline = Waiting::enter(&self.inline);
-            // Beside as many as are stuck inline, it has the network's last thread.
-            let is_last = inline.before >= self.cores.count();
-            let polled = poll_fn(|context| {
-                let mut poll = || Pin::new(&mut work).poll(context);
-                Poll::Ready(if is_last { block_in_place(poll) } else { poll() })
-            });
-            let polled = polled.await;
-            drop((core, inline));
-            if let Poll::Ready(output) = polled {
-                return finished(output, arrived);
-            }
-            is_quick = work.spent < MOST_INLINE;
-            let is_woken = timeout_at(deadline.into(), woken()).await.is_ok();
-            // By the deadline, it may be.
-            if !is_woken || Instant::now() >= deadline {
-                return Err(Refused::Deadline);
-            }
+        if gate.is_quick(bytes)
+            && !(gate.runs.are_helped && self.cores.count() > 1)
+            && let Some(output) = self.run_inline(&mut work, deadline).await?
+        {
+            return finished(output, arrived);
         }
         // The guards go along: a run that outlives its request keeps its place until it ends.
         let long = self.long.as_ref().expect("present until dropped");
@@ -174,6 +168,40 @@ impl Scheduler {
             Ok(Ok(output)) => finished(output, arrived),
             Ok(Err(_)) => Err(Refused::Panicked),
             Err(_) => Err(Refused::Deadline),
+        }
+    }
+}
+
+impl Scheduler {
+    /// Polls `work` on the thread that read it until it ends; or, `None`, it has computed for too long for
+    /// that or waits for others with whom it is to run.
+    async fn run_inline<F: Future>(
+        &self,
+        work: &mut Timed<F>,
+        deadline: Instant,
+    ) -> Result<Option<<Timed<F> as Future>::Output>, Refused> {
+        loop {
+            let core = self.core(deadline).await?;
+            let inline = Waiting::enter(&self.inline);
+            // Beside as many as are stuck inline, it has the network's last thread: another takes over.
+            let is_last = inline.before >= self.cores.count();
+            let polled = poll_fn(|context| {
+                let mut poll = || Pin::new(&mut *work).poll(context);
+                Poll::Ready(if is_last { block_in_place(poll) } else { poll() })
+            });
+            let polled = polled.await;
+            drop((core, inline));
+            if let Poll::Ready(output) = polled {
+                return Ok(Some(output));
+            }
+            if work.spent >= MOST_INLINE || work.gate.runs.are_batched {
+                return Ok(None);
+            }
+            let is_woken = timeout_at(deadline.into(), woken()).await.is_ok();
+            // By the deadline, it may be.
+            if !is_woken || Instant::now() >= deadline {
+                return Err(Refused::Deadline);
+            }
         }
     }
 }
@@ -279,6 +307,8 @@ impl Scheduler {
                 (given, since) = (self.cores.given(), Instant::now());
             } else if since.elapsed() >= PATIENCE {
                 self.cores.find_stuck(given, STUCK);
+                // Who was given one just now may be next on this thread, where nobody else finds it.
+                yield_now().await;
             }
         }
     }
@@ -306,11 +336,10 @@ impl Drop for Scheduler {
 }
 
 impl Gate {
-    /// At most `concurrency` run and `queue` wait at a time. Runs that `are_helped` are not inline: where a
-    /// helper leaves, who waits for its core may be one whom the run's own thread would poll.
-    pub fn new(concurrency: usize, queue: usize, are_helped: bool) -> Self {
+    /// At most `concurrency` run and `queue` wait at a time.
+    pub fn new(concurrency: usize, queue: usize, runs: Runs) -> Self {
         Self {
-            are_helped,
+            runs,
             turns: Arc::new(Turns::new(concurrency)),
             waiting: AtomicUsize::new(0),
             queue,
@@ -403,37 +432,5 @@ impl Drop for AbortOnDrop {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::task::Waker;
-
-    use super::*;
-
-    #[test]
-    fn what_is_much_larger_than_others_counts_as_long() {
-        let gate = Gate::new(1, 1, false);
-        assert!(!gate.is_quick(1000));
-        gate.record(QUICK / 20, 1000);
-        assert_eq!(
-            [1, 1000, 10_000, 100_000].map(|bytes| gate.is_quick(bytes)),
-            [true, true, true, false]
-        );
-    }
-
-    #[test]
-    fn who_was_given_up_early_is_not_quick() {
-        let gate = Arc::new(Gate::new(1, 1, false));
-        let mut context = Context::from_waker(Waker::noop());
-        let mut given_up = Timed::new(std::future::pending::<()>(), gate.clone(), 1000);
-        assert!(Pin::new(&mut given_up).poll(&mut context).is_pending());
-        drop(given_up);
-        let mut stopped = Timed::new(std::future::ready(()), gate.clone(), 1000);
-        stopped.is_given_up.store(true, Ordering::Relaxed);
-        assert!(Pin::new(&mut stopped).poll(&mut context).is_ready());
-        drop(stopped);
-        assert!(!gate.is_quick(1000));
-        let mut ended = Timed::new(std::future::ready(()), gate.clone(), 1000);
-        assert!(Pin::new(&mut ended).poll(&mut context).is_ready());
-        drop(ended);
-        assert!(gate.is_quick(1000));
-    }
-}
+#[path = "schedule_tests.rs"]
+mod tests;

@@ -63,7 +63,7 @@ pub(super) fn serve(config: Config, paths: &[PathBuf]) -> anyhow::Result<ExitCod
         deployer.is_some() || !paths.is_empty(),
         "nothing to serve: give PATHs, or a state folder to deploy to"
     );
-    // One more than compute inline: there is a thread to accept and to answer health.
+    // One more than have a core inline: there is a thread to accept and to answer health.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads + 1)
         .thread_name("wisp-http")

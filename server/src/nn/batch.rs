@@ -317,7 +317,8 @@ impl Watch for Together<'_> {
     }
 
     fn give_way(&self) {
-        self.leader.give_way();
+        let until = self.jobs.iter().map(|job| job.run.deadline).max();
+        self.leader.give_way_until(until.unwrap_or(self.leader.deadline));
     }
 
     fn computed_elsewhere(&self, cpu: Duration) {
@@ -332,8 +333,9 @@ fn run(graph: &Graph, inputs: &mut [Value<'_>], jobs: &[Job], leader: &Run) -> (
     let (started, before) = (Instant::now(), cpu::of_thread());
     let outcome = graph.run(inputs, &watch);
     let elsewhere = Duration::from_nanos(watch.elsewhere_ns.into_inner());
-    let cpu = cpu::of_thread().saturating_sub(before) + elsewhere;
-    (outcome, Spent { took: started.elapsed(), cpu })
+    let here = cpu::of_thread().saturating_sub(before);
+    leader.spent_in_graph(here);
+    (outcome, Spent { took: started.elapsed(), cpu: here + elsewhere })
 }
 
 /// Each job's part. `None` where they must be run singly: one of them broke it, or the rows got

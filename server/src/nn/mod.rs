@@ -76,7 +76,9 @@ impl Served {
         }
         let (started, before) = (Instant::now(), cpu::of_thread());
         let result = self.graph.run(&mut inputs, &**run);
-        run.computed_here(cpu::of_thread().saturating_sub(before));
+        let cpu = cpu::of_thread().saturating_sub(before);
+        run.computed_here(cpu);
+        run.spent_in_graph(cpu);
         (result, started.elapsed())
     }
 }
@@ -99,11 +101,13 @@ pub struct Run {
     /// Which thread that is.
     polled_by: AtomicUsize,
     made: Instant,
-    /// When that one began, from `made` on.
+    /// When its guest began in that one, from `made` on.
     polled_after_ns: AtomicU64,
     /// Of the CPU time, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
+    /// CPU time of the poll under way that its thread spent in graphs.
+    in_graphs_ns: AtomicU64,
     /// CPU time that was spent around them: by the threads that polled it, before they did.
     around_ns: AtomicU64,
     /// CPU time of its graphs, whoever ran them.
@@ -113,16 +117,18 @@ pub struct Run {
     tensor_bytes: AtomicU64,
     compute_ns: AtomicU64,
     waited_ns: AtomicU64,
-    /// How long its thread left its core to others.
+    /// How long quick ones had cores while it waited for another than it had left them.
     gave_way_ns: AtomicU64,
+    /// Whether it gave way on a thread that has others' requests.
+    has_waited: AtomicBool,
     seen: Mutex<Seen>,
 }
 
-/// A run on a thread that has others' requests, too, gives way after so long: it was taken for quick.
+/// Of CPU time and of the clock, after which a run gives way on a thread that has others' requests, too: it
+/// was taken for quick.
 const NOT_QUICK: Duration = Duration::from_millis(5);
 
-/// After which it sees whether it is over. Of one wait in which others computed for longer, no more is
-/// counted: the next quick one would wait for all of that.
+/// After which it sees whether it is over.
 const LONGEST_WAIT: Duration = Duration::from_millis(10);
 
 /// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
@@ -131,14 +137,14 @@ static RUNS_ASIDE: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
 /// another thread does so meanwhile.
-fn give_way_elsewhere(cores: &Cores, until: Instant) -> Duration {
+fn give_way_elsewhere(cores: &Cores, goes_first: bool, until: Instant) -> Option<Duration> {
     let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
-    let waited = match before < MOST_ASIDE {
-        true => tokio::task::block_in_place(|| cores.give_way(until)),
-        false => Duration::ZERO,
+    let quick = match before < MOST_ASIDE {
+        true => tokio::task::block_in_place(|| cores.give_way(goes_first, until)),
+        false => None,
     };
     RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
-    waited
+    quick
 }
 
 /// No poll is under way.
@@ -175,9 +181,10 @@ impl Run {
             began_ns: AtomicU64::new(NOT_POLLED),
             polled_by: AtomicUsize::new(0),
             made: Instant::now(),
-            polled_after_ns: AtomicU64::new(0),
+            polled_after_ns: AtomicU64::new(NOT_POLLED),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
+            in_graphs_ns: AtomicU64::new(0),
             around_ns: AtomicU64::new(0),
             compute_cpu_ns: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
@@ -185,6 +192,7 @@ impl Run {
             compute_ns: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
             gave_way_ns: AtomicU64::new(0),
+            has_waited: AtomicBool::new(false),
             seen: Mutex::default(),
         })
     }
@@ -199,35 +207,50 @@ impl Run {
         self.cancelled.load(Ordering::Relaxed) || Instant::now() >= self.deadline || self.is_spent()
     }
 
-    /// A long run leaves its core to quick ones that wait for it, unless it has done so for longer than
-    /// it has computed: beside quick ones without end it has about half, where each takes no longer than
-    /// it should.
+    /// A long run leaves its core to quick ones that wait for it, unless they have had it for longer than
+    /// it has computed: beside quick ones without end it has about half.
     pub fn give_way(&self) {
+        self.give_way_until(self.deadline);
+    }
+
+    fn give_way_until(&self, until: Instant) {
         let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        let mut all = Duration::ZERO;
-        while all < LONGEST_WAIT && cores.are_wanted() && self.may_give_way() {
-            let waited = match cpu::is_set_apart() {
-                true => cores.give_way(self.deadline),
-                false => give_way_elsewhere(cores, self.deadline),
+        if !cores.are_wanted() {
+            return;
+        }
+        let began = Instant::now();
+        while cores.are_wanted() && self.may_give_way() {
+            let quick = match cpu::is_set_apart() {
+                true => cores.give_way(true, until),
+                // Who was taken for quick came by its core before others who are not: once.
+                false => {
+                    let goes_first = self.has_waited.swap(true, Ordering::Relaxed);
+                    give_way_elsewhere(cores, goes_first, until)
+                }
             };
-            if waited.is_zero() {
+            let Some(quick) = quick else { return };
+            self.gave_way_ns.fetch_add(quick.as_nanos() as u64, Ordering::Relaxed);
+            if began.elapsed() >= LONGEST_WAIT {
                 return;
             }
-            all += waited;
-            let counted = waited.min(LONGEST_WAIT).as_nanos() as u64;
-            self.gave_way_ns.fetch_add(counted, Ordering::Relaxed);
         }
     }
 
     fn may_give_way(&self) -> bool {
-        let polled_after_ns = self.polled_after_ns.load(Ordering::Relaxed);
-        let not_quick_at = Duration::from_nanos(polled_after_ns) + NOT_QUICK;
-        // A look at this clock is cheaper than at the thread's.
-        if !cpu::is_set_apart() && self.made.elapsed() < not_quick_at {
-            return false;
-        }
+        // On a new thread a sandbox takes milliseconds, and the system may have halted it since.
+        let is_quick = |cpu| {
+            let polled_after_ns = self.polled_after_ns.load(Ordering::Relaxed);
+            let not_quick_at = Duration::from_nanos(polled_after_ns).saturating_add(NOT_QUICK);
+            cpu < NOT_QUICK || self.made.elapsed() < not_quick_at
+        };
+        let cpu = self.cpu();
         let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
-        self.cpu() >= gave_way
+        cpu >= gave_way && (cpu::is_set_apart() || !is_quick(cpu))
+    }
+
+    /// Its sandbox is made.
+    pub fn guest_begins(&self) {
+        self.polled_after_ns.store(self.made.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Whether its CPU time is used up.
@@ -317,6 +340,16 @@ impl Run {
         }
     }
 
+    /// The same without what was spent in graphs.
+    pub fn guest_polled_for(&self) -> Duration {
+        let in_graphs = Duration::from_nanos(self.in_graphs_ns.load(Ordering::Relaxed));
+        self.polled_for().saturating_sub(in_graphs)
+    }
+
+    fn spent_in_graph(&self, cpu: Duration) {
+        self.in_graphs_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Of [`Run::cpu`], its graphs'.
     pub fn compute_cpu(&self) -> Duration {
         Duration::from_nanos(self.compute_cpu_ns.load(Ordering::Relaxed))
@@ -396,7 +429,10 @@ impl<'a> Polled<'a> {
         let (before_ns, now_ns) = cpu::take_between();
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
         run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
-        run.polled_after_ns.store(run.made.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        run.in_graphs_ns.store(0, Ordering::Relaxed);
+        if run.polled_after_ns.load(Ordering::Relaxed) != NOT_POLLED {
+            run.guest_begins();
+        }
         run.began_ns.store(now_ns, Ordering::Relaxed);
         Self(run)
     }

@@ -16,7 +16,7 @@ use crate::cache::{Cache, CacheKey, Entry};
 use crate::nn::{Batching, Graphs};
 use crate::response_cache::ResponseCache;
 use crate::sandbox::{Code, Engine, Guest, Limits, PoolOptions, Prepared, Snapshot};
-use crate::schedule::Gate;
+use crate::schedule::{Gate, Runs};
 use crate::stats::Stats;
 use crate::tensor::Contract;
 
@@ -172,6 +172,7 @@ pub fn load(
     let concurrency = limits.concurrency.map_or(concurrency, |most| most.min(concurrency));
     let queue = limits.queue.map_or(options.queue, |most| most.min(options.queue));
     let helpers = limits.threads.map_or(0, |threads| threads.saturating_sub(1));
+    let runs = Runs { are_helped: helpers > 0, are_batched: bundle.batching.is_some() };
     let body_limit = limits.body_kib.map_or(options.body_limit, |kib| kib << 10);
     let revision = Revision {
         version: version.to_owned(),
@@ -183,7 +184,7 @@ pub fn load(
         cpu_limit: limits.cpu_ms.map(Duration::from_millis),
         helpers,
         body_limit: body_limit.min(options.body_limit),
-        gate: Arc::new(Gate::new(concurrency, queue, helpers > 0)),
+        gate: Arc::new(Gate::new(concurrency, queue, runs)),
         response_cache,
         stats,
         task: bundle.task,

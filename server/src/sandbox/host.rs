@@ -85,9 +85,9 @@ pub(super) fn store(engine: &wasmtime::Engine, parts: HostParts<'_>) -> Store<Ho
     let run = run.clone();
     store.epoch_deadline_callback(move |_| {
         // One that has just begun goes on, as most end before the next tick: if it yielded it would
-        // wait for those that compute for long. And to yield to nobody costs everybody: the
-        // runtime wakes another thread for it, on another core.
-        let goes_on = || run.polled_for() < TICK / 2 || !cpu::is_wanted();
+        // wait for those that compute for long. So does one that has its graph's answer. And to yield to
+        // nobody costs everybody: the runtime wakes another thread for it, on another core.
+        let goes_on = || run.guest_polled_for() < TICK / 2 || !cpu::is_wanted();
         run.give_way();
         Ok(match () {
             () if run.is_over() => UpdateDeadline::Interrupt,

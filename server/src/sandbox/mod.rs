@@ -140,6 +140,7 @@ impl Sandbox {
     pub async fn run(mut self, request: Request) -> (Result<Response, Fault>, Timings) {
         let instance = self.guest.instantiate(&mut self.store).await;
         let started = Instant::now();
+        self.run.guest_begins();
         let answer = match instance {
             Ok(instance) => instance.infer(&mut self.store, request).await,
             Err(error) => Err(error),
