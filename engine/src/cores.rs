@@ -145,15 +145,21 @@ impl Cores {
         self.quick.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether more compute than there are: some beside what is stuck.
+    pub fn are_exceeded(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > self.count
+    }
+
     /// Where somebody quick waits, the calling thread leaves its core to the first of those, and waits for
-    /// another: before who never had one where it `goes_first`, else behind all. From `until` on it waits no
-    /// longer and has none: it is to end. Returns how long quick ones had cores meanwhile, as far as they
-    /// ended.
+    /// another: before who never had one where it `goes_first`, else behind all. From `until` on it gives
+    /// nothing, or waits no longer and has none: it is to end. Returns how long quick ones had cores
+    /// meanwhile, as far as they ended.
     pub fn give_way(&self, goes_first: bool, until: Instant) -> Option<Duration> {
-        if !self.are_wanted() {
+        let began = Instant::now();
+        if !self.are_wanted() || began >= until {
             return None;
         }
-        let (began, before_ns) = (Instant::now(), self.quick_ns.load(Ordering::Relaxed));
+        let before_ns = self.quick_ns.load(Ordering::Relaxed);
         let mut queue = self.lock();
         let quick = queue.take_quick()?;
         let number = if goes_first { queue.push_giver() } else { queue.push(false) };

@@ -52,6 +52,7 @@ fn quick_ones_compute_beside_what_has_all_cores_stuck() {
     assert!(!is_given(&mut first), "somebody was given one, or it is over");
     cores.find_stuck(cores.given(), long_time);
     assert!(is_given(&mut first) && !is_given(&mut second) && !is_given(&mut long));
+    assert!(cores.are_exceeded());
     drop(first);
     assert!(is_given(&mut second) && cores.try_take_quick().is_none());
     drop(second);
@@ -103,10 +104,15 @@ fn who_gave_way_first_has_a_core_first() {
 fn who_gave_way_and_is_over_waits_no_longer() {
     let cores = Cores::new(1);
     let long = cores.wait_for_one();
-    let mut quick = cores.take_quick();
-    assert_eq!(cores.give_way(true, Instant::now()), Some(Duration::ZERO));
+    let (mut quick, mut next) = (cores.take_quick(), cores.take_quick());
+    let until = Instant::now() + Duration::from_millis(20);
+    assert_eq!(cores.give_way(true, until), Some(Duration::ZERO));
     assert!(is_given(&mut quick), "it keeps the core");
+    assert_eq!(cores.give_way(true, until), None, "it has none to give");
+    assert!(!is_given(&mut next));
     drop((quick, long));
+    assert!(is_given(&mut next));
+    drop(next);
     assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
     assert_eq!(cores.waiting.load(Ordering::Relaxed), 0);
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, block_in_place, yield_now};
+use tokio::task::{AbortHandle, block_in_place};
 use tokio::time::timeout_at;
 use wisp_engine::{Busy, Cores};
 
@@ -78,7 +78,7 @@ pub struct Runs {
     /// They are not inline: where a helper leaves, who waits for its core may be one whom the run's own
     /// thread would poll.
     pub are_helped: bool,
-    /// They are inline until they wait for each other: who then runs it for all takes as long as all.
+    /// They are inline until they first wait, as for each other: who then runs for all takes as long as all.
     pub are_batched: bool,
 }
 
@@ -174,7 +174,7 @@ impl Scheduler {
 
 impl Scheduler {
     /// Polls `work` on the thread that read it until it ends; or, `None`, it has computed for too long for
-    /// that or waits for others with whom it is to run.
+    /// that, or waits and may have to run for others, too.
     async fn run_inline<F: Future>(
         &self,
         work: &mut Timed<F>,
@@ -204,6 +204,19 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Lets others go on before, and any thread go on with the task. (tokio's `yield_now` keeps it to this one.)
+async fn go_on_later() {
+    let mut was_polled = false;
+    poll_fn(|context| {
+        if mem::replace(&mut was_polled, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Waits until the task is woken, once.
@@ -307,8 +320,8 @@ impl Scheduler {
                 (given, since) = (self.cores.given(), Instant::now());
             } else if since.elapsed() >= PATIENCE {
                 self.cores.find_stuck(given, STUCK);
-                // Who was given one just now may be next on this thread, where nobody else finds it.
-                yield_now().await;
+                // Who was given one just now may be next on this thread, where no other finds it.
+                go_on_later().await;
             }
         }
     }

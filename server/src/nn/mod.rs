@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::block_in_place;
 use wisp_engine::{Cores, Failure, Graph, Helpers, Value, Watch};
 
 use crate::cpu;
@@ -106,8 +107,8 @@ pub struct Run {
     /// Of the CPU time, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
-    /// CPU time of the poll under way that its thread spent in graphs.
-    in_graphs_ns: AtomicU64,
+    /// CPU time that its thread spent in its newest graph, in the poll under way.
+    in_graph_ns: AtomicU64,
     /// CPU time that was spent around them: by the threads that polled it, before they did.
     around_ns: AtomicU64,
     /// CPU time of its graphs, whoever ran them.
@@ -119,7 +120,7 @@ pub struct Run {
     waited_ns: AtomicU64,
     /// How long quick ones had cores while it waited for another than it had left them.
     gave_way_ns: AtomicU64,
-    /// Whether it gave way on a thread that has others' requests.
+    /// Whether it gave way on a thread that has others' requests, and stood behind others then.
     has_waited: AtomicBool,
     seen: Mutex<Seen>,
 }
@@ -134,18 +135,6 @@ const LONGEST_WAIT: Duration = Duration::from_millis(10);
 /// Runs that give way on threads which have others' requests, at a time: each takes one more thread.
 const MOST_ASIDE: usize = 64;
 static RUNS_ASIDE: AtomicUsize = AtomicUsize::new(0);
-
-/// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
-/// another thread does so meanwhile.
-fn give_way_elsewhere(cores: &Cores, goes_first: bool, until: Instant) -> Option<Duration> {
-    let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
-    let quick = match before < MOST_ASIDE {
-        true => tokio::task::block_in_place(|| cores.give_way(goes_first, until)),
-        false => None,
-    };
-    RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
-    quick
-}
 
 /// No poll is under way.
 const NOT_POLLED: u64 = u64::MAX;
@@ -184,7 +173,7 @@ impl Run {
             polled_after_ns: AtomicU64::new(NOT_POLLED),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
-            in_graphs_ns: AtomicU64::new(0),
+            in_graph_ns: AtomicU64::new(0),
             around_ns: AtomicU64::new(0),
             compute_cpu_ns: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
@@ -219,14 +208,10 @@ impl Run {
             return;
         }
         let began = Instant::now();
-        while cores.are_wanted() && self.may_give_way() {
+        while cores.are_wanted() && self.may_give_way(cores) {
             let quick = match cpu::is_set_apart() {
                 true => cores.give_way(true, until),
-                // Who was taken for quick came by its core before others who are not: once.
-                false => {
-                    let goes_first = self.has_waited.swap(true, Ordering::Relaxed);
-                    give_way_elsewhere(cores, goes_first, until)
-                }
+                false => self.give_way_elsewhere(cores, until),
             };
             let Some(quick) = quick else { return };
             self.gave_way_ns.fetch_add(quick.as_nanos() as u64, Ordering::Relaxed);
@@ -236,12 +221,29 @@ impl Run {
         }
     }
 
-    fn may_give_way(&self) -> bool {
-        // On a new thread a sandbox takes milliseconds, and the system may have halted it since.
+    /// Gives way on a thread that has others' requests, too. Whoever waits may be one that it would poll:
+    /// another thread does so meanwhile.
+    fn give_way_elsewhere(&self, cores: &Cores, until: Instant) -> Option<Duration> {
+        let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
+        let mut quick = None;
+        if before < MOST_ASIDE {
+            // Who was taken for quick came by its core before others who are not: once.
+            let goes_first = self.has_waited.load(Ordering::Relaxed);
+            quick = block_in_place(|| cores.give_way(goes_first, until));
+            self.has_waited.fetch_or(quick.is_some(), Ordering::Relaxed);
+        }
+        RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
+        quick
+    }
+
+    fn may_give_way(&self, cores: &Cores) -> bool {
         let is_quick = |cpu| {
+            // Beside what is stuck it would then wait for that.
+            let most = if cores.are_exceeded() { 2 * NOT_QUICK } else { NOT_QUICK };
+            // On a new thread a sandbox takes milliseconds, and the system may have halted it since.
             let polled_after_ns = self.polled_after_ns.load(Ordering::Relaxed);
-            let not_quick_at = Duration::from_nanos(polled_after_ns).saturating_add(NOT_QUICK);
-            cpu < NOT_QUICK || self.made.elapsed() < not_quick_at
+            let not_quick_at = Duration::from_nanos(polled_after_ns).saturating_add(most);
+            cpu < most || self.made.elapsed() < not_quick_at
         };
         let cpu = self.cpu();
         let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
@@ -340,14 +342,14 @@ impl Run {
         }
     }
 
-    /// The same without what was spent in graphs.
+    /// The same without the newest graph.
     pub fn guest_polled_for(&self) -> Duration {
-        let in_graphs = Duration::from_nanos(self.in_graphs_ns.load(Ordering::Relaxed));
-        self.polled_for().saturating_sub(in_graphs)
+        let in_graph = Duration::from_nanos(self.in_graph_ns.load(Ordering::Relaxed));
+        self.polled_for().saturating_sub(in_graph)
     }
 
     fn spent_in_graph(&self, cpu: Duration) {
-        self.in_graphs_ns.fetch_add(cpu.as_nanos() as u64, Ordering::Relaxed);
+        self.in_graph_ns.store(cpu.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Of [`Run::cpu`], its graphs'.
@@ -429,7 +431,7 @@ impl<'a> Polled<'a> {
         let (before_ns, now_ns) = cpu::take_between();
         run.around_ns.fetch_add(before_ns, Ordering::Relaxed);
         run.polled_by.store(cpu::this_thread(), Ordering::Relaxed);
-        run.in_graphs_ns.store(0, Ordering::Relaxed);
+        run.in_graph_ns.store(0, Ordering::Relaxed);
         if run.polled_after_ns.load(Ordering::Relaxed) != NOT_POLLED {
             run.guest_begins();
         }
