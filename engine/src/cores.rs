@@ -152,8 +152,8 @@ impl Cores {
 
     /// Where somebody quick waits, the calling thread leaves its core to the first of those, and waits for
     /// another: before who never had one where it `goes_first`, else behind all. From `until` on it gives
-    /// nothing, or waits no longer and has none: it is to end. Returns how long quick ones had cores
-    /// meanwhile, as far as they ended.
+    /// nothing, or waits no longer and has none: it is to end. Returns how much of its wait was for quick
+    /// ones, as far as they ended.
     pub fn give_way(&self, goes_first: bool, until: Instant) -> Option<Duration> {
         let began = Instant::now();
         if !self.are_wanted() || began >= until {
@@ -162,6 +162,7 @@ impl Cores {
         let before_ns = self.quick_ns.load(Ordering::Relaxed);
         let mut queue = self.lock();
         let quick = queue.take_quick()?;
+        let is_alone = self.waiting.load(Ordering::SeqCst) == self.quick.load(Ordering::SeqCst);
         let number = if goes_first { queue.push_giver() } else { queue.push(false) };
         self.count_one(false);
         self.discount(&quick);
@@ -175,8 +176,12 @@ impl Cores {
             // as it does where there is none.
             None => drop(self.busy.fetch_add(1, Ordering::SeqCst)),
         }
-        let quick_ns = self.quick_ns.load(Ordering::Relaxed) - before_ns;
-        Some(Duration::from_nanos(quick_ns).min(began.elapsed()))
+        // Where other long ones wait, too, one of those may have had it meanwhile.
+        let most = match is_alone {
+            true => MOST_QUICK,
+            false => Duration::from_nanos(self.quick_ns.load(Ordering::Relaxed) - before_ns),
+        };
+        Some(began.elapsed().min(most))
     }
 
     /// At most so many cores, as far as they are free and nobody waits for them.

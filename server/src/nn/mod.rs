@@ -118,7 +118,7 @@ pub struct Run {
     tensor_bytes: AtomicU64,
     compute_ns: AtomicU64,
     waited_ns: AtomicU64,
-    /// How long quick ones had cores while it waited for another than it had left them.
+    /// How long its thread waited for the quick ones that it left its core to.
     gave_way_ns: AtomicU64,
     /// Whether it gave way on a thread that has others' requests, and stood behind others then.
     has_waited: AtomicBool,
