@@ -102,8 +102,9 @@ pub struct Run {
     /// Which thread that is.
     polled_by: AtomicUsize,
     made: Instant,
-    /// When its guest began in that one, from `made` on.
+    /// When its guest began in that one, from `made` on; and CPU time so far then, if it is much.
     polled_after_ns: AtomicU64,
+    before_guest_ns: AtomicU64,
     /// Of the CPU time, what was spent on others' rows of a batch; and what others spent on these.
     for_others_ns: AtomicU64,
     by_others_ns: AtomicU64,
@@ -171,6 +172,7 @@ impl Run {
             polled_by: AtomicUsize::new(0),
             made: Instant::now(),
             polled_after_ns: AtomicU64::new(NOT_POLLED),
+            before_guest_ns: AtomicU64::new(0),
             for_others_ns: AtomicU64::new(0),
             by_others_ns: AtomicU64::new(0),
             in_graph_ns: AtomicU64::new(0),
@@ -203,10 +205,8 @@ impl Run {
     }
 
     fn give_way_until(&self, until: Instant) {
-        let Some(Helpers { cores, .. }) = &self.helpers else { return };
-        if !cores.are_wanted() {
-            return;
-        }
+        let are_wanted = |helpers: &&Helpers| helpers.cores.are_wanted();
+        let Some(Helpers { cores, .. }) = self.helpers.as_ref().filter(are_wanted) else { return };
         let began = Instant::now();
         while cores.are_wanted() && self.may_give_way(cores) {
             let quick = match cpu::is_set_apart() {
@@ -225,13 +225,11 @@ impl Run {
     /// another thread does so meanwhile.
     fn give_way_elsewhere(&self, cores: &Cores, until: Instant) -> Option<Duration> {
         let before = RUNS_ASIDE.fetch_add(1, Ordering::Relaxed);
-        let mut quick = None;
-        if before < MOST_ASIDE {
-            // Who was taken for quick came by its core before others who are not: once.
-            let goes_first = self.has_waited.load(Ordering::Relaxed);
-            quick = block_in_place(|| cores.give_way(goes_first, until));
-            self.has_waited.fetch_or(quick.is_some(), Ordering::Relaxed);
-        }
+        // Who was taken for quick came by its core before others who are not: once.
+        let goes_first = self.has_waited.load(Ordering::Relaxed);
+        let give_way = || block_in_place(|| cores.give_way(goes_first, until));
+        let quick = (before < MOST_ASIDE).then(give_way).flatten();
+        self.has_waited.fetch_or(quick.is_some(), Ordering::Relaxed);
         RUNS_ASIDE.fetch_sub(1, Ordering::Relaxed);
         quick
     }
@@ -240,19 +238,23 @@ impl Run {
         let is_quick = |cpu| {
             // Beside what is stuck it would then wait for that.
             let most = if cores.are_exceeded() { 2 * NOT_QUICK } else { NOT_QUICK };
-            // On a new thread a sandbox takes milliseconds, and the system may have halted it since.
+            // On a new thread a sandbox takes milliseconds; and the system may have halted it since.
             let polled_after_ns = self.polled_after_ns.load(Ordering::Relaxed);
             let not_quick_at = Duration::from_nanos(polled_after_ns).saturating_add(most);
-            cpu < most || self.made.elapsed() < not_quick_at
+            let before = Duration::from_nanos(self.before_guest_ns.load(Ordering::Relaxed));
+            cpu < before + most || self.made.elapsed() < not_quick_at
         };
         let cpu = self.cpu();
         let gave_way = Duration::from_nanos(self.gave_way_ns.load(Ordering::Relaxed));
         cpu >= gave_way && (cpu::is_set_apart() || !is_quick(cpu))
     }
 
-    /// Its sandbox is made.
     pub fn guest_begins(&self) {
-        self.polled_after_ns.store(self.made.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let after = self.made.elapsed();
+        if after > NOT_QUICK / 2 {
+            self.before_guest_ns.store(self.cpu().as_nanos() as u64, Ordering::Relaxed);
+        }
+        self.polled_after_ns.store(after.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Whether its CPU time is used up.
